@@ -1,0 +1,427 @@
+package wire
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Version is the protocol's. Both ends of a Conn are the same binary, except
+// after an upgrade while sandboxes run; then the older side refuses.
+const Version = 1
+
+const (
+	maxDatagram = 64 << 10
+	maxBody     = 16 << 20
+	maxFiles    = 32
+)
+
+// ErrVersion is returned for a message of another protocol version.
+var ErrVersion = errors.New("the other process runs a different version of sbx")
+
+// Message is the header of one datagram and, unless spilled, its body.
+type Message struct {
+	V    int    `json:"v"`
+	Type string `json:"t"`
+	// ID pairs a reply with its request; 0 for a message without reply.
+	ID uint64 `json:"id,omitempty"`
+	// Reply marks an answer to the request ID.
+	Reply bool            `json:"re,omitempty"`
+	Body  json.RawMessage `json:"b,omitempty"`
+	// Spill says that the body is in the first descriptor.
+	Spill bool `json:"spill,omitempty"`
+	// Files names the descriptors, in order.
+	Files []string `json:"files,omitempty"`
+	Err   *Error   `json:"err,omitempty"`
+
+	fds []*os.File
+}
+
+// Decode unmarshals the body into v.
+func (m *Message) Decode(v any) error {
+	if len(m.Body) == 0 {
+		return nil
+	}
+	if err := json.Unmarshal(m.Body, v); err != nil {
+		return fmt.Errorf("message %q: %w", m.Type, err)
+	}
+	return nil
+}
+
+// Take hands over the descriptor that the sender called name. The caller closes it.
+func (m *Message) Take(name string) (*os.File, error) {
+	for i, n := range m.Files {
+		if n == name && m.fds[i] != nil {
+			f := m.fds[i]
+			m.fds[i] = nil
+			return f, nil
+		}
+	}
+	return nil, fmt.Errorf("message %q carries no descriptor %q", m.Type, name)
+}
+
+// CloseFiles closes the descriptors that nobody took.
+func (m *Message) CloseFiles() {
+	for i, f := range m.fds {
+		if f != nil {
+			f.Close()
+			m.fds[i] = nil
+		}
+	}
+}
+
+// File is a descriptor to send, with its name. Sending does not close it.
+type File struct {
+	Name string
+	File *os.File
+}
+
+// Conn is one end of a control connection. Send, Call and Reply may be used
+// from several goroutines; Recv and Serve from one.
+type Conn struct {
+	uc   *net.UnixConn
+	wmu  sync.Mutex // guards writes, so that a spilled body keeps its place
+	next atomic.Uint64
+
+	mu      sync.Mutex // guards what follows
+	pending map[uint64]chan *Message
+	readErr error // set once Serve has ended
+}
+
+// NewConn wraps one end of a connected SOCK_SEQPACKET socket and takes over f.
+func NewConn(f *os.File) (*Conn, error) {
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
+	uc, ok := c.(*net.UnixConn)
+	if !ok {
+		c.Close()
+		return nil, fmt.Errorf("control socket: not a unix socket but %T", c)
+	}
+	return NewUnixConn(uc), nil
+}
+
+// NewUnixConn wraps a connected "unixpacket" connection.
+func NewUnixConn(uc *net.UnixConn) *Conn {
+	return &Conn{uc: uc, pending: map[uint64]chan *Message{}}
+}
+
+// Pair makes two connected sockets, to be given to NewConn on either side.
+func Pair() (a, b *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	return os.NewFile(uintptr(fds[0]), "control"), os.NewFile(uintptr(fds[1]), "control"), nil
+}
+
+// Close closes the connection; the other side reads io.EOF.
+func (c *Conn) Close() error { return c.uc.Close() }
+
+// PeerUID returns the user id of the process that made the other end
+// (SO_PEERCRED), as seen from this user namespace.
+func (c *Conn) PeerUID() (uint32, error) {
+	rc, err := c.uc.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	var serr error
+	if err := rc.Control(func(fd uintptr) {
+		cred, serr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil {
+		return 0, err
+	}
+	if serr != nil {
+		return 0, os.NewSyscallError("getsockopt SO_PEERCRED", serr)
+	}
+	return cred.Uid, nil
+}
+
+// Send sends a message that has no reply.
+func (c *Conn) Send(typ string, body any, files ...File) error {
+	return c.send(&Message{V: Version, Type: typ}, body, files)
+}
+
+// Reply answers request m with a body, or with an error if rerr is not nil.
+func (c *Conn) Reply(m *Message, body any, rerr error, files ...File) error {
+	out := &Message{V: Version, Type: m.Type, ID: m.ID, Reply: true, Err: ToError("", rerr)}
+	if rerr != nil {
+		body, files = nil, nil
+	}
+	return c.send(out, body, files)
+}
+
+func (c *Conn) send(m *Message, body any, files []File) error {
+	if len(files) >= maxFiles {
+		return fmt.Errorf("message %q: %d descriptors, limit %d", m.Type, len(files), maxFiles-1)
+	}
+	var raw []byte
+	if body != nil {
+		var err error
+		if raw, err = json.Marshal(body); err != nil {
+			return fmt.Errorf("message %q: %w", m.Type, err)
+		}
+	}
+	if len(raw) > maxBody {
+		return fmt.Errorf("message %q: body of %d bytes, limit %d", m.Type, len(raw), maxBody)
+	}
+	var fds []int
+	if len(raw) > maxDatagram/2 {
+		f, err := spill(raw)
+		if err != nil {
+			return fmt.Errorf("message %q: %w", m.Type, err)
+		}
+		defer f.Close()
+		m.Spill = true
+		fds = append(fds, rawFd(f))
+	} else {
+		m.Body = raw
+	}
+	for _, f := range files {
+		m.Files = append(m.Files, f.Name)
+		fds = append(fds, rawFd(f.File))
+	}
+	b, err := json.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("message %q: %w", m.Type, err)
+	}
+	if len(b) > maxDatagram {
+		return fmt.Errorf("message %q: %d bytes, limit %d", m.Type, len(b), maxDatagram)
+	}
+	var oob []byte
+	if len(fds) > 0 {
+		oob = unix.UnixRights(fds...)
+	}
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	if _, _, err = c.uc.WriteMsgUnix(b, oob, nil); err != nil {
+		return fmt.Errorf("send %q: %w", m.Type, err)
+	}
+	return nil
+}
+
+// rawFd returns f's descriptor without making it blocking, as File.Fd would: the
+// flag belongs to the open file, which the receiver shares.
+func rawFd(f *os.File) int {
+	fd := -1
+	if rc, err := f.SyscallConn(); err == nil {
+		rc.Control(func(n uintptr) { fd = int(n) })
+	}
+	return fd
+}
+
+// spill puts a body into a memfd that can no longer change.
+func spill(b []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate("sbx-message", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	f := os.NewFile(uintptr(fd), "sbx-message")
+	if _, err := f.Write(b); err != nil {
+		f.Close()
+		return nil, err
+	}
+	seals := unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE | unix.F_SEAL_SEAL
+	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals); err != nil {
+		f.Close()
+		return nil, os.NewSyscallError("fcntl F_ADD_SEALS", err)
+	}
+	return f, nil
+}
+
+// Recv reads the next message. The caller answers a request and calls
+// CloseFiles. At the end of the connection it returns io.EOF.
+func (c *Conn) Recv() (*Message, error) {
+	buf := make([]byte, maxDatagram)
+	oob := make([]byte, unix.CmsgSpace(maxFiles*4))
+	n, oobn, flags, _, err := c.uc.ReadMsgUnix(buf, oob)
+	fds := parseRights(oob[:oobn])
+	fail := func(err error) (*Message, error) {
+		for _, f := range fds {
+			f.Close()
+		}
+		return nil, err
+	}
+	if err != nil {
+		if errors.Is(err, syscall.ECONNRESET) {
+			err = io.EOF
+		}
+		return fail(err)
+	}
+	if n == 0 {
+		return fail(io.EOF)
+	}
+	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
+		return fail(errors.New("control message over the size limit"))
+	}
+	m := &Message{}
+	if err := json.Unmarshal(buf[:n], m); err != nil {
+		return fail(fmt.Errorf("control message: %w", err))
+	}
+	if m.V != Version {
+		return fail(ErrVersion)
+	}
+	if m.Spill {
+		if len(fds) == 0 {
+			return fail(fmt.Errorf("message %q: its body is missing", m.Type))
+		}
+		body, err := unspill(fds[0])
+		fds[0].Close()
+		fds = fds[1:]
+		if err != nil {
+			return fail(fmt.Errorf("message %q: %w", m.Type, err))
+		}
+		m.Body = body
+	}
+	if len(fds) != len(m.Files) {
+		return fail(fmt.Errorf("message %q: %d descriptors, %d named", m.Type, len(fds), len(m.Files)))
+	}
+	m.fds = fds
+	return m, nil
+}
+
+func unspill(f *os.File) ([]byte, error) {
+	seals, err := unix.FcntlInt(f.Fd(), unix.F_GET_SEALS, 0)
+	if err != nil || seals&unix.F_SEAL_WRITE == 0 {
+		return nil, errors.New("body is not a sealed memory file")
+	}
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if fi.Size() > maxBody {
+		return nil, fmt.Errorf("body of %d bytes, limit %d", fi.Size(), maxBody)
+	}
+	b := make([]byte, fi.Size())
+	_, err = f.ReadAt(b, 0)
+	return b, err
+}
+
+func parseRights(oob []byte) []*os.File {
+	cmsgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil
+	}
+	var files []*os.File
+	for i := range cmsgs {
+		fds, err := unix.ParseUnixRights(&cmsgs[i])
+		if err != nil {
+			continue
+		}
+		for _, fd := range fds {
+			files = append(files, os.NewFile(uintptr(fd), "received"))
+		}
+	}
+	return files
+}
+
+// Serve reads messages until the connection ends: replies go to the Call that
+// waits for them, everything else to handle, which runs on the reading
+// goroutine and so must not Call on the same Conn. The end of the connection is
+// returned as nil.
+func (c *Conn) Serve(handle func(*Message)) error {
+	var err error
+	for {
+		var m *Message
+		if m, err = c.Recv(); err != nil {
+			break
+		}
+		if m.Reply {
+			c.mu.Lock()
+			ch := c.pending[m.ID]
+			delete(c.pending, m.ID)
+			c.mu.Unlock()
+			if ch != nil {
+				ch <- m
+			} else {
+				m.CloseFiles() // its caller has given up
+			}
+			continue
+		}
+		handle(m)
+		m.CloseFiles()
+	}
+	c.mu.Lock()
+	c.readErr = err
+	for id, ch := range c.pending {
+		delete(c.pending, id)
+		close(ch)
+	}
+	c.mu.Unlock()
+	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// Call sends a request and waits for its reply, decoding the body into resp if
+// that is not nil. Serve must be running on this Conn. The caller takes the
+// descriptors it wants from the returned message and closes the others.
+func (c *Conn) Call(ctx context.Context, typ string, req, resp any, files ...File) (*Message, error) {
+	id := c.next.Add(1)
+	ch := make(chan *Message, 1)
+	c.mu.Lock()
+	if c.readErr != nil {
+		err := c.readErr
+		c.mu.Unlock()
+		return nil, fmt.Errorf("call %q: %w", typ, err)
+	}
+	c.pending[id] = ch
+	c.mu.Unlock()
+	forget := func() {
+		c.mu.Lock()
+		delete(c.pending, id)
+		c.mu.Unlock()
+		select {
+		case m := <-ch:
+			if m != nil {
+				m.CloseFiles()
+			}
+		default:
+		}
+	}
+	if err := c.send(&Message{V: Version, Type: typ, ID: id}, req, files); err != nil {
+		forget()
+		return nil, err
+	}
+	select {
+	case m := <-ch:
+		return c.answer(typ, m, resp)
+	case <-ctx.Done():
+		forget()
+		return nil, fmt.Errorf("call %q: %w", typ, context.Cause(ctx))
+	}
+}
+
+func (c *Conn) answer(typ string, m *Message, resp any) (*Message, error) {
+	if m == nil {
+		return nil, fmt.Errorf("call %q: the other process has gone: %w", typ, io.EOF)
+	}
+	if m.Err != nil {
+		m.CloseFiles()
+		return nil, m.Err
+	}
+	if resp != nil {
+		if err := m.Decode(resp); err != nil {
+			m.CloseFiles()
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// SetReadDeadline bounds the next Recv; the zero time means no bound.
+func (c *Conn) SetReadDeadline(t time.Time) error { return c.uc.SetReadDeadline(t) }
