@@ -91,14 +91,14 @@ func subordinate(cfg MappingConfig, h *host) (*Mapping, error) {
 	if err != nil {
 		return nil, &Error{Kind: ErrNoSubIDs, Step: "read the subordinate ids", Errno: errnoOf(err), Msg: err.Error()}
 	}
-	uids, notes := usable(g.uids, uint32(cfg.UID), h.uids)
-	gids, gnotes := usable(g.gids, uint32(cfg.GID), h.gids)
+	uids, absent, notes := usable(g.uids, uint32(cfg.UID), h.uids)
+	gids, gabsent, gnotes := usable(g.gids, uint32(cfg.GID), h.gids)
 	notes = append(append(g.skipped, notes...), gnotes...)
 	who := name
 	if who == "" {
 		who = strconv.Itoa(cfg.UID)
 	}
-	fix := subIDFix(who)
+	fix := subIDFix(who, absent+gabsent > 0)
 	if len(uids) == 0 || len(gids) == 0 {
 		var missing []string
 		if len(uids) == 0 {
@@ -138,9 +138,13 @@ func subordinate(cfg MappingConfig, h *host) (*Mapping, error) {
 	return m, nil
 }
 
-// subIDFix names a free-looking range; usermod refuses nothing, so the
-// administrator must still look whether it is taken.
-func subIDFix(who string) string {
+// subIDFix names the usual range. usermod does not look whether it is taken. In a
+// user namespace that lacks the granted ids, other ids are needed.
+func subIDFix(who string, absent bool) string {
+	if absent {
+		return "put ids that /proc/self/uid_map and gid_map list into /etc/subuid and /etc/subgid for " + who +
+			", or give the outer container more ids"
+	}
 	return "ask the administrator: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 " + who +
 		" (another range if that one is taken)"
 }
