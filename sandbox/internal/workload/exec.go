@@ -97,8 +97,8 @@ func Exec(spec Spec) error {
 	// The last thing: from here on only execve has to pass the filter, so
 	// that a profile need not allow what only we do.
 	if filter != nil {
-		if err := filter.load(); err != nil {
-			return err
+		if err := filter.Load(); err != nil {
+			return fail(CodeSeccomp, "", "", err, "")
 		}
 	}
 	err = syscall.Exec(file, spec.Args, env)
