@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -24,6 +25,9 @@ const (
 	maxDatagram = 64 << 10
 	maxBody     = 16 << 20
 	maxFiles    = 32
+
+	// sendTimeout is how long a peer may leave its messages unread.
+	sendTimeout = 30 * time.Second
 )
 
 // ErrVersion is returned for a message of another protocol version.
@@ -61,7 +65,7 @@ func (m *Message) Decode(v any) error {
 // Take hands over the descriptor that the sender called name. The caller closes it.
 func (m *Message) Take(name string) (*os.File, error) {
 	for i, n := range m.Files {
-		if n == name && m.fds[i] != nil {
+		if n == name && i < len(m.fds) && m.fds[i] != nil {
 			f := m.fds[i]
 			m.fds[i] = nil
 			return f, nil
@@ -90,7 +94,7 @@ type File struct {
 // from several goroutines; Recv and Serve from one.
 type Conn struct {
 	uc   *net.UnixConn
-	wmu  sync.Mutex // guards writes, so that a spilled body keeps its place
+	wsem chan struct{} // of one: held by the writer, who may set the write deadline
 	next atomic.Uint64
 
 	mu      sync.Mutex // guards what follows
@@ -115,7 +119,7 @@ func NewConn(f *os.File) (*Conn, error) {
 
 // NewUnixConn wraps a connected "unixpacket" connection.
 func NewUnixConn(uc *net.UnixConn) *Conn {
-	return &Conn{uc: uc, pending: map[uint64]chan *Message{}}
+	return &Conn{uc: uc, wsem: make(chan struct{}, 1), pending: map[uint64]chan *Message{}}
 }
 
 // Pair makes two connected sockets, to be given to NewConn on either side.
@@ -152,7 +156,7 @@ func (c *Conn) PeerUID() (uint32, error) {
 
 // Send sends a message that has no reply.
 func (c *Conn) Send(typ string, body any, files ...File) error {
-	return c.send(&Message{V: Version, Type: typ}, body, files)
+	return c.send(context.Background(), &Message{V: Version, Type: typ}, body, files)
 }
 
 // Reply answers request m with a body, or with an error if rerr is not nil.
@@ -161,10 +165,10 @@ func (c *Conn) Reply(m *Message, body any, rerr error, files ...File) error {
 	if rerr != nil {
 		body, files = nil, nil
 	}
-	return c.send(out, body, files)
+	return c.send(context.Background(), out, body, files)
 }
 
-func (c *Conn) send(m *Message, body any, files []File) error {
+func (c *Conn) send(ctx context.Context, m *Message, body any, files []File) error {
 	if len(files) >= maxFiles {
 		return fmt.Errorf("message %q: %d descriptors, limit %d", m.Type, len(files), maxFiles-1)
 	}
@@ -186,15 +190,27 @@ func (c *Conn) send(m *Message, body any, files []File) error {
 		}
 		defer f.Close()
 		m.Spill = true
-		fds = append(fds, rawFd(f))
+		fd, err := rawFd(f)
+		if err != nil {
+			return fmt.Errorf("message %q: %w", m.Type, err)
+		}
+		fds = append(fds, fd)
 	} else {
 		m.Body = raw
 	}
 	for _, f := range files {
+		fd, err := rawFd(f.File)
+		if err != nil {
+			return fmt.Errorf("message %q: descriptor %q: %w", m.Type, f.Name, err)
+		}
 		m.Files = append(m.Files, f.Name)
-		fds = append(fds, rawFd(f.File))
+		fds = append(fds, fd)
 	}
 	b, err := json.Marshal(m)
+	if err == nil && len(b) > maxDatagram && m.Err != nil {
+		m.Err = m.Err.clip() // a shortened answer is better than none
+		b, err = json.Marshal(m)
+	}
 	if err != nil {
 		return fmt.Errorf("message %q: %w", m.Type, err)
 	}
@@ -205,22 +221,51 @@ func (c *Conn) send(m *Message, body any, files []File) error {
 	if len(fds) > 0 {
 		oob = unix.UnixRights(fds...)
 	}
-	c.wmu.Lock()
-	defer c.wmu.Unlock()
-	if _, _, err = c.uc.WriteMsgUnix(b, oob, nil); err != nil {
+	err = c.write(ctx, b, oob)
+	runtime.KeepAlive(files)
+	if err != nil {
 		return fmt.Errorf("send %q: %w", m.Type, err)
 	}
 	return nil
 }
 
+// write sends one datagram. A peer that does not read fills the socket's buffer;
+// ctx and sendTimeout bound how long we put up with it.
+func (c *Conn) write(ctx context.Context, b, oob []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
+	defer cancel()
+	select {
+	case c.wsem <- struct{}{}:
+		defer func() { <-c.wsem }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	fired := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		c.uc.SetWriteDeadline(time.Unix(1, 0))
+		close(fired)
+	})
+	_, _, err := c.uc.WriteMsgUnix(b, oob, nil)
+	if !stop() {
+		<-fired
+		c.uc.SetWriteDeadline(time.Time{}) // for the next writer
+		if err != nil {
+			err = context.Cause(ctx)
+		}
+	}
+	return err
+}
+
 // rawFd returns f's descriptor without making it blocking, as File.Fd would: the
 // flag belongs to the open file, which the receiver shares.
-func rawFd(f *os.File) int {
-	fd := -1
-	if rc, err := f.SyscallConn(); err == nil {
-		rc.Control(func(n uintptr) { fd = int(n) })
+func rawFd(f *os.File) (int, error) {
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return 0, err
 	}
-	return fd
+	var fd int
+	err = rc.Control(func(n uintptr) { fd = int(n) })
+	return fd, err
 }
 
 // spill puts a body into a memfd that can no longer change.
@@ -234,8 +279,8 @@ func spill(b []byte) (*os.File, error) {
 		f.Close()
 		return nil, err
 	}
-	seals := unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE | unix.F_SEAL_SEAL
-	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals); err != nil {
+	const seals = unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE | unix.F_SEAL_SEAL
+	if _, err := unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals); err != nil {
 		f.Close()
 		return nil, os.NewSyscallError("fcntl F_ADD_SEALS", err)
 	}
@@ -248,6 +293,11 @@ func (c *Conn) Recv() (*Message, error) {
 	buf := make([]byte, maxDatagram)
 	oob := make([]byte, unix.CmsgSpace(maxFiles*4))
 	n, oobn, flags, _, err := c.uc.ReadMsgUnix(buf, oob)
+	if errors.Is(err, syscall.ECONNRESET) {
+		// The other side has gone without reading all that we sent. The kernel says
+		// so once, before it hands out what the other side sent last: its error.
+		n, oobn, flags, _, err = c.uc.ReadMsgUnix(buf, oob)
+	}
 	fds := parseRights(oob[:oobn])
 	fail := func(err error) (*Message, error) {
 		for _, f := range fds {
@@ -256,7 +306,7 @@ func (c *Conn) Recv() (*Message, error) {
 		return nil, err
 	}
 	if err != nil {
-		if errors.Is(err, syscall.ECONNRESET) {
+		if errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF) {
 			err = io.EOF
 		}
 		return fail(err)
@@ -265,14 +315,11 @@ func (c *Conn) Recv() (*Message, error) {
 		return fail(io.EOF)
 	}
 	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
-		return fail(errors.New("control message over the size limit"))
+		return fail(errors.New("control message cut short: it or its descriptors are over a limit"))
 	}
-	m := &Message{}
-	if err := json.Unmarshal(buf[:n], m); err != nil {
-		return fail(fmt.Errorf("control message: %w", err))
-	}
-	if m.V != Version {
-		return fail(ErrVersion)
+	m, err := parse(buf[:n])
+	if err != nil {
+		return fail(err)
 	}
 	if m.Spill {
 		if len(fds) == 0 {
@@ -293,9 +340,30 @@ func (c *Conn) Recv() (*Message, error) {
 	return m, nil
 }
 
+// parse decodes the header of a datagram.
+func parse(b []byte) (*Message, error) {
+	m := &Message{}
+	if err := json.Unmarshal(b, m); err != nil {
+		return nil, fmt.Errorf("control message: %w", err)
+	}
+	if m.V != Version {
+		return nil, ErrVersion
+	}
+	if len(m.Files) > maxFiles {
+		return nil, fmt.Errorf("message %q: %d descriptors named, limit %d", m.Type, len(m.Files), maxFiles)
+	}
+	return m, nil
+}
+
+// unspill reads a body that nobody can change or shorten while it is read.
 func unspill(f *os.File) ([]byte, error) {
-	seals, err := unix.FcntlInt(f.Fd(), unix.F_GET_SEALS, 0)
-	if err != nil || seals&unix.F_SEAL_WRITE == 0 {
+	fd, err := rawFd(f)
+	if err != nil {
+		return nil, err
+	}
+	const need = unix.F_SEAL_SHRINK | unix.F_SEAL_WRITE
+	seals, err := unix.FcntlInt(uintptr(fd), unix.F_GET_SEALS, 0)
+	if err != nil || seals&need != need {
 		return nil, errors.New("body is not a sealed memory file")
 	}
 	fi, err := f.Stat()
@@ -343,10 +411,11 @@ func (c *Conn) Serve(handle func(*Message)) error {
 			c.mu.Lock()
 			ch := c.pending[m.ID]
 			delete(c.pending, m.ID)
-			c.mu.Unlock()
 			if ch != nil {
-				ch <- m
-			} else {
+				ch <- m // has room for the one reply; under mu, so that forget cannot miss it
+			}
+			c.mu.Unlock()
+			if ch == nil {
 				m.CloseFiles() // its caller has given up
 			}
 			continue
@@ -393,7 +462,7 @@ func (c *Conn) Call(ctx context.Context, typ string, req, resp any, files ...Fil
 		default:
 		}
 	}
-	if err := c.send(&Message{V: Version, Type: typ, ID: id}, req, files); err != nil {
+	if err := c.send(ctx, &Message{V: Version, Type: typ, ID: id}, req, files); err != nil {
 		forget()
 		return nil, err
 	}
