@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -227,8 +228,7 @@ func (s SandboxResolvConf) Build() (ResolvConf, error) {
 		if err := checkResolvOption(o); err != nil {
 			return c, &ErrResolvConf{"dns-option", o, err.Error()}
 		}
-		n := len(c.Options)
-		if c.setOption(o); n == maxResolvOptions && len(s.Options) > n {
+		if c.setOption(o); !slices.Contains(c.Options, o) {
 			return c, &ErrResolvConf{"dns-option", o, fmt.Sprintf("more than %d options", maxResolvOptions)}
 		}
 	}
