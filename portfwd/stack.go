@@ -1,0 +1,107 @@
+package portfwd
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// Stack is the gateway stack of the guest's network. Both methods take the
+// address that the guest shall see as the client's, and the guest's.
+type Stack interface {
+	// ForwardTCP connects to dst and relays until both directions end. It takes
+	// over host and closes it, with a reset if dst refuses; the error then wraps
+	// ECONNREFUSED. It ends early when ctx does.
+	ForwardTCP(ctx context.Context, host *net.TCPConn, src, dst netip.AddrPort) error
+	// OpenUDP makes a flow. reply is called for each datagram from dst and does
+	// not block nor keep the slice.
+	OpenUDP(src, dst netip.AddrPort, reply func([]byte)) (UDPFlow, error)
+}
+
+// UDPFlow is one client's datagrams towards the guest. Send does not keep the
+// slice. It is an alias so that a Stack need not import this package.
+type UDPFlow = interface {
+	Send([]byte) error
+	Close() error
+}
+
+// viaStack decides on the way of a connection or flow and, if it goes through
+// the stack, returns the addresses that the guest will see.
+func (p *published) viaStack(client netip.AddrPort, local netip.Addr) (src, dst netip.AddrPort, ok bool) {
+	m := p.m
+	switch m.cfg.Driver {
+	case DriverStack:
+	case "", DriverAuto:
+		if m.cfg.Stack == nil || m.locals.has(client.Addr(), local) {
+			return src, dst, false
+		}
+		if p.childIP.IsValid() && p.childIP != m.cfg.Guest.Addr4() && p.childIP != m.cfg.Guest.Addr6() {
+			return src, dst, false // an address inside the guest that its link does not lead to
+		}
+	default:
+		return src, dst, false
+	}
+	dst = p.targets(client.Addr())[0]
+	src = m.visibleSource(client, dst.Addr())
+	return src, dst, src.IsValid()
+}
+
+// visibleSource is the client's address as the guest sees it: its own, or, where
+// the guest could not answer that one through the gateway, the gateway's with
+// the client's port. Invalid if there is no gateway of that family.
+func (m *manager) visibleSource(client netip.AddrPort, guest netip.Addr) netip.AddrPort {
+	a := client.Addr()
+	usable := a.Is4() == guest.Is4() && !a.IsLoopback() && !a.IsUnspecified() && !a.IsMulticast() && !a.IsLinkLocalUnicast() &&
+		a != m.cfg.Guest.Addr4() && a != m.cfg.Guest.Addr6() && a != m.cfg.Gateway4 && a != m.cfg.Gateway6
+	for _, n := range m.cfg.Subnets {
+		usable = usable && !n.Contains(a)
+	}
+	if usable {
+		return client
+	}
+	gw := m.cfg.Gateway4
+	if guest.Is6() {
+		gw = m.cfg.Gateway6
+	}
+	if !gw.IsValid() {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(gw, client.Port())
+}
+
+// localAddrs knows the addresses of this host. For a client among them there is
+// no address worth keeping, so auto takes the faster way.
+type localAddrs struct {
+	mu    sync.Mutex // guards what follows
+	known map[netip.Addr]bool
+	until time.Time
+}
+
+// localTTL is how long a changed address may be treated as it was.
+const localTTL = 2 * time.Second
+
+// has says whether client is on this host; local is the address it talks to.
+func (l *localAddrs) has(client, local netip.Addr) bool {
+	client = client.WithZone("")
+	if client.IsLoopback() || client == local.WithZone("") {
+		return true
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if now := time.Now(); now.After(l.until) {
+		l.until = now.Add(localTTL)
+		l.known = map[netip.Addr]bool{}
+		// On failure nothing is known as local, and the client's address is kept.
+		addrs, _ := net.InterfaceAddrs()
+		for _, a := range addrs {
+			if n, ok := a.(*net.IPNet); ok {
+				if ip, ok := netip.AddrFromSlice(n.IP); ok {
+					l.known[ip.Unmap()] = true
+				}
+			}
+		}
+	}
+	return l.known[client]
+}
