@@ -39,7 +39,7 @@ func (d copyDriver) Prepare(ctx context.Context, s RootSpec) (*Prepared, error) 
 	}
 	notes, err := copyLayers(ctx, s.Lowers, tmp)
 	if err == nil {
-		err = os.Rename(tmp, s.Upper)
+		err = unix.Rename(tmp, s.Upper) // os.Rename refuses to replace an empty directory
 	}
 	if err != nil {
 		if rerr := RemoveTree(tmp); rerr != nil {

@@ -78,6 +78,11 @@ func (d fuseDriver) Prepare(ctx context.Context, s RootSpec) (*Prepared, error) 
 	if err != nil {
 		return nil, err
 	}
+	if strings.Contains(s.Upper, ":") && !s.ReadOnly {
+		// It splits the resolved path of upperdir too.
+		return nil, &DriverError{Driver: DriverFuse, Reason: "the path of the writable directory contains a colon: " + s.Upper,
+			Fix: "use a data directory without one"}
+	}
 	if err := mkdirs(s.Merged); err != nil {
 		return nil, err
 	}
