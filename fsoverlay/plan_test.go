@@ -1,0 +1,3 @@
+package fsoverlay
+
+func initMain() {}
