@@ -23,7 +23,7 @@ type command struct {
 func commands() map[string]command {
 	return map[string]command{
 		"serve":  {"serve PORT...: HTTP on each port; see serve.go", 1, serve},
-		"echo":   {"echo PORT: TCP and UDP echo", 1, echo},
+		"echo":   {"echo [ADDR:]PORT...: TCP and UDP echo", 1, echo},
 		"get":    {"get URL: print the body", 1, get},
 		"down":   {"down URL N SEED: fetch N bytes, compare", 3, down},
 		"up":     {"up URL N SEED: send N bytes, compare sums", 3, up},

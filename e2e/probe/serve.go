@@ -91,19 +91,22 @@ func ready() {
 	fmt.Println("ready", strings.Join(out, " "))
 }
 
-func echo(args []string) error {
-	addr := listenAddr(args[0])
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		return err
-	}
-	u, err := net.ListenPacket("udp", addr)
-	if err != nil {
-		return err
-	}
+// echo listens where it is told, and not on the wildcard address if the machine has
+// several: a datagram's answer must come from where it was sent to.
+func echo(addrs []string) error {
 	errs := make(chan error)
-	go func() { errs <- echoUDP(u) }()
-	go func() { errs <- EchoTCP(l) }()
+	for _, a := range addrs {
+		l, err := net.Listen("tcp", listenAddr(a))
+		if err != nil {
+			return err
+		}
+		u, err := net.ListenPacket("udp", listenAddr(a))
+		if err != nil {
+			return err
+		}
+		go func() { errs <- echoUDP(u) }()
+		go func() { errs <- EchoTCP(l) }()
+	}
 	ready()
 	return <-errs
 }
