@@ -38,7 +38,7 @@ func checkCalls(t *testing.T, s setup, cases []seccompCase) {
 	}
 }
 
-func nr(n int, args ...uint64) string {
+func nr(n uint64, args ...uint64) string {
 	s := fmt.Sprint(n)
 	for _, a := range args {
 		s += fmt.Sprintf(",%#x", a)
@@ -69,7 +69,7 @@ func TestSeccompForReal(t *testing.T) {
 		{"bpf", nr(unix.SYS_BPF), errnoPerm},
 		{"io_uring", nr(unix.SYS_IO_URING_SETUP, 1), errnoPerm},
 		{"of the future", nr(1000), errnoNoSys},
-		{"no such call", nr(-1 & 0xffffffff), errnoNoSys},
+		{"no such call", nr(0xffffffff), errnoNoSys},
 		{"open_by_handle_at", nr(unix.SYS_OPEN_BY_HANDLE_AT), errnoPerm},
 		{"chroot", nr(unix.SYS_CHROOT, 0), efault},
 	}
