@@ -24,12 +24,6 @@ import (
 //	  ask      the host's servers, as they are now  dns_forward.go
 //	finish     truncation, EDNS, the client's id    dns.go
 
-// DNSHandler answers DNS queries that reach the gateway's own addresses.
-type DNSHandler interface {
-	// Exchange returns the answer in wire format, or nil for none.
-	Exchange(ctx context.Context, query []byte, from netip.Addr, tcp bool) []byte
-}
-
 const (
 	// maxQuery bounds a query; real ones are below 600 bytes even with cookies.
 	maxQuery = 4096

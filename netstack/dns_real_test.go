@@ -72,7 +72,7 @@ func TestDNSRealServer(t *testing.T) {
 		{"elsewhere.test.", dns.TypeA, dns.RcodeRefused, ""},
 	} {
 		for _, tcp := range []bool{false, true} {
-			a := exchange(t, r, query(tt.name, tt.typ), tcp)
+			a := dnsExchange(t, r, dnsQuery(tt.name, tt.typ), tcp)
 			var got []string
 			for _, rr := range a.Answer {
 				f := strings.Fields(rr.String())
@@ -86,10 +86,10 @@ func TestDNSRealServer(t *testing.T) {
 			}
 		}
 	}
-	if a := exchange(t, r, query("big.example.", dns.TypeTXT), false); !a.Truncated {
+	if a := dnsExchange(t, r, dnsQuery("big.example.", dns.TypeTXT), false); !a.Truncated {
 		t.Errorf("10 KB in a datagram of 512: %d records", len(a.Answer))
 	}
-	if a := exchange(t, r, query("big.example.", dns.TypeTXT), true); a.Truncated || len(a.Answer) != 100 {
+	if a := dnsExchange(t, r, dnsQuery("big.example.", dns.TypeTXT), true); a.Truncated || len(a.Answer) != 100 {
 		t.Errorf("by TCP: %d records, TC %v", len(a.Answer), a.Truncated)
 	}
 }

@@ -20,7 +20,7 @@ import (
 	"github.com/miekg/dns"
 )
 
-var guest = addr("10.1.2.2")
+var dnsClient = mustAddr("10.1.2.2")
 
 // dnsServer runs a handler on a loopback port, UDP and TCP.
 func dnsServer(t testing.TB, h dns.HandlerFunc) netip.AddrPort {
@@ -47,8 +47,8 @@ func dnsServer(t testing.TB, h dns.HandlerFunc) netip.AddrPort {
 func newResolver(t testing.TB, cfg ResolverConfig, servers ...netip.AddrPort) *Resolver {
 	t.Helper()
 	cfg.Servers = servers
-	cfg.Gateway4, cfg.Gateway6 = addr("10.1.2.1"), addr("fd00:1::1")
-	cfg.Subnets = []netip.Prefix{pfx("10.1.2.0/23"), pfx("fd00:1::/64")}
+	cfg.Gateway4, cfg.Gateway6 = mustAddr("10.1.2.1"), mustAddr("fd00:1::1")
+	cfg.Subnets = []netip.Prefix{mustPrefix("10.1.2.0/23"), mustPrefix("fd00:1::/64")}
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 300 * time.Millisecond
 	}
@@ -60,19 +60,19 @@ func newResolver(t testing.TB, cfg ResolverConfig, servers ...netip.AddrPort) *R
 	return r
 }
 
-func query(name string, typ uint16) *dns.Msg {
+func dnsQuery(name string, typ uint16) *dns.Msg {
 	m := new(dns.Msg)
 	m.SetQuestion(name, typ)
 	return m
 }
 
-func exchange(t testing.TB, r *Resolver, m *dns.Msg, tcp bool) *dns.Msg {
+func dnsExchange(t testing.TB, r *Resolver, m *dns.Msg, tcp bool) *dns.Msg {
 	t.Helper()
 	b, err := m.Pack()
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := r.Exchange(t.Context(), b, guest, tcp)
+	out := r.Exchange(t.Context(), b, dnsClient, tcp)
 	if out == nil {
 		t.Fatalf("no answer to %v", m.Question)
 	}
@@ -86,7 +86,7 @@ func exchange(t testing.TB, r *Resolver, m *dns.Msg, tcp bool) *dns.Msg {
 	return a
 }
 
-func rr(t testing.TB, s string) dns.RR {
+func dnsRR(t testing.TB, s string) dns.RR {
 	t.Helper()
 	r, err := dns.NewRR(s)
 	if err != nil {
@@ -96,7 +96,7 @@ func rr(t testing.TB, s string) dns.RR {
 }
 
 // answering returns a handler that answers every question with rrs.
-func answering(rcode int, answer, ns []dns.RR) dns.HandlerFunc {
+func dnsAnswering(rcode int, answer, ns []dns.RR) dns.HandlerFunc {
 	return func(w dns.ResponseWriter, q *dns.Msg) {
 		m := new(dns.Msg)
 		m.SetRcode(q, rcode)
@@ -108,7 +108,7 @@ func answering(rcode int, answer, ns []dns.RR) dns.HandlerFunc {
 	}
 }
 
-func refusing(t testing.TB) dns.HandlerFunc {
+func dnsRefusing(t testing.TB) dns.HandlerFunc {
 	return func(w dns.ResponseWriter, q *dns.Msg) {
 		t.Errorf("this must not leave the network: %v", q.Question)
 		dns.HandleFailed(w, q)
@@ -116,11 +116,11 @@ func refusing(t testing.TB) dns.HandlerFunc {
 }
 
 func TestDNSZone(t *testing.T) {
-	r := newResolver(t, ResolverConfig{}, dnsServer(t, refusing(t)))
-	if err := r.SetRecords("id1", []string{"Web", "www.sbx.internal."}, []netip.Addr{addr("10.1.2.2"), addr("fd00:1::2")}); err != nil {
+	r := newResolver(t, ResolverConfig{}, dnsServer(t, dnsRefusing(t)))
+	if err := r.SetRecords("id1", []string{"Web", "www.sbx.internal."}, []netip.Addr{mustAddr("10.1.2.2"), mustAddr("fd00:1::2")}); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.SetRecords("id2", []string{"db", "web"}, []netip.Addr{addr("10.1.3.3")}); err != nil {
+	if err := r.SetRecords("id2", []string{"db", "web"}, []netip.Addr{mustAddr("10.1.3.3")}); err != nil {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct {
@@ -156,7 +156,7 @@ func TestDNSZone(t *testing.T) {
 		{"F.0.0.0.0.0.0.0.0.1.0.0.0.0.0.D.F.IP6.ARPA.", dns.TypePTR, 0, ""},
 	} {
 		t.Run(tt.name+dns.TypeToString[tt.typ], func(t *testing.T) {
-			a := exchange(t, r, query(tt.name, tt.typ), false)
+			a := dnsExchange(t, r, dnsQuery(tt.name, tt.typ), false)
 			var got []string
 			for _, rr := range a.Answer {
 				f := strings.Fields(rr.String())
@@ -171,10 +171,10 @@ func TestDNSZone(t *testing.T) {
 		})
 	}
 	r.Remove("id1")
-	if a := exchange(t, r, query("web.", dns.TypeA), false); len(a.Answer) != 1 {
+	if a := dnsExchange(t, r, dnsQuery("web.", dns.TypeA), false); len(a.Answer) != 1 {
 		t.Errorf("after Remove: %v", a)
 	}
-	if a := exchange(t, r, query("2.2.1.10.in-addr.arpa.", dns.TypePTR), false); a.Rcode != dns.RcodeNameError {
+	if a := dnsExchange(t, r, dnsQuery("2.2.1.10.in-addr.arpa.", dns.TypePTR), false); a.Rcode != dns.RcodeNameError {
 		t.Errorf("PTR after Remove: %v", a)
 	}
 	if n := len(r.zone.names); n != 2 { // web and db of id2
@@ -200,7 +200,7 @@ func TestDNSZone(t *testing.T) {
 }
 
 func TestDNSRefusals(t *testing.T) {
-	r := newResolver(t, ResolverConfig{}, dnsServer(t, refusing(t)))
+	r := newResolver(t, ResolverConfig{}, dnsServer(t, dnsRefusing(t)))
 	for name, tt := range map[string]struct {
 		change func(m *dns.Msg)
 		rcode  int
@@ -211,16 +211,16 @@ func TestDNSRefusals(t *testing.T) {
 		"chaos":        {func(m *dns.Msg) { m.Question[0].Qclass = dns.ClassCHAOS }, dns.RcodeRefused},
 		"EDNS version": {func(m *dns.Msg) { m.SetEdns0(1232, false); m.IsEdns0().SetVersion(1) }, dns.RcodeBadVers},
 	} {
-		m := query("example.com.", dns.TypeA)
+		m := dnsQuery("example.com.", dns.TypeA)
 		tt.change(m)
-		if a := exchange(t, r, m, false); a.Rcode != tt.rcode {
+		if a := dnsExchange(t, r, m, false); a.Rcode != tt.rcode {
 			t.Errorf("%s: %v", name, a)
 		}
 	}
-	if a := exchange(t, r, query("example.com.", dns.TypeANY), false); len(a.Answer) != 1 || a.Answer[0].Header().Rrtype != dns.TypeHINFO {
+	if a := dnsExchange(t, r, dnsQuery("example.com.", dns.TypeANY), false); len(a.Answer) != 1 || a.Answer[0].Header().Rrtype != dns.TypeHINFO {
 		t.Errorf("ANY: %v", a)
 	}
-	good, _ := query("example.com.", dns.TypeA).Pack()
+	good, _ := dnsQuery("example.com.", dns.TypeA).Pack()
 	change := func(f func(b []byte) []byte) []byte { return f(slices.Clone(good)) }
 	for name, tt := range map[string]struct {
 		in    []byte
@@ -243,7 +243,7 @@ func TestDNSRefusals(t *testing.T) {
 			return append(b, 0, 0, 41, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 41, 4, 0, 0, 0, 0, 0, 0, 0)
 		}), dns.RcodeFormatError},
 	} {
-		out := r.Exchange(t.Context(), tt.in, guest, false)
+		out := r.Exchange(t.Context(), tt.in, dnsClient, false)
 		if tt.rcode < 0 {
 			if out != nil {
 				t.Errorf("%s: answered %x", name, out)
@@ -265,25 +265,25 @@ func TestDNSForward(t *testing.T) {
 		m := new(dns.Msg)
 		m.SetReply(q)
 		m.RecursionAvailable, m.AuthenticatedData = true, true
-		m.Answer = []dns.RR{rr(t, q.Question[0].Name+" 300 IN A 192.0.2.1")}
+		m.Answer = []dns.RR{dnsRR(t, q.Question[0].Name+" 300 IN A 192.0.2.1")}
 		m.SetEdns0(4096, q.IsEdns0().Do())
 		w.WriteMsg(m)
 	}))
-	q := query("wWw.Example.com.", dns.TypeA)
-	a := exchange(t, r, q, false)
+	q := dnsQuery("wWw.Example.com.", dns.TypeA)
+	a := dnsExchange(t, r, q, false)
 	if len(a.Answer) != 1 || a.IsEdns0() != nil || a.AuthenticatedData || a.Answer[0].Header().Ttl != 300 {
 		t.Errorf("plain: %v", a)
 	}
 	if up := seen.Load(); up.IsEdns0() == nil || up.IsEdns0().UDPSize() != ednsSize || !up.RecursionDesired {
 		t.Errorf("asked upstream: %v", up)
 	}
-	if a := exchange(t, r, query("www.example.COM.", dns.TypeA), true); len(a.Answer) != 1 || asked.Load() != 1 {
+	if a := dnsExchange(t, r, dnsQuery("www.example.COM.", dns.TypeA), true); len(a.Answer) != 1 || asked.Load() != 1 {
 		t.Errorf("asked %d times for one name", asked.Load())
 	}
-	q = query("www.example.com.", dns.TypeA)
+	q = dnsQuery("www.example.com.", dns.TypeA)
 	q.SetEdns0(1400, true)
 	q.CheckingDisabled = true
-	if a := exchange(t, r, q, false); a.IsEdns0() == nil || !a.IsEdns0().Do() || !a.AuthenticatedData || !a.CheckingDisabled {
+	if a := dnsExchange(t, r, q, false); a.IsEdns0() == nil || !a.IsEdns0().Do() || !a.AuthenticatedData || !a.CheckingDisabled {
 		t.Errorf("DNSSEC: %v", a)
 	}
 	if up := seen.Load(); asked.Load() != 2 || !up.IsEdns0().Do() || !up.CheckingDisabled {
@@ -292,13 +292,13 @@ func TestDNSForward(t *testing.T) {
 	// An option that may change the answer is passed on and not cached; one
 	// that is between neighbours is neither.
 	for i := range 2 {
-		q = query("www.example.com.", dns.TypeA)
+		q = dnsQuery("www.example.com.", dns.TypeA)
 		q.SetEdns0(1400, false)
 		q.IsEdns0().Option = []dns.EDNS0{
 			&dns.EDNS0_SUBNET{Code: dns.EDNS0SUBNET, Family: 1, SourceNetmask: 24, Address: net.IPv4(192, 0, 2, 0).To4()},
 			&dns.EDNS0_COOKIE{Code: dns.EDNS0COOKIE, Cookie: "0011223344556677"},
 		}
-		exchange(t, r, q, false)
+		dnsExchange(t, r, q, false)
 		if up := seen.Load().IsEdns0(); int(asked.Load()) != 3+i || len(up.Option) != 1 || up.Option[0].Option() != dns.EDNS0SUBNET {
 			t.Errorf("asked %d times, options %v", asked.Load(), up)
 		}
@@ -308,7 +308,7 @@ func TestDNSForward(t *testing.T) {
 func TestDNSTruncation(t *testing.T) {
 	var many []dns.RR
 	for i := range 200 {
-		many = append(many, rr(t, fmt.Sprintf("big.example. 60 IN A 192.0.2.%d", i)))
+		many = append(many, dnsRR(t, fmt.Sprintf("big.example. 60 IN A 192.0.2.%d", i)))
 	}
 	var tcpAsked atomic.Int32
 	srv := func(tcpWorks bool) netip.AddrPort {
@@ -332,12 +332,12 @@ func TestDNSTruncation(t *testing.T) {
 		tc   bool
 		max  int
 	}{{0, false, true, 512}, {100, false, true, 512}, {1232, false, true, 1232}, {4096, false, false, 4096}, {65535, false, false, 4096}, {0, true, false, 65535}} {
-		q := query("big.example.", dns.TypeA)
+		q := dnsQuery("big.example.", dns.TypeA)
 		if tt.edns > 0 {
 			q.SetEdns0(tt.edns, false)
 		}
 		b, _ := q.Pack()
-		out := r.Exchange(t.Context(), b, guest, tt.tcp)
+		out := r.Exchange(t.Context(), b, dnsClient, tt.tcp)
 		a := new(dns.Msg)
 		if err := a.Unpack(out); err != nil || len(out) > tt.max || a.Truncated != tt.tc || !tt.tc && len(a.Answer) != 200 {
 			t.Errorf("%+v: %d bytes, TC %v, %d records, %v", tt, len(out), a.Truncated, len(a.Answer), err)
@@ -348,22 +348,22 @@ func TestDNSTruncation(t *testing.T) {
 	}
 	// Where the whole answer is not to be had, a client by UDP gets the rest.
 	r = newResolver(t, ResolverConfig{}, srv(false))
-	if a := exchange(t, r, query("big.example.", dns.TypeA), false); !a.Truncated || a.Rcode != 0 {
+	if a := dnsExchange(t, r, dnsQuery("big.example.", dns.TypeA), false); !a.Truncated || a.Rcode != 0 {
 		t.Errorf("no TCP upstream: %v", a)
 	}
-	if a := exchange(t, r, query("big.example.", dns.TypeA), true); a.Rcode != dns.RcodeServerFailure {
+	if a := dnsExchange(t, r, dnsQuery("big.example.", dns.TypeA), true); a.Rcode != dns.RcodeServerFailure {
 		t.Errorf("no TCP upstream, client by TCP: %v", a)
 	}
 }
 
 // TestDNSBadServers: what a liar says is not believed, and the next one is asked.
 func TestDNSBadServers(t *testing.T) {
-	good := dnsServer(t, answering(0, []dns.RR{rr(t, "a.example. 60 IN A 192.0.2.1")}, nil))
+	good := dnsServer(t, dnsAnswering(0, []dns.RR{dnsRR(t, "a.example. 60 IN A 192.0.2.1")}, nil))
 	lie := func(change func(m *dns.Msg)) dns.HandlerFunc {
 		return func(w dns.ResponseWriter, q *dns.Msg) {
 			m := new(dns.Msg)
 			m.SetReply(q)
-			m.Answer = []dns.RR{rr(t, "a.example. 60 IN A 6.6.6.6")}
+			m.Answer = []dns.RR{dnsRR(t, "a.example. 60 IN A 6.6.6.6")}
 			change(m)
 			w.WriteMsg(m)
 		}
@@ -381,8 +381,8 @@ func TestDNSBadServers(t *testing.T) {
 		"a query":        dnsServer(t, lie(func(m *dns.Msg) { m.Response = false })),
 		"no question":    dnsServer(t, lie(func(m *dns.Msg) { m.Question = nil })),
 		"silent":         dnsServer(t, func(dns.ResponseWriter, *dns.Msg) {}),
-		"SERVFAIL":       dnsServer(t, answering(dns.RcodeServerFailure, nil, nil)),
-		"REFUSED":        dnsServer(t, answering(dns.RcodeRefused, nil, nil)),
+		"SERVFAIL":       dnsServer(t, dnsAnswering(dns.RcodeServerFailure, nil, nil)),
+		"REFUSED":        dnsServer(t, dnsAnswering(dns.RcodeRefused, nil, nil)),
 		"garbage":        dnsServer(t, func(w dns.ResponseWriter, _ *dns.Msg) { w.Write([]byte("garbage from the server")) }),
 		"nobody listens": closedAddr,
 	} {
@@ -390,14 +390,14 @@ func TestDNSBadServers(t *testing.T) {
 			t.Parallel()
 			r := newResolver(t, ResolverConfig{Timeout: 150 * time.Millisecond}, bad, good)
 			for range 2 {
-				a := exchange(t, r, query("a.example.", dns.TypeA), false)
+				a := dnsExchange(t, r, dnsQuery("a.example.", dns.TypeA), false)
 				if len(a.Answer) != 1 || !strings.HasSuffix(a.Answer[0].String(), "192.0.2.1") {
 					t.Errorf("%v", a)
 				}
 				r.cache.clear()
 			}
 			start := time.Now()
-			if exchange(t, r, query("b.example.", dns.TypeA), false); time.Since(start) > 140*time.Millisecond {
+			if dnsExchange(t, r, dnsQuery("b.example.", dns.TypeA), false); time.Since(start) > 140*time.Millisecond {
 				t.Errorf("the silent server was asked first again: %v", time.Since(start))
 			}
 		})
@@ -408,10 +408,10 @@ func TestDNSBadServers(t *testing.T) {
 			for i := range 20 {
 				lie(func(m *dns.Msg) { m.Id += uint16(i + 1) })(w, q)
 			}
-			answering(0, []dns.RR{rr(t, "a.example. 60 IN A 192.0.2.1")}, nil)(w, q)
+			dnsAnswering(0, []dns.RR{dnsRR(t, "a.example. 60 IN A 192.0.2.1")}, nil)(w, q)
 		})
 		r := newResolver(t, ResolverConfig{}, srv)
-		if a := exchange(t, r, query("a.example.", dns.TypeA), false); len(a.Answer) != 1 || !strings.HasSuffix(a.Answer[0].String(), "192.0.2.1") {
+		if a := dnsExchange(t, r, dnsQuery("a.example.", dns.TypeA), false); len(a.Answer) != 1 || !strings.HasSuffix(a.Answer[0].String(), "192.0.2.1") {
 			t.Errorf("%v", a)
 		}
 		if n := r.Stats().Spoofed; n != 20 {
@@ -420,13 +420,13 @@ func TestDNSBadServers(t *testing.T) {
 	})
 	t.Run("real rcodes", func(t *testing.T) {
 		for _, rcode := range []int{dns.RcodeNameError, dns.RcodeServerFailure, dns.RcodeRefused, dns.RcodeNotAuth} {
-			r := newResolver(t, ResolverConfig{}, dnsServer(t, answering(rcode, nil, nil)))
-			if a := exchange(t, r, query("a.example.", dns.TypeA), false); a.Rcode != rcode {
+			r := newResolver(t, ResolverConfig{}, dnsServer(t, dnsAnswering(rcode, nil, nil)))
+			if a := dnsExchange(t, r, dnsQuery("a.example.", dns.TypeA), false); a.Rcode != rcode {
 				t.Errorf("rcode %d became %d", rcode, a.Rcode)
 			}
 		}
 		r := newResolver(t, ResolverConfig{}, dnsServer(t, func(dns.ResponseWriter, *dns.Msg) {}))
-		if a := exchange(t, r, query("a.example.", dns.TypeA), false); a.Rcode != dns.RcodeServerFailure {
+		if a := dnsExchange(t, r, dnsQuery("a.example.", dns.TypeA), false); a.Rcode != dns.RcodeServerFailure {
 			t.Errorf("silence became %v", a)
 		}
 	})
@@ -442,9 +442,9 @@ func TestDNSBadServers(t *testing.T) {
 					w.WriteMsg(m)
 					return
 				}
-				answering(0, []dns.RR{rr(t, "a.example. 60 IN A 192.0.2.1")}, nil)(w, q)
+				dnsAnswering(0, []dns.RR{dnsRR(t, "a.example. 60 IN A 192.0.2.1")}, nil)(w, q)
 			}))
-			if a := exchange(t, r, query("a.example.", dns.TypeA), false); len(a.Answer) != 1 {
+			if a := dnsExchange(t, r, dnsQuery("a.example.", dns.TypeA), false); len(a.Answer) != 1 {
 				t.Errorf("header only %v: %v", !full, a)
 			}
 		}
@@ -453,15 +453,15 @@ func TestDNSBadServers(t *testing.T) {
 
 func TestDNSCacheTTL(t *testing.T) {
 	var asked atomic.Int32
-	soa := rr(t, "example. 900 IN SOA ns.example. mail.example. 1 2 3 4 30")
+	soa := dnsRR(t, "example. 900 IN SOA ns.example. mail.example. 1 2 3 4 30")
 	answers := map[string]dns.HandlerFunc{
-		"pos.example.":   answering(0, []dns.RR{rr(t, "pos.example. 100 IN CNAME x.example."), rr(t, "x.example. 50 IN A 192.0.2.1")}, nil),
-		"nx.example.":    answering(dns.RcodeNameError, nil, []dns.RR{soa}),
-		"nod.example.":   answering(0, nil, []dns.RR{soa}),
-		"nosoa.example.": answering(dns.RcodeNameError, nil, nil),
-		"zero.example.":  answering(0, []dns.RR{rr(t, "zero.example. 0 IN A 192.0.2.1")}, nil),
-		"neg.example.":   answering(0, []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: "neg.example.", Rrtype: dns.TypeA, Class: 1, Ttl: 1 << 31}, A: net.IPv4(1, 2, 3, 4)}}, nil),
-		"fail.example.":  answering(dns.RcodeServerFailure, nil, nil),
+		"pos.example.":   dnsAnswering(0, []dns.RR{dnsRR(t, "pos.example. 100 IN CNAME x.example."), dnsRR(t, "x.example. 50 IN A 192.0.2.1")}, nil),
+		"nx.example.":    dnsAnswering(dns.RcodeNameError, nil, []dns.RR{soa}),
+		"nod.example.":   dnsAnswering(0, nil, []dns.RR{soa}),
+		"nosoa.example.": dnsAnswering(dns.RcodeNameError, nil, nil),
+		"zero.example.":  dnsAnswering(0, []dns.RR{dnsRR(t, "zero.example. 0 IN A 192.0.2.1")}, nil),
+		"neg.example.":   dnsAnswering(0, []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: "neg.example.", Rrtype: dns.TypeA, Class: 1, Ttl: 1 << 31}, A: net.IPv4(1, 2, 3, 4)}}, nil),
+		"fail.example.":  dnsAnswering(dns.RcodeServerFailure, nil, nil),
 	}
 	var mu sync.Mutex
 	now := time.Unix(1000, 0)
@@ -475,11 +475,11 @@ func TestDNSCacheTTL(t *testing.T) {
 		"nosoa.example.": 0, "zero.example.": 0, "neg.example.": 0, "fail.example.": time.Second,
 	} {
 		t.Run(name, func(t *testing.T) {
-			first := exchange(t, r, query(name, dns.TypeA), false)
+			first := dnsExchange(t, r, dnsQuery(name, dns.TypeA), false)
 			n := asked.Load()
 			if ttl > 0 {
 				pass(ttl - 300*time.Millisecond)
-				again := exchange(t, r, query(name, dns.TypeA), false)
+				again := dnsExchange(t, r, dnsQuery(name, dns.TypeA), false)
 				if asked.Load() != n {
 					t.Fatal("not cached")
 				}
@@ -490,7 +490,7 @@ func TestDNSCacheTTL(t *testing.T) {
 				}
 				pass(300 * time.Millisecond)
 			}
-			if exchange(t, r, query(name, dns.TypeA), false); asked.Load() == n {
+			if dnsExchange(t, r, dnsQuery(name, dns.TypeA), false); asked.Load() == n {
 				t.Error("cached for too long")
 			}
 		})
@@ -499,10 +499,10 @@ func TestDNSCacheTTL(t *testing.T) {
 
 func TestDNSCacheBounds(t *testing.T) {
 	r := newResolver(t, ResolverConfig{CacheEntries: 50, CacheBytes: 10_000}, dnsServer(t, func(w dns.ResponseWriter, q *dns.Msg) {
-		answering(0, []dns.RR{rr(t, q.Question[0].Name+" 60 IN TXT "+strings.Repeat("x", 200))}, nil)(w, q)
+		dnsAnswering(0, []dns.RR{dnsRR(t, q.Question[0].Name+" 60 IN TXT "+strings.Repeat("x", 200))}, nil)(w, q)
 	}))
 	for i := range 100 {
-		exchange(t, r, query(fmt.Sprintf("n%d.example.", i), dns.TypeTXT), false)
+		dnsExchange(t, r, dnsQuery(fmt.Sprintf("n%d.example.", i), dns.TypeTXT), false)
 		if s := r.Stats(); s.CacheEntries > 50 || s.CacheBytes > 10_000 {
 			t.Fatalf("%+v", s)
 		}
@@ -511,7 +511,7 @@ func TestDNSCacheBounds(t *testing.T) {
 	if s.CacheEntries < 10 {
 		t.Errorf("%+v", s)
 	}
-	exchange(t, r, query("n99.example.", dns.TypeTXT), false)
+	dnsExchange(t, r, dnsQuery("n99.example.", dns.TypeTXT), false)
 	if r.Stats().CacheHits != 1 {
 		t.Error("the newest entry is gone")
 	}
@@ -527,15 +527,15 @@ func TestDNSSingleFlightAndBounds(t *testing.T) {
 	r := newResolver(t, ResolverConfig{Timeout: 5 * time.Second, MaxPerClient: 20, MaxUpstream: 25}, dnsServer(t, func(w dns.ResponseWriter, q *dns.Msg) {
 		asked.Add(1)
 		<-release
-		answering(0, []dns.RR{rr(t, "a.example. 0 IN A 192.0.2.1")}, nil)(w, q)
+		dnsAnswering(0, []dns.RR{dnsRR(t, "a.example. 0 IN A 192.0.2.1")}, nil)(w, q)
 	}))
 	var wg sync.WaitGroup
 	ask := func(from string, name string, tcp bool, got *atomic.Int32) {
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			b, _ := query(name, dns.TypeA).Pack()
-			if out := r.Exchange(context.Background(), b, addr(from), tcp); out != nil && out[3]&15 == 0 {
+			b, _ := dnsQuery(name, dns.TypeA).Pack()
+			if out := r.Exchange(context.Background(), b, mustAddr(from), tcp); out != nil && out[3]&15 == 0 {
 				got.Add(1)
 			}
 		}()
@@ -555,11 +555,11 @@ func TestDNSSingleFlightAndBounds(t *testing.T) {
 		ask("10.1.2.2", "a.example.", false, &same)
 	}
 	eventually("sharing", func() bool { s := r.Stats(); return s.Upstream == 1 && s.Shared == 19 && asked.Load() == 1 })
-	b, _ := query("other.example.", dns.TypeA).Pack()
-	if out := r.Exchange(t.Context(), b, guest, false); out != nil {
+	b, _ := dnsQuery("other.example.", dns.TypeA).Pack()
+	if out := r.Exchange(t.Context(), b, dnsClient, false); out != nil {
 		t.Errorf("over a client's bound: %x", out)
 	}
-	if out := r.Exchange(t.Context(), b, guest, true); out == nil || out[3]&15 != dns.RcodeServerFailure {
+	if out := r.Exchange(t.Context(), b, dnsClient, true); out == nil || out[3]&15 != dns.RcodeServerFailure {
 		t.Errorf("over a client's bound, by TCP: %x", out)
 	}
 	for i := range 30 {
@@ -569,7 +569,7 @@ func TestDNSSingleFlightAndBounds(t *testing.T) {
 	// A client that hangs up is charged for what it started.
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if r.Exchange(ctx, b, addr("10.1.3.3"), false) != nil || r.Stats().Dropped != 9 {
+	if r.Exchange(ctx, b, mustAddr("10.1.3.3"), false) != nil || r.Stats().Dropped != 9 {
 		t.Error("a cancelled query got in over the bound")
 	}
 	close(release)
@@ -581,7 +581,7 @@ func TestDNSSingleFlightAndBounds(t *testing.T) {
 	if len(r.flights) != 0 || r.alone != 0 || len(r.clients) != 0 {
 		t.Errorf("left over: %d flights, %d alone, clients %v", len(r.flights), r.alone, r.clients)
 	}
-	if out := r.Exchange(t.Context(), b, guest, false); out != nil {
+	if out := r.Exchange(t.Context(), b, dnsClient, false); out != nil {
 		t.Errorf("after Close: %x", out)
 	}
 }
@@ -596,8 +596,8 @@ func TestDNSCloseEndsQueries(t *testing.T) {
 	r := newResolver(t, ResolverConfig{Timeout: time.Minute}, srv.LocalAddr().(*net.UDPAddr).AddrPort())
 	done := make(chan []byte)
 	go func() {
-		b, _ := query("a.example.", dns.TypeA).Pack()
-		done <- r.Exchange(context.Background(), b, guest, false)
+		b, _ := dnsQuery("a.example.", dns.TypeA).Pack()
+		done <- r.Exchange(context.Background(), b, dnsClient, false)
 	}()
 	srv.ReadFrom(make([]byte, 512))
 	start := time.Now()
@@ -616,8 +616,8 @@ func TestDNSCloseEndsQueries(t *testing.T) {
 
 // TestDNSFollowsHost: the servers of resolv.conf, on loopback addresses.
 func TestDNSFollowsHost(t *testing.T) {
-	one := dnsServer(t, answering(0, []dns.RR{rr(t, "a.example. 600 IN A 192.0.2.1")}, nil))
-	two := dnsServer(t, answering(0, []dns.RR{rr(t, "a.example. 600 IN A 192.0.2.2")}, nil))
+	one := dnsServer(t, dnsAnswering(0, []dns.RR{dnsRR(t, "a.example. 600 IN A 192.0.2.1")}, nil))
+	two := dnsServer(t, dnsAnswering(0, []dns.RR{dnsRR(t, "a.example. 600 IN A 192.0.2.2")}, nil))
 	path := filepath.Join(t.TempDir(), "resolv.conf")
 	var mu sync.Mutex
 	now := time.Unix(1000, 0)
@@ -635,7 +635,7 @@ func TestDNSFollowsHost(t *testing.T) {
 	})
 	ask := func(what, want string) {
 		t.Helper()
-		a := exchange(t, r, query("a.example.", dns.TypeA), false)
+		a := dnsExchange(t, r, dnsQuery("a.example.", dns.TypeA), false)
 		if want == "" {
 			if a.Rcode != dns.RcodeServerFailure {
 				t.Errorf("%s: %v", what, a)
@@ -664,7 +664,7 @@ func TestDNSFollowsHost(t *testing.T) {
 }
 
 func FuzzExchange(f *testing.F) {
-	for _, m := range []*dns.Msg{query("host.sbx.internal.", dns.TypeA), query("a.example.", dns.TypeAAAA), query("2.2.1.10.in-addr.arpa.", dns.TypePTR), query(".", dns.TypeANY)} {
+	for _, m := range []*dns.Msg{dnsQuery("host.sbx.internal.", dns.TypeA), dnsQuery("a.example.", dns.TypeAAAA), dnsQuery("2.2.1.10.in-addr.arpa.", dns.TypePTR), dnsQuery(".", dns.TypeANY)} {
 		b, _ := m.Pack()
 		f.Add(b, true)
 		m.SetEdns0(1232, true)
@@ -687,7 +687,7 @@ func FuzzExchange(f *testing.F) {
 		return a, nil
 	}}, netip.MustParseAddrPort("127.0.0.1:53"))
 	f.Fuzz(func(t *testing.T, b []byte, tcp bool) {
-		out := r.Exchange(t.Context(), b, guest, tcp)
+		out := r.Exchange(t.Context(), b, dnsClient, tcp)
 		if out == nil {
 			return
 		}
@@ -703,8 +703,8 @@ func FuzzExchange(f *testing.F) {
 // FuzzUpstream feeds an arbitrary answer to a question.
 func FuzzUpstream(f *testing.F) {
 	m := new(dns.Msg)
-	m.SetReply(query("a.example.", dns.TypeA))
-	m.Answer = []dns.RR{rr(f, "a.example. 60 IN A 192.0.2.1"), rr(f, "a.example. 60 IN TXT x")}
+	m.SetReply(dnsQuery("a.example.", dns.TypeA))
+	m.Answer = []dns.RR{dnsRR(f, "a.example. 60 IN A 192.0.2.1"), dnsRR(f, "a.example. 60 IN TXT x")}
 	m.SetEdns0(1232, true)
 	b, _ := m.Pack()
 	f.Add(b)
@@ -730,7 +730,7 @@ func FuzzUpstream(f *testing.F) {
 		}
 		defer r.Close()
 		for range 2 { // the second perhaps from the cache
-			a := exchange(t, r, query("a.example.", dns.TypeA), false)
+			a := dnsExchange(t, r, dnsQuery("a.example.", dns.TypeA), false)
 			if len(a.Question) != 1 {
 				t.Fatal(a)
 			}
@@ -739,11 +739,11 @@ func FuzzUpstream(f *testing.F) {
 }
 
 func BenchmarkExchangeCached(b *testing.B) {
-	r := newResolver(b, ResolverConfig{}, dnsServer(b, answering(0, []dns.RR{rr(b, "a.example. 600 IN A 192.0.2.1")}, nil)))
-	q, _ := query("a.example.", dns.TypeA).Pack()
-	r.Exchange(b.Context(), q, guest, false)
+	r := newResolver(b, ResolverConfig{}, dnsServer(b, dnsAnswering(0, []dns.RR{dnsRR(b, "a.example. 600 IN A 192.0.2.1")}, nil)))
+	q, _ := dnsQuery("a.example.", dns.TypeA).Pack()
+	r.Exchange(b.Context(), q, dnsClient, false)
 	for b.Loop() {
-		if r.Exchange(b.Context(), q, guest, false) == nil {
+		if r.Exchange(b.Context(), q, dnsClient, false) == nil {
 			b.Fatal("no answer")
 		}
 	}
@@ -751,13 +751,13 @@ func BenchmarkExchangeCached(b *testing.B) {
 
 // TestDNSCachedRate: the bound is a fifth of what a slow machine does.
 func TestDNSCachedRate(t *testing.T) {
-	r := newResolver(t, ResolverConfig{}, dnsServer(t, answering(0, []dns.RR{rr(t, "a.example. 600 IN A 192.0.2.1")}, nil)))
-	q, _ := query("a.example.", dns.TypeA).Pack()
-	r.Exchange(t.Context(), q, guest, false)
+	r := newResolver(t, ResolverConfig{}, dnsServer(t, dnsAnswering(0, []dns.RR{dnsRR(t, "a.example. 600 IN A 192.0.2.1")}, nil)))
+	q, _ := dnsQuery("a.example.", dns.TypeA).Pack()
+	r.Exchange(t.Context(), q, dnsClient, false)
 	const n = 20_000
 	start := time.Now()
 	for range n {
-		if r.Exchange(t.Context(), q, guest, false) == nil {
+		if r.Exchange(t.Context(), q, dnsClient, false) == nil {
 			t.Fatal("no answer")
 		}
 	}

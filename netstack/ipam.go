@@ -55,10 +55,10 @@ func (e *ErrNoAddress) Error() string {
 	return fmt.Sprintf("no free address in %s: %d sandboxes are on the network", e.Subnet, e.Leases)
 }
 
-// ErrAddressInUse: another sandbox has the address that was asked for.
-type ErrAddressInUse struct{ Addr, Owner string }
+// ErrLeaseConflict: another sandbox has the address that was asked for.
+type ErrLeaseConflict struct{ Addr, Owner string }
 
-func (e *ErrAddressInUse) Error() string {
+func (e *ErrLeaseConflict) Error() string {
 	return fmt.Sprintf("address %s is in use by sandbox %s", e.Addr, e.Owner)
 }
 
@@ -192,7 +192,7 @@ func (p *IPAM) choose(id string, want LeaseWant) (Lease, error) {
 			return Lease{}, &ErrBadAddress{l.MAC.String(), "not the address of a single Ethernet device"}
 		}
 		if o, ok := p.owner[l.MAC.String()]; ok {
-			return Lease{}, &ErrAddressInUse{l.MAC.String(), o}
+			return Lease{}, &ErrLeaseConflict{l.MAC.String(), o}
 		}
 	}
 	if !l.Addr4.IsValid() {
@@ -216,7 +216,7 @@ func (p *IPAM) choose(id string, want LeaseWant) (Lease, error) {
 	if l.MAC == nil {
 		l.MAC = macOf(l.Addr4)
 		if o, ok := p.owner[l.MAC.String()]; ok {
-			return Lease{}, &ErrAddressInUse{l.MAC.String(), o}
+			return Lease{}, &ErrLeaseConflict{l.MAC.String(), o}
 		}
 	}
 	if !l.Addr6.IsValid() && p.cfg.Subnet6.IsValid() {
@@ -260,7 +260,7 @@ func (p *IPAM) check4(a netip.Addr) error {
 		return &ErrBadAddress{a.String(), "the gateway's"}
 	}
 	if o, ok := p.owner[a.String()]; ok {
-		return &ErrAddressInUse{a.String(), o}
+		return &ErrLeaseConflict{a.String(), o}
 	}
 	return nil
 }
@@ -278,7 +278,7 @@ func (p *IPAM) check6(a netip.Addr) error {
 		return &ErrBadAddress{a.String(), "the gateway's"}
 	}
 	if o, ok := p.owner[a.String()]; ok {
-		return &ErrAddressInUse{a.String(), o}
+		return &ErrLeaseConflict{a.String(), o}
 	}
 	return nil
 }

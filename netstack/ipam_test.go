@@ -12,15 +12,15 @@ import (
 )
 
 var (
-	pfx  = netip.MustParsePrefix
-	addr = netip.MustParseAddr
+	mustPrefix = netip.MustParsePrefix
+	mustAddr   = netip.MustParseAddr
 )
 
 func newIPAM(t testing.TB, s4, s6 string) *IPAM {
 	t.Helper()
-	cfg := IPAMConfig{Subnet4: pfx(s4)}
+	cfg := IPAMConfig{Subnet4: mustPrefix(s4)}
 	if s6 != "" {
-		cfg.Subnet6 = pfx(s6)
+		cfg.Subnet6 = mustPrefix(s6)
 	}
 	p, err := NewIPAM(cfg)
 	if err != nil {
@@ -35,17 +35,17 @@ func TestIPAMLease(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if a.Addr4 != addr("10.1.2.2") || a.Addr6 != addr("fd00:1::2") || a.MAC.String() != "02:5b:0a:01:02:02" || a.Name != "web" {
+	if a.Addr4 != mustAddr("10.1.2.2") || a.Addr6 != mustAddr("fd00:1::2") || a.MAC.String() != "02:5b:0a:01:02:02" || a.Name != "web" {
 		t.Errorf("first lease %+v", a)
 	}
 	if again, err := p.Lease("a", LeaseWant{}); err != nil || again.Addr4 != a.Addr4 {
 		t.Errorf("the same id again: %+v, %v", again, err)
 	}
 	var bad *ErrBadAddress
-	if _, err := p.Lease("a", LeaseWant{Addr4: addr("10.1.2.9")}); !errors.As(err, &bad) {
+	if _, err := p.Lease("a", LeaseWant{Addr4: mustAddr("10.1.2.9")}); !errors.As(err, &bad) {
 		t.Errorf("other wishes for the same id: %v", err)
 	}
-	var used *ErrAddressInUse
+	var used *ErrLeaseConflict
 	if _, err := p.Lease("b", LeaseWant{Addr4: a.Addr4}); !errors.As(err, &used) || used.Owner != "a" {
 		t.Errorf("taken address: %v", err)
 	}
@@ -56,8 +56,8 @@ func TestIPAMLease(t *testing.T) {
 		t.Errorf("taken MAC: %v", err)
 	}
 	for _, w := range []LeaseWant{
-		{Addr4: addr("10.1.2.0")}, {Addr4: addr("10.1.2.255")}, {Addr4: addr("10.1.2.1")}, {Addr4: addr("10.1.3.1")},
-		{Addr4: addr("fd00:1::9")}, {Addr6: addr("fd00:1::1")}, {Addr6: addr("fd00:1::")}, {Addr6: addr("fd00:2::9")},
+		{Addr4: mustAddr("10.1.2.0")}, {Addr4: mustAddr("10.1.2.255")}, {Addr4: mustAddr("10.1.2.1")}, {Addr4: mustAddr("10.1.3.1")},
+		{Addr4: mustAddr("fd00:1::9")}, {Addr6: mustAddr("fd00:1::1")}, {Addr6: mustAddr("fd00:1::")}, {Addr6: mustAddr("fd00:2::9")},
 		{MAC: net.HardwareAddr{1, 2, 3, 4, 5, 6}}, {MAC: net.HardwareAddr{2, 3}}, {MAC: make(net.HardwareAddr, 6)},
 	} {
 		if l, err := p.Lease("b", w); !errors.As(err, &bad) {
@@ -65,11 +65,11 @@ func TestIPAMLease(t *testing.T) {
 		}
 	}
 	// The IPv6 address that belongs to the next IPv4 one is taken already.
-	if _, err := p.Lease("c", LeaseWant{Addr4: addr("10.1.2.200"), Addr6: addr("fd00:1::3")}); err != nil {
+	if _, err := p.Lease("c", LeaseWant{Addr4: mustAddr("10.1.2.200"), Addr6: mustAddr("fd00:1::3")}); err != nil {
 		t.Fatal(err)
 	}
 	d, err := p.Lease("d", LeaseWant{})
-	if err != nil || d.Addr4 != addr("10.1.2.3") || d.Addr6 == addr("fd00:1::3") {
+	if err != nil || d.Addr4 != mustAddr("10.1.2.3") || d.Addr6 == mustAddr("fd00:1::3") {
 		t.Errorf("around a taken IPv6 address: %+v, %v", d, err)
 	}
 	if !p.Release("d") || p.Release("d") {
@@ -92,10 +92,10 @@ func TestIPAMExhausted(t *testing.T) {
 		t.Fatalf("%+v, %v", l, err)
 	}
 	p.Release("3")
-	if l, err := p.Lease("x", LeaseWant{}); err != nil || l.Addr4 != addr("10.1.2.5") {
+	if l, err := p.Lease("x", LeaseWant{}); err != nil || l.Addr4 != mustAddr("10.1.2.5") {
 		t.Fatalf("%+v, %v", l, err)
 	}
-	p, err := NewIPAM(IPAMConfig{Subnet4: pfx("10.0.0.0/8"), MaxLeases: 2})
+	p, err := NewIPAM(IPAMConfig{Subnet4: mustPrefix("10.0.0.0/8"), MaxLeases: 2})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,9 +108,9 @@ func TestIPAMExhausted(t *testing.T) {
 
 func TestIPAMConfig(t *testing.T) {
 	for _, c := range []IPAMConfig{
-		{}, {Subnet4: pfx("10.0.0.0/31")}, {Subnet4: pfx("fd00::/64")}, {Subnet4: pfx("0.0.0.0/0")},
-		{Subnet4: pfx("10.0.0.0/24"), Subnet6: pfx("fd00::/48")}, {Subnet4: pfx("10.0.0.0/24"), Subnet6: pfx("10.0.1.0/24")},
-		{Subnet4: pfx("10.0.0.0/24"), Gateway4: addr("10.0.1.1")},
+		{}, {Subnet4: mustPrefix("10.0.0.0/31")}, {Subnet4: mustPrefix("fd00::/64")}, {Subnet4: mustPrefix("0.0.0.0/0")},
+		{Subnet4: mustPrefix("10.0.0.0/24"), Subnet6: mustPrefix("fd00::/48")}, {Subnet4: mustPrefix("10.0.0.0/24"), Subnet6: mustPrefix("10.0.1.0/24")},
+		{Subnet4: mustPrefix("10.0.0.0/24"), Gateway4: mustAddr("10.0.1.1")},
 	} {
 		if p, err := NewIPAM(c); err == nil {
 			t.Errorf("%+v was accepted: %+v", c, p.cfg)
@@ -145,7 +145,7 @@ func TestIPAMRestore(t *testing.T) {
 	if _, err := q.Lease("new", LeaseWant{Addr4: want["1"].Addr4}); err == nil {
 		t.Error("a held address was given away")
 	}
-	if l, err := q.Lease("new", LeaseWant{}); err != nil || l.Addr4 != addr("10.1.2.6") {
+	if l, err := q.Lease("new", LeaseWant{}); err != nil || l.Addr4 != mustAddr("10.1.2.6") {
 		t.Errorf("%v, %v", l, err) // the only one left
 	}
 	if l, err := q.Lease("1", LeaseWant{}); err != nil || l.Addr4 != want["1"].Addr4 || l.Addr6 != want["1"].Addr6 || l.Name != "n1" {
@@ -199,13 +199,13 @@ func TestIPAMRandom(t *testing.T) {
 		}
 		var w LeaseWant
 		if rnd.IntN(3) == 0 {
-			w.Addr4 = addrAt(pfx("10.9.0.0/26"), uint64(2+rnd.IntN(61)))
+			w.Addr4 = addrAt(mustPrefix("10.9.0.0/26"), uint64(2+rnd.IntN(61)))
 		}
 		if rnd.IntN(6) == 0 {
-			w.Addr6 = addrAt(pfx("fd00:9::/64"), uint64(2+rnd.IntN(61)))
+			w.Addr6 = addrAt(mustPrefix("fd00:9::/64"), uint64(2+rnd.IntN(61)))
 		}
 		if rnd.IntN(9) == 0 {
-			w.MAC = macOf(addrAt(pfx("10.9.0.0/26"), uint64(2+rnd.IntN(61))))
+			w.MAC = macOf(addrAt(mustPrefix("10.9.0.0/26"), uint64(2+rnd.IntN(61))))
 		}
 		old, have := model[id]
 		l, err := p.Lease(id, w)
@@ -214,7 +214,7 @@ func TestIPAMRandom(t *testing.T) {
 			t.Fatalf("step %d: %s has %+v, wants %+v: %v", step, id, old, w, err)
 		case have:
 		case err == nil:
-			if conflict(LeaseWant{Addr4: l.Addr4, Addr6: l.Addr6, MAC: l.MAC}) || !l.meets(w) || l.Addr4 == addr("10.9.0.1") {
+			if conflict(LeaseWant{Addr4: l.Addr4, Addr6: l.Addr6, MAC: l.MAC}) || !l.meets(w) || l.Addr4 == mustAddr("10.9.0.1") {
 				t.Fatalf("step %d: got %+v for %+v, model %v", step, l, w, model)
 			}
 			model[id] = l
@@ -239,8 +239,8 @@ func TestChooseSubnets(t *testing.T) {
 	if ULA(1000, "default") == ULA(1001, "default") || ULA(1000, "default") == ULA(1000, "other") || ULA(1, "a").Addr().As16()[0] != 0xfd {
 		t.Error("ULA does not follow user and name")
 	}
-	near := func(s string) HostPrefix { return HostPrefix{Prefix: pfx(s)} }
-	far := func(s string) HostPrefix { return HostPrefix{pfx(s), true} }
+	near := func(s string) HostPrefix { return HostPrefix{Prefix: mustPrefix(s)} }
+	far := func(s string) HostPrefix { return HostPrefix{mustPrefix(s), true} }
 	for name, tt := range map[string]struct {
 		candidates []string
 		host       []HostPrefix
@@ -256,7 +256,7 @@ func TestChooseSubnets(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var c []netip.Prefix
 			for _, s := range tt.candidates {
-				c = append(c, pfx(s))
+				c = append(c, mustPrefix(s))
 			}
 			got, err := ChooseSubnets(1, "x", c, tt.host)
 			if tt.want == "" {
@@ -266,7 +266,7 @@ func TestChooseSubnets(t *testing.T) {
 				}
 				return
 			}
-			if err != nil || got.Subnet4 != pfx(tt.want) || got.Overlap.IsValid() != tt.overlap {
+			if err != nil || got.Subnet4 != mustPrefix(tt.want) || got.Overlap.IsValid() != tt.overlap {
 				t.Fatalf("%+v, %v", got, err)
 			}
 		})
@@ -295,7 +295,7 @@ func TestHostPrefixes(t *testing.T) {
 		if p.Prefix.Bits() <= 1 {
 			t.Errorf("a default route: %v", p)
 		}
-		loopback = loopback || p.Prefix.Contains(addr("127.0.0.1"))
+		loopback = loopback || p.Prefix.Contains(mustAddr("127.0.0.1"))
 	}
 	if !loopback {
 		t.Errorf("no loopback among %v", got)

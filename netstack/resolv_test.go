@@ -17,7 +17,7 @@ func TestParseResolvConf(t *testing.T) {
 		" nameserver 9.9.9.9\nnameserver\tfe80::1%eth0\r\nnameserver nonsense\nnameserver\n" +
 		"domain first.example\nsearch corp.example. b.example # not this\noptions ndots:2 edns0\noptions ndots:3 timeout:99 attempts:0\n" +
 		"sortlist 1.2.3.4\nnameserver ::1\nnameserver 1.2.3.4\nsearch\n"))
-	if want := []netip.Addr{addr("127.0.0.53"), addr("fe80::1%eth0"), addr("::1")}; !slices.Equal(c.Nameservers, want) {
+	if want := []netip.Addr{mustAddr("127.0.0.53"), mustAddr("fe80::1%eth0"), mustAddr("::1")}; !slices.Equal(c.Nameservers, want) {
 		t.Errorf("servers %v, want %v", c.Nameservers, want)
 	}
 	if want := []string{"corp.example", "b.example"}; !slices.Equal(c.Search, want) {
@@ -36,7 +36,7 @@ func TestParseResolvConf(t *testing.T) {
 
 func TestSandboxResolvConf(t *testing.T) {
 	host := ParseResolvConf([]byte("nameserver 1.1.1.1\nsearch corp.example\noptions ndots:2 timeout:9 rotate edns0\n"))
-	g4, g6 := addr("10.1.2.1"), addr("fd00::1")
+	g4, g6 := mustAddr("10.1.2.1"), mustAddr("fd00::1")
 	for name, tt := range map[string]struct {
 		in   SandboxResolvConf
 		want string
@@ -151,7 +151,7 @@ func TestHostResolvFollows(t *testing.T) {
 
 	// Between two looks the answer is from memory.
 	write("b", "nameserver 6.6.6.6\n")
-	if c, _, _ := h.get(); c.Nameservers[0] != addr("127.0.0.1") {
+	if c, _, _ := h.get(); c.Nameservers[0] != mustAddr("127.0.0.1") {
 		t.Errorf("looked at the file too soon: %v", c)
 	}
 }
