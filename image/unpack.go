@@ -48,6 +48,8 @@ type UnpackJob struct {
 	Single bool
 	// Limits; zero fields mean their defaults.
 	Limits Limits
+
+	noOpenat2 bool // for tests: as on a kernel before 5.6
 }
 
 // UnpackResult tells what was made.

@@ -35,7 +35,7 @@ func newTree(dest string, u *unpacker) (*tree, error) {
 	if err != nil {
 		return nil, &os.PathError{Op: "open", Path: dest, Err: err}
 	}
-	t := &tree{root: fd, u: u, fd: -1}
+	t := &tree{root: fd, u: u, fd: -1, noOpenat2: u.job.noOpenat2}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		unix.Close(fd)
