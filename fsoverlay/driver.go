@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"golang.org/x/sys/unix"
@@ -160,6 +162,21 @@ func closeAll(fds []int) {
 func isOverlay(path string) bool {
 	var st unix.Statfs_t
 	return unix.Statfs(path, &st) == nil && uint32(st.Type) == unix.OVERLAYFS_SUPER_MAGIC
+}
+
+// mkUpper makes the writable directory. It becomes "/", so other users must be
+// able to enter it whatever our umask is.
+func mkUpper(path string) error {
+	if err := mkdirs(filepath.Dir(path)); err != nil {
+		return err
+	}
+	err := os.Mkdir(path, 0o755)
+	if err == nil {
+		err = os.Chmod(path, 0o755)
+	} else if errors.Is(err, fs.ErrExist) {
+		err = nil
+	}
+	return fail("make the writable directory", path, err)
 }
 
 func mkdirs(paths ...string) error {

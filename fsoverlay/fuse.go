@@ -87,7 +87,7 @@ func (d fuseDriver) Prepare(ctx context.Context, s RootSpec) (*Prepared, error) 
 		return nil, err
 	}
 	if !s.ReadOnly {
-		if err := mkdirs(s.Upper, s.Work); err != nil {
+		if err := errors.Join(mkUpper(s.Upper), mkdirs(s.Work)); err != nil {
 			return nil, err
 		}
 	}

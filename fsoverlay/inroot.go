@@ -53,7 +53,7 @@ func openIn(root int, path string, l lookup) (int, error) {
 			continue // a rename elsewhere raced with the ".." check
 		case errors.Is(err, unix.ENOENT) && l.create == makeNothing:
 			return -1, err
-		case errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ENAMETOOLONG), errors.Is(err, unix.EACCES):
+		case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ENAMETOOLONG), errors.Is(err, unix.EACCES):
 			return -1, err
 		}
 		break
@@ -105,6 +105,9 @@ func walkIn(root int, path string, l lookup) (int, error) {
 		}
 		if st.Mode&unix.S_IFMT == unix.S_IFLNK {
 			target, err := readlinkFd(fd)
+			if onProc(fd) {
+				err = unix.ELOOP // may be one that jumps, like /proc/1/root
+			}
 			unix.Close(fd)
 			if err != nil {
 				return -1, err
@@ -136,6 +139,11 @@ func walkIn(root int, path string, l lookup) (int, error) {
 		return fd, nil
 	}
 	return unix.Openat(root, ".", unix.O_PATH|unix.O_CLOEXEC, 0)
+}
+
+func onProc(fd int) bool {
+	var st unix.Statfs_t
+	return unix.Fstatfs(fd, &st) != nil || st.Type == unix.PROC_SUPER_MAGIC
 }
 
 // stepIn opens one name, making it if it is missing and that was asked for.

@@ -23,7 +23,10 @@ func (nativeDriver) Prepare(_ context.Context, s RootSpec) (*Prepared, error) {
 	if s.ReadOnly {
 		return &Prepared{}, mkdirs(s.Merged)
 	}
-	return &Prepared{}, mkdirs(s.Upper, s.Work, s.Merged)
+	if err := mkUpper(s.Upper); err != nil {
+		return nil, err
+	}
+	return &Prepared{}, mkdirs(s.Work, s.Merged)
 }
 
 func (nativeDriver) Mount(s RootSpec) error {

@@ -229,6 +229,8 @@ func (a *applier) target(op Op, create nodeKind) (int, error) {
 		switch {
 		case errors.Is(err, unix.ELOOP) && op.NoLinks:
 			return -1, failf(CodeTarget, "mount", op.Target, "", "it is a link in the image, a real directory is needed")
+		case errors.Is(err, unix.ELOOP):
+			return -1, failf(CodeTarget, "mount", op.Target, "", "the path leads through a loop of links or through /proc in the image")
 		case errors.Is(err, unix.ENOTDIR):
 			return -1, failf(CodeTarget, "mount", op.Target, "", "part of the path is a file in the image")
 		}
