@@ -243,6 +243,10 @@ func (s *Sandbox) resolve(ctx context.Context, img v1.Config) error {
 			return &ConfigError{Field: "sysctl", Err: err}
 		}
 	}
+	if s.mapping.Mode == userns.ModeKeepID && merged.User == "" && c.User == "" {
+		// The point of keeping the id is to run under it.
+		merged.User = fmt.Sprintf("%d:%d", os.Geteuid(), os.Getegid())
+	}
 	driver, err := s.e.chooseStorage(ctx, s.mapping, c.StorageDriver)
 	if err != nil {
 		return err

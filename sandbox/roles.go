@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"unsafe"
 
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox/internal/demo"
@@ -14,6 +15,7 @@ import (
 	"github.com/rootless-sbx/sbx/sandbox/internal/netd"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/userns"
+	"golang.org/x/sys/unix"
 )
 
 var maybeInitCalled bool
@@ -54,6 +56,8 @@ func runRole(name string, role func(context.Context, *wire.Conn) error) (code in
 		return exitOwn
 	}
 	defer conn.Close()
+	// ps and top show this in place of the binary's name, which is "exe".
+	unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(unsafe.StringData(name+"\x00"))), 0, 0, 0)
 	defer func() {
 		if err != nil {
 			code = exitOwn
