@@ -1,0 +1,101 @@
+package netd
+
+import (
+	"context"
+	"os"
+
+	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
+	"github.com/rootless-sbx/sbx/internal/wire"
+)
+
+// Client is a sandbox's connection to its network's process. The connection is
+// the lease: when it ends, the sandbox is detached. It is a port.Manager.
+type Client struct {
+	conn *wire.Conn
+	info Info
+	done chan struct{}
+}
+
+func newClient(conn *wire.Conn) *Client {
+	c := &Client{conn: conn, done: make(chan struct{})}
+	go func() {
+		defer close(c.done)
+		conn.Serve(func(m *wire.Message) {}) // netd asks nothing on this connection
+	}()
+	return c
+}
+
+// Info describes the network.
+func (c *Client) Info() Info { return c.info }
+
+// Done is closed when the connection has ended: the process has gone.
+func (c *Client) Done() <-chan struct{} { return c.done }
+
+// Close detaches the sandbox and gives up its addresses. netd closes the
+// forwarders, the port and the link after it.
+func (c *Client) Close() error {
+	err := c.conn.Close()
+	<-c.done
+	return err
+}
+
+// Lease asks for the sandbox's addresses; once for each connection.
+func (c *Client) Lease(ctx context.Context, req LeaseRequest) (*Lease, error) {
+	var l Lease
+	if err := c.call(ctx, msgLease, req, &l); err != nil {
+		return nil, err
+	}
+	return &l, nil
+}
+
+// Attach joins the sandbox to the network and publishes its ports. The process
+// gets duplicates of link and sockets (see SocketServer; nil: none), so that
+// both stay the caller's, for the process after it.
+func (c *Client) Attach(ctx context.Context, req AttachRequest, link, sockets *os.File) ([]port.Status, error) {
+	files := []wire.File{{Name: fileLink, File: link}}
+	if sockets != nil {
+		files = append(files, wire.File{Name: fileSockets, File: sockets})
+	}
+	var p Ports
+	if err := c.call(ctx, msgAttach, req, &p, files...); err != nil {
+		return nil, err
+	}
+	return p.Ports, nil
+}
+
+// AddPort publishes a port; the Status has the host port actually bound.
+func (c *Client) AddPort(ctx context.Context, spec port.Spec) (*port.Status, error) {
+	var s port.Status
+	if err := c.call(ctx, msgAddPort, spec, &s); err != nil {
+		return nil, err
+	}
+	return &s, nil
+}
+
+// RemovePort takes a published port back.
+func (c *Client) RemovePort(ctx context.Context, id int) error {
+	return c.call(ctx, msgRmPort, portID{id}, nil)
+}
+
+// ListPorts returns the published ports.
+func (c *Client) ListPorts(ctx context.Context) ([]port.Status, error) {
+	var p Ports
+	err := c.call(ctx, msgPorts, nil, &p)
+	return p.Ports, err
+}
+
+// Stats returns the counters.
+func (c *Client) Stats(ctx context.Context) (Stats, error) {
+	var s Stats
+	err := c.call(ctx, msgStats, nil, &s)
+	return s, err
+}
+
+func (c *Client) call(ctx context.Context, typ string, req, resp any, files ...wire.File) error {
+	m, err := c.conn.Call(ctx, typ, req, resp, files...)
+	if err != nil {
+		return err
+	}
+	m.CloseFiles()
+	return nil
+}
