@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rootless-sbx/sbx/internal/wire"
 )
 
 func TestChoose(t *testing.T) {
@@ -23,6 +25,10 @@ func TestChoose(t *testing.T) {
 		if got != c.want || c.err != "" && (!errors.As(err, &de) || !strings.Contains(err.Error(), c.err)) || c.err == "" && err != nil {
 			t.Errorf("%q: %q, %v", c.forced, got, err)
 		}
+	}
+	_, err := Choose(rs, DriverNative)
+	if w := wire.ToError("start", err); w.Code != CodeDriver || w.Fix != "a new one" || w.Msg != "old kernel" {
+		t.Errorf("across processes: %#v", w)
 	}
 	if _, err := Choose(rs[:1], ""); err == nil || !strings.Contains(err.Error(), "old kernel") {
 		t.Errorf("none: %v", err)
@@ -59,7 +65,7 @@ func TestProbeReasons(t *testing.T) {
 	want(reason(Prober{FuseOverlayfs: broken}, dir, DriverFuse), "went wrong", "")
 
 	// An overlay on an overlay.
-	e := newEnv(t, DriverNative, true)
+	e := newEnv(t, DriverNative)
 	write(t, e.layer()+"/f", "x")
 	m := e.mount()
 	want(reason(Prober{}, m, DriverNative), "is on an overlay itself", "volume")
@@ -137,7 +143,7 @@ func TestOverlayMount(t *testing.T) {
 	if !inUserns(t, roleRange) {
 		return
 	}
-	e := newEnv(t, DriverNative, false)
+	e := newEnv(t, DriverNative)
 	for range MaxLowers {
 		write(t, e.layer()+"/d/"+e.spec.Lowers[0][len(e.dir)+1:], "x")
 	}
@@ -167,7 +173,7 @@ func TestFuseProcess(t *testing.T) {
 	}
 	before := openFDs(t)
 	mounts := mountCount(t)
-	e := newEnv(t, DriverFuse, false)
+	e := newEnv(t, DriverFuse)
 	write(t, e.layer()+"/f", "x")
 	prep, err := fuseDriver{}.Prepare(t.Context(), e.spec)
 	must(t, err)

@@ -254,6 +254,10 @@ func (v *Volumes) emptyTrash(ctx context.Context, trash []string) error {
 // Hold keeps volumes from being removed until it is closed or its process ends.
 type Hold struct{ files []*os.File }
 
+// Files are the locks themselves, to be handed to another process: the volumes
+// stay held until every copy is closed.
+func (h *Hold) Files() []*os.File { return h.files }
+
 // Close lets go.
 func (h *Hold) Close() error {
 	if h == nil {
