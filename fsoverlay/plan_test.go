@@ -212,6 +212,18 @@ func planSuite(t *testing.T, single bool) {
 			t.Errorf("%v, notes %q", r.Err, r.Notes)
 		}
 	})
+	t.Run("the host's trees", func(t *testing.T) {
+		e, _ := rootEnv(t, DriverNative)
+		r := e.start(t, PlanConfig{SingleID: single, TTY: true, Mounts: []Mount{
+			{Type: TypeBind, Source: "/dev", Target: "/dev"}, {Type: TypeBind, Source: "/sys", Target: "/sys", ReadOnly: true},
+			{Type: TypeBind, Source: "/", Target: "/host", ReadOnly: true, Propagation: "rslave"},
+			{Type: TypeBind, Source: "/proc", Target: "/hostproc"},
+			{Type: TypeBind, Source: "/proc/uptime", Target: "/proc/uptime"},
+		}}, "host trees")
+		if r.Err != nil || len(r.Notes) > 0 {
+			t.Errorf("%v, notes %q", r.Err, r.Notes)
+		}
+	})
 	t.Run("detached fuse", func(t *testing.T) { planDetach(t, single) })
 	t.Run("errors", func(t *testing.T) { planErrors(t, single) })
 }
@@ -452,6 +464,20 @@ var initChecks = map[string]func(*result){
 		}
 		_, err = os.ReadFile("/proc/interrupts")
 		r.want(err == nil, "without masks: %v", err)
+	},
+	"host trees": func(r *result) {
+		r.want(os.WriteFile("/dev/null", []byte("x"), 0) == nil, "write to /dev/null")
+		r.want(mountAt(r, "/dev/shm").FSType == "tmpfs", "no /dev/shm of the sandbox")
+		checkConsole(r)
+		r.errno(os.WriteFile("/host/etc/x", nil, 0o644), unix.EROFS, "write to the host")
+		r.errno(os.WriteFile("/host/tmp/x", nil, 0o644), unix.EROFS, "write to the host")
+		_, err := os.Stat("/host/etc/passwd")
+		r.want(err == nil, "%v", err)
+		ms, err := mountinfo.GetMounts(mountinfo.PrefixFilter("/host"))
+		r.want(err == nil && len(ms) > 0, "%d mounts below /host, %v", len(ms), err)
+		for _, m := range ms {
+			r.want(slices.Contains(strings.Split(m.Options, ","), "ro"), "%s is %s", m.Mountpoint, m.Options)
+		}
 	},
 	"detached": func(r *result) {
 		r.want(os.WriteFile("/sync/ready", nil, 0o644) == nil, "no /sync")
