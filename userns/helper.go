@@ -13,6 +13,19 @@ import (
 
 const installFix = "ask the administrator: apt install uidmap (Debian, Ubuntu), dnf install shadow-utils (Fedora), apk add shadow-uidmap (Alpine)"
 
+// findHelpers returns the paths of both helpers.
+func findHelpers(cfg MappingConfig, h *host) (uidmap, gidmap string, err error) {
+	uidmap, herr := findHelper("newuidmap", cfg.NewUIDMap, unix.CAP_SETUID, h)
+	if herr != nil {
+		return "", "", herr
+	}
+	gidmap, herr = findHelper("newgidmap", cfg.NewGIDMap, unix.CAP_SETGID, h)
+	if herr != nil {
+		return "", "", herr
+	}
+	return uidmap, gidmap, nil
+}
+
 // findHelper returns the path of newuidmap or newgidmap if it is there and can
 // gain capability cpb (CAP_SETUID or CAP_SETGID) when it is executed.
 func findHelper(name, configured string, cpb uint, hs *host) (string, *Error) {

@@ -51,6 +51,13 @@ func child(role string) (err error) {
 	switch role {
 	case "orphan": // starts a grandchild and waits to be killed
 		return orphan()
+	case "byhand": // was not started by Start
+		conn, err := Join()
+		if conn != nil || !errors.Is(err, ErrNotChild) {
+			return fmt.Errorf("joined: %w", err)
+		}
+		fmt.Println(err)
+		return nil
 	case "silent":
 		os.Exit(7)
 	}

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-
-	"golang.org/x/sys/unix"
 )
 
 // fullRange is how many ids an image may expect: 0 to 65535.
@@ -39,14 +37,8 @@ func ResolveMapping(cfg MappingConfig) (*Mapping, error) {
 }
 
 func resolve(cfg MappingConfig, h *host) (*Mapping, error) {
-	if cfg.UID == 0 {
-		cfg.UID = h.uid
-	}
-	if cfg.GID == 0 {
-		cfg.GID = h.gid
-	}
-	if cfg.UID < 0 || cfg.UID >= noID || cfg.GID < 0 || cfg.GID >= noID {
-		return nil, &Error{Step: "resolve the id map", Msg: fmt.Sprintf("uid %d or gid %d is out of range", cfg.UID, cfg.GID)}
+	if err := cfg.complete(h); err != nil {
+		return nil, err
 	}
 	switch cfg.Mode {
 	case "":
@@ -74,6 +66,20 @@ func resolve(cfg MappingConfig, h *host) (*Mapping, error) {
 	return single(cfg, e.Error(), e.Fix), nil
 }
 
+// complete fills in whose ids are meant.
+func (cfg *MappingConfig) complete(h *host) error {
+	if cfg.UID == 0 {
+		cfg.UID = h.uid
+	}
+	if cfg.GID == 0 {
+		cfg.GID = h.gid
+	}
+	if cfg.UID < 0 || cfg.UID >= noID || cfg.GID < 0 || cfg.GID >= noID {
+		return &Error{Step: "resolve the id map", Msg: fmt.Sprintf("uid %d or gid %d is out of range", cfg.UID, cfg.GID)}
+	}
+	return nil
+}
+
 func single(cfg MappingConfig, reason, fix string) *Mapping {
 	return &Mapping{
 		Mode:   ModeSingle,
@@ -86,61 +92,79 @@ func single(cfg MappingConfig, reason, fix string) *Mapping {
 
 // subordinate maps the user and the ids granted to him.
 func subordinate(cfg MappingConfig, h *host) (*Mapping, error) {
-	name := h.userName(cfg.UID)
-	g, err := lookupGrants(cfg, h.nsswitch, name)
+	g, err := granted(cfg, h)
 	if err != nil {
-		return nil, &Error{Kind: ErrNoSubIDs, Step: "read the subordinate ids", Errno: errnoOf(err), Msg: err.Error()}
-	}
-	uids, notes := usable(g.uids, uint32(cfg.UID), h.uids)
-	gids, gnotes := usable(g.gids, uint32(cfg.GID), h.gids)
-	notes = append(append(g.skipped, notes...), gnotes...)
-	who := name
-	if who == "" {
-		who = strconv.Itoa(cfg.UID)
-	}
-	fix := subIDFix(who)
-	if len(uids) == 0 || len(gids) == 0 {
-		var missing []string
-		if len(uids) == 0 {
-			missing = append(missing, "uids in "+g.uidSource)
-		}
-		if len(gids) == 0 {
-			missing = append(missing, "gids in "+g.gidSource)
-		}
-		msg := fmt.Sprintf("user %s has no subordinate %s", who, strings.Join(missing, " and no subordinate "))
-		if len(notes) > 0 {
-			msg += " (" + strings.Join(notes, "; ") + ")"
-		}
-		return nil, &Error{Kind: ErrNoSubIDs, Step: "read the subordinate ids", Msg: msg, Fix: fix}
+		return nil, err
 	}
 	m := &Mapping{Mode: cfg.Mode}
 	if !h.direct() {
 		m.Helper = true
-		var herr *Error
-		if m.NewUIDMap, herr = findHelper("newuidmap", cfg.NewUIDMap, unix.CAP_SETUID, h); herr != nil {
-			return nil, herr
-		}
-		if m.NewGIDMap, herr = findHelper("newgidmap", cfg.NewGIDMap, unix.CAP_SETGID, h); herr != nil {
-			return nil, herr
+		if m.NewUIDMap, m.NewGIDMap, err = findHelpers(cfg, h); err != nil {
+			return nil, err
 		}
 	}
 	var self, selfGID uint32
 	if cfg.Mode == ModeKeepID {
 		self, selfGID = uint32(cfg.UID), uint32(cfg.GID)
 	}
-	m.UIDs = layout(self, uint32(cfg.UID), uids)
-	m.GIDs = layout(selfGID, uint32(cfg.GID), gids)
+	m.UIDs = layout(self, uint32(cfg.UID), g.uids)
+	m.GIDs = layout(selfGID, uint32(cfg.GID), g.gids)
+	notes := g.notes
 	if n := min(total(m.UIDs), total(m.GIDs)); n < fullRange {
 		notes = append(notes, fmt.Sprintf("only %d of %d ids are available: images that use higher ones will fail", n, fullRange))
-		m.Fix = fix
+		m.Fix = g.fix
 	}
 	m.Reason = strings.Join(notes, "; ")
 	return m, nil
 }
 
-// subIDFix names a free-looking range; usermod refuses nothing, so the
-// administrator must still look whether it is taken.
-func subIDFix(who string) string {
+// usableIDs are the subordinate ids that the user has and that can be mapped.
+type usableIDs struct {
+	uids, gids []span
+	notes      []string
+	source     string
+	fix        string
+}
+
+func granted(cfg MappingConfig, h *host) (*usableIDs, error) {
+	name := h.userName(cfg.UID)
+	g, err := lookupGrants(cfg, h.nsswitch, name)
+	if err != nil {
+		return nil, &Error{Kind: ErrNoSubIDs, Step: "read the subordinate ids", Errno: errnoOf(err), Msg: err.Error(),
+			Fix: "see what getsubids prints for the user"}
+	}
+	uids, absent, notes := usable(g.uids, uint32(cfg.UID), h.uids)
+	gids, gabsent, gnotes := usable(g.gids, uint32(cfg.GID), h.gids)
+	notes = append(append(g.skipped, notes...), gnotes...)
+	who := name
+	if who == "" {
+		who = strconv.Itoa(cfg.UID)
+	}
+	u := &usableIDs{uids: uids, gids: gids, notes: notes, source: g.uidSource, fix: subIDFix(who, absent+gabsent > 0)}
+	if len(uids) > 0 && len(gids) > 0 {
+		return u, nil
+	}
+	var missing []string
+	if len(uids) == 0 {
+		missing = append(missing, "uids in "+g.uidSource)
+	}
+	if len(gids) == 0 {
+		missing = append(missing, "gids in "+g.gidSource)
+	}
+	msg := fmt.Sprintf("user %s has no subordinate %s", who, strings.Join(missing, " and no subordinate "))
+	if len(notes) > 0 {
+		msg += " (" + strings.Join(notes, "; ") + ")"
+	}
+	return nil, &Error{Kind: ErrNoSubIDs, Step: "read the subordinate ids", Msg: msg, Fix: u.fix}
+}
+
+// subIDFix names the usual range. usermod does not look whether it is taken. In a
+// user namespace that lacks the granted ids, other ids are needed.
+func subIDFix(who string, absent bool) string {
+	if absent {
+		return "put ids that /proc/self/uid_map and gid_map list into /etc/subuid and /etc/subgid for " + who +
+			", or give the outer container more ids"
+	}
 	return "ask the administrator: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 " + who +
 		" (another range if that one is taken)"
 }

@@ -11,8 +11,9 @@ type span struct{ from, to uint64 }
 
 // usable turns granted ranges into disjoint spans, in their order: within the ids
 // that exist here, without the user's own id, which is mapped separately, and
-// without what an earlier range has covered. It says what it left out.
-func usable(ranges []idtools.SubIDRange, own uint32, offered []span) (out []span, notes []string) {
+// without what an earlier range has covered. It says what it left out,
+// and how many ids were lost because they do not exist here.
+func usable(ranges []idtools.SubIDRange, own uint32, offered []span) (out []span, absent uint64, notes []string) {
 	for _, r := range ranges {
 		switch {
 		case r.Start < 0 || r.Length <= 0 || uint64(r.Start) >= noID:
@@ -29,19 +30,19 @@ func usable(ranges []idtools.SubIDRange, own uint32, offered []span) (out []span
 			left = subtract(left, o)
 		}
 		here := intersect(left, offered)
-		if count(here) < count(left) {
-			notes = append(notes, fmt.Sprintf("%d ids of range %d:%d do not exist in this user namespace",
-				count(left)-count(here), r.Start, r.Length))
+		if n := count(left) - count(here); n > 0 {
+			absent += n
+			notes = append(notes, fmt.Sprintf("%d ids of range %d:%d do not exist in this user namespace", n, r.Start, r.Length))
 		}
 		for _, h := range here {
 			if len(out) >= maxExtents-2 { // two for the user's own id and for the extent it splits
 				notes = append(notes, fmt.Sprintf("more than %d ranges", maxExtents-2))
-				return out, notes
+				return out, absent, notes
 			}
 			out = append(out, h)
 		}
 	}
-	return out, notes
+	return out, absent, notes
 }
 
 func subtract(l []span, cut span) (out []span) {

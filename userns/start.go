@@ -74,6 +74,7 @@ type Child struct {
 	PidFD *os.File
 
 	name    string
+	mayReap chan struct{} // closed when nobody uses PID any more
 	done    chan struct{} // closed when the child has been reaped
 	status  syscall.WaitStatus
 	waitErr error
@@ -130,9 +131,11 @@ func Start(ctx context.Context, s Spec) (_ *Child, err error) {
 	}()
 	msg := mapped{Files: len(s.Files), User: s.Mapping != nil}
 	if s.Mapping != nil {
-		if msg.SetGroups, err = s.Mapping.write(ctx, c.PID); err != nil {
-			return nil, c.explain(err)
-		}
+		msg.SetGroups, err = s.Mapping.write(ctx, c.PID)
+	}
+	close(c.mayReap) // until now PID was the child's even if it was dead
+	if err != nil {
+		return nil, c.explain(err)
 	}
 	if err = conn.Send(MsgMapped, msg); err != nil {
 		return nil, c.explain(fmt.Errorf("start %s: %w", s.Args[0], err))
@@ -189,7 +192,7 @@ func clone(s Spec, control *os.File) (*Child, error) {
 		}
 		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(fd)
 	}
-	c := &Child{name: s.Args[0], done: make(chan struct{})}
+	c := &Child{name: s.Args[0], mayReap: make(chan struct{}), done: make(chan struct{})}
 	started := make(chan error, 1)
 	go func() {
 		if s.Pdeathsig != 0 {
@@ -200,6 +203,7 @@ func clone(s Spec, control *os.File) (*Child, error) {
 		c.PID, err = syscall.ForkExec(s.Path, s.Args, attr)
 		started <- err
 		if err == nil {
+			<-c.mayReap
 			c.reap()
 		}
 	}()
@@ -209,7 +213,8 @@ func clone(s Spec, control *os.File) (*Child, error) {
 	runtime.KeepAlive(files)
 	runtime.KeepAlive(s.Cgroup)
 	if pidfd < 0 {
-		unix.Kill(c.PID, unix.SIGKILL) // not reaped before the done channel closes, so it is ours
+		unix.Kill(c.PID, unix.SIGKILL) // not reaped yet, so it is ours
+		close(c.mayReap)
 		<-c.done
 		return nil, &Error{Step: "start " + s.Args[0], Msg: "the kernel gives no pidfd", Fix: "Linux 5.4 or later is needed"}
 	}

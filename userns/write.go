@@ -16,6 +16,8 @@ import (
 
 const helperTimeout = 10 * time.Second
 
+var errHelperTimeout = errors.New("it did not finish within 10 seconds")
+
 // write maps the ids of process pid, which is in a new user namespace, and says
 // whether setgroups(2) works there.
 func (m *Mapping) write(ctx context.Context, pid int) (setgroups bool, err error) {
@@ -37,7 +39,7 @@ func (m *Mapping) write(ctx context.Context, pid int) (setgroups bool, err error
 func procFile(pid int, name string) string { return fmt.Sprintf("/proc/%d/%s", pid, name) }
 
 func (m *Mapping) writeByHelpers(ctx context.Context, pid int) error {
-	ctx, cancel := context.WithTimeout(ctx, helperTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, helperTimeout, errHelperTimeout)
 	defer cancel()
 	gids := make(chan error, 1)
 	go func() { gids <- runHelper(ctx, m.NewGIDMap, pid, m.GIDs) }()
@@ -62,9 +64,11 @@ func runHelper(ctx context.Context, path string, pid int, l []IDMap) error {
 	if len(msg) > 1024 {
 		msg = msg[:1024]
 	}
-	switch {
-	case ctx.Err() != nil:
-		msg = "stopped: " + context.Cause(ctx).Error()
+	switch cause := context.Cause(ctx); {
+	case cause == errHelperTimeout:
+		msg = cause.Error()
+	case cause != nil: // the caller's wish
+		return fmt.Errorf("map ids with %s: %w", path, cause)
 	case msg == "":
 		msg = err.Error()
 	}

@@ -287,10 +287,14 @@ func spill(b []byte) (*os.File, error) {
 	return f, nil
 }
 
+var buffers = sync.Pool{New: func() any { b := make([]byte, maxDatagram); return &b }}
+
 // Recv reads the next message. The caller answers a request and calls
 // CloseFiles. At the end of the connection it returns io.EOF.
 func (c *Conn) Recv() (*Message, error) {
-	buf := make([]byte, maxDatagram)
+	bp := buffers.Get().(*[]byte) // parse keeps nothing of it
+	defer buffers.Put(bp)
+	buf := *bp
 	oob := make([]byte, unix.CmsgSpace(maxFiles*4))
 	n, oobn, flags, _, err := c.uc.ReadMsgUnix(buf, oob)
 	if errors.Is(err, syscall.ECONNRESET) {

@@ -97,8 +97,8 @@ func Exec(spec Spec) error {
 	// The last thing: from here on only execve has to pass the filter, so
 	// that a profile need not allow what only we do.
 	if filter != nil {
-		if err := filter.load(); err != nil {
-			return err
+		if err := filter.Load(); err != nil {
+			return fail(CodeSeccomp, "", "", err, "")
 		}
 	}
 	err = syscall.Exec(file, spec.Args, env)
@@ -168,7 +168,7 @@ func setUpProcess(spec Spec, id *identity) error {
 	if err := newSession(spec); err != nil {
 		return err
 	}
-	return giveStdio(id.uid)
+	return shareStdio(id.uid, spec.Terminal)
 }
 
 func newSession(spec Spec) error {
@@ -199,28 +199,44 @@ func newSession(spec Spec) error {
 	return nil
 }
 
-// giveStdio makes pipes and terminals among the standard streams the user's,
-// as runc does, so that it can open /dev/stdout again. Regular files are left
-// alone: they are the caller's, and would end up owned by a subordinate id.
-func giveStdio(uid int) error {
+// shareStdio lets the workload's user open its standard streams again, as
+// programs do that log to /dev/stdout. The sandbox's terminal is given to it.
+// A pipe is opened to all, which only those reach who may look into a process
+// that holds it; runc gives it away, and a shell whose pipe we share could then
+// not open its own /dev/stdout. Files and named pipes are the caller's and stay
+// as they are.
+func shareStdio(uid int, terminal bool) error {
+	const pipefs = 0x50495045
+	if uid == 0 {
+		return nil
+	}
 	for fd := range 3 {
-		var st unix.Stat_t
-		if err := unix.Fstat(fd, &st); err != nil {
-			if err == unix.EBADF {
-				continue
-			}
+		var (
+			st unix.Stat_t
+			fs unix.Statfs_t
+		)
+		if err := unix.Fstat(fd, &st); err == unix.EBADF {
+			continue
+		} else if err != nil {
 			return fail("", "stat standard stream", strconv.Itoa(fd), err, "")
 		}
-		tty := st.Mode&unix.S_IFMT == unix.S_IFCHR && unix.Major(uint64(st.Rdev)) >= 136 && unix.Major(uint64(st.Rdev)) <= 143
-		if int(st.Uid) == uid || st.Mode&unix.S_IFMT != unix.S_IFIFO && !tty {
-			continue
+		var err error
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFIFO:
+			if err = unix.Fstatfs(fd, &fs); err == nil && fs.Type == pipefs {
+				err = unix.Fchmod(fd, 0o666)
+			}
+		case unix.S_IFCHR:
+			if _, termErr := unix.IoctlGetTermios(fd, unix.TCGETS); terminal && termErr == nil {
+				err = unix.Fchown(fd, uid, -1)
+			}
 		}
-		switch err := unix.Fchown(fd, uid, -1); err {
+		switch err {
 		case nil, unix.EPERM, unix.EINVAL, unix.EROFS:
-			// Not ours to give, e.g. a pipe from another user: the open
-			// descriptor works all the same.
+			// Not ours, e.g. a pipe from another user: the descriptor
+			// itself works all the same.
 		default:
-			return fail("", "give the user standard stream", strconv.Itoa(fd), err, "")
+			return fail("", "share standard stream", strconv.Itoa(fd), err, "")
 		}
 	}
 	return nil

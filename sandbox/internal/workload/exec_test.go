@@ -100,6 +100,43 @@ func TestExecSurroundings(t *testing.T) {
 	}
 }
 
+// A user can open its standard streams again if they are pipes; files of the
+// caller keep owner and mode.
+func TestExecStdio(t *testing.T) {
+	root := newRoot(t)
+	spec := Spec{Args: []string{"sh", "-c", "echo out >/dev/stdout; echo err >/proc/self/fd/2"}, Env: testEnv, User: "alice"}
+	if r := run(t, setup{Root: root, Spec: spec}); r.out != "out\n" || r.stderr != "err\n" {
+		t.Errorf("pipes: %q, %q", r.out, r.stderr)
+	}
+
+	file, err := os.Create(t.TempDir() + "/out")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	before, err := file.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec.Args = []string{"/bin/echo", "out"}
+	cmd, release := command(t, setup{Root: root, Spec: spec})
+	cmd.Stdout = file
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	release()
+	if err := cmd.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	after, err := file.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after.Size() != 4 || after.Mode() != before.Mode() || after.Sys().(*syscall.Stat_t).Uid != before.Sys().(*syscall.Stat_t).Uid {
+		t.Errorf("file: %v, was %v", after, before)
+	}
+}
+
 func TestExecPdeathsig(t *testing.T) {
 	root := newRoot(t)
 	for sig, want := range map[syscall.Signal]string{0: "0\n", unix.SIGKILL: "9\n"} {

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -48,14 +49,14 @@ func TestMain(m *testing.M) {
 
 // setup is what a test wants of its sandbox.
 type setup struct {
-	Root   string
-	Spec   Spec
-	Single bool // map a single id
-	// Pre is run inside the root before Exec.
+	Root          string
+	Spec          Spec
+	Single        bool  // map a single id
 	IgnoreSignals []int // ignored and blocked by init
 	ReadOnly      bool  // root read-only
 	LeakFD        bool  // keep a descriptor of the outer root open as 42
 	Init          bool  // run the workload under RunInit
+	InitTimeout   time.Duration
 	Sysctls       map[string]string
 }
 

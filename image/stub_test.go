@@ -1,0 +1,3 @@
+package image
+
+func storeChild(mode string) int { return 2 }

@@ -1,0 +1,425 @@
+package netstack
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// maxLeaseID bounds a lease's id and name.
+const maxLeaseID = 128
+
+// IPAMConfig describes the addresses of a network.
+type IPAMConfig struct {
+	// Subnet4 is /8 to /30, Subnet6 /64 or longer up to /120; the latter may be
+	// zero for a network without IPv6.
+	Subnet4, Subnet6 netip.Prefix
+	// Gateway4 and Gateway6. Zero: the subnet's first address.
+	Gateway4, Gateway6 netip.Addr
+	// MaxLeases bounds the sandboxes of the network. Zero: 1000. The subnet's
+	// size bounds them as well.
+	MaxLeases int
+
+	now func() time.Time // tests
+}
+
+// Lease is the set of addresses of one sandbox.
+type Lease struct {
+	ID    string           `json:"id"`
+	Name  string           `json:"name,omitempty"`
+	Addr4 netip.Addr       `json:"addr4"`
+	Addr6 netip.Addr       `json:"addr6,omitzero"`
+	MAC   net.HardwareAddr `json:"mac"`
+}
+
+// LeaseWant are the addresses somebody asks for; zero fields are free choice.
+type LeaseWant struct {
+	Name         string
+	Addr4, Addr6 netip.Addr
+	MAC          net.HardwareAddr
+}
+
+// ErrNoAddress: every address of the network is taken.
+type ErrNoAddress struct {
+	Subnet netip.Prefix
+	Leases int
+}
+
+func (e *ErrNoAddress) Error() string {
+	return fmt.Sprintf("no free address in %s: %d sandboxes are on the network", e.Subnet, e.Leases)
+}
+
+// ErrLeaseConflict: another sandbox has the address that was asked for.
+type ErrLeaseConflict struct{ Addr, Owner string }
+
+func (e *ErrLeaseConflict) Error() string {
+	return fmt.Sprintf("address %s is in use by sandbox %s", e.Addr, e.Owner)
+}
+
+// ErrBadAddress: the address that was asked for cannot be given to anybody.
+type ErrBadAddress struct{ Addr, Reason string }
+
+func (e *ErrBadAddress) Error() string { return fmt.Sprintf("address %s: %s", e.Addr, e.Reason) }
+
+// IPAM hands out a network's addresses. The IPv6 address repeats the place of
+// the IPv4 one in its subnet, and the MAC is 02:5b followed by the IPv4
+// address, unless somebody wants others. An address that was released comes
+// round again last, so that what others remember of it has time to expire.
+type IPAM struct {
+	cfg IPAMConfig
+
+	mu    sync.Mutex // guards what follows
+	byID  map[string]*held
+	owner map[string]string // every address and MAC, in text, to the lease's id
+	next  uint32            // where the search for a free place begins
+}
+
+type held struct {
+	Lease
+	until time.Time // of a restored lease not yet claimed; zero: in use
+}
+
+// NewIPAM checks cfg.
+func NewIPAM(cfg IPAMConfig) (*IPAM, error) {
+	if p := cfg.Subnet4; !p.IsValid() || !p.Addr().Is4() || p.Bits() < 8 || p.Bits() > 30 {
+		return nil, fmt.Errorf("address pool: IPv4 subnet %s: want /8 to /30", p)
+	}
+	if p := cfg.Subnet6; p.IsValid() && (!p.Addr().Is6() || p.Addr().Is4In6() || p.Bits() < 64 || p.Bits() > 120) {
+		return nil, fmt.Errorf("address pool: IPv6 subnet %s: want /64 to /120", p)
+	}
+	cfg.Subnet4, cfg.Subnet6 = cfg.Subnet4.Masked(), cfg.Subnet6.Masked()
+	if !cfg.Gateway4.IsValid() {
+		cfg.Gateway4 = cfg.Subnet4.Addr().Next()
+	}
+	if !cfg.Gateway6.IsValid() && cfg.Subnet6.IsValid() {
+		cfg.Gateway6 = cfg.Subnet6.Addr().Next()
+	}
+	if !cfg.Subnet4.Contains(cfg.Gateway4) || cfg.Gateway6.IsValid() && !cfg.Subnet6.Contains(cfg.Gateway6) {
+		return nil, fmt.Errorf("address pool: gateway %s or %s is outside of its subnet", cfg.Gateway4, cfg.Gateway6)
+	}
+	if cfg.MaxLeases <= 0 {
+		cfg.MaxLeases = 1000
+	}
+	if cfg.now == nil {
+		cfg.now = bootTime
+	}
+	return &IPAM{cfg: cfg, byID: map[string]*held{}, owner: map[string]string{}, next: 1}, nil
+}
+
+// Gateways returns the gateway's addresses; the second is zero without IPv6.
+func (p *IPAM) Gateways() (v4, v6 netip.Addr) { return p.cfg.Gateway4, p.cfg.Gateway6 }
+
+// Subnets returns the network's subnets; the second is zero without IPv6.
+func (p *IPAM) Subnets() (v4, v6 netip.Prefix) { return p.cfg.Subnet4, p.cfg.Subnet6 }
+
+// Lease gives addresses to a sandbox. Asked again for the same id it returns
+// the same ones; with different wishes it is an error.
+func (p *IPAM) Lease(id string, want LeaseWant) (Lease, error) {
+	if id == "" || len(id) > maxLeaseID || len(want.Name) > maxLeaseID {
+		return Lease{}, fmt.Errorf("lease: id and name have at most %d characters, and the id at least one", maxLeaseID)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.expire()
+	if h := p.byID[id]; h != nil {
+		if !h.until.IsZero() && !h.meets(want) {
+			p.release(id) // its own old addresses do not stand in its way
+		} else {
+			if !h.meets(want) {
+				return Lease{}, &ErrBadAddress{wantText(want), fmt.Sprintf("sandbox %s has %s already", id, h.Addr4)}
+			}
+			if h.until = (time.Time{}); want.Name != "" {
+				h.Name = want.Name
+			}
+			return h.Lease.clone(), nil
+		}
+	}
+	if len(p.byID) >= p.cfg.MaxLeases {
+		return Lease{}, &ErrNoAddress{p.cfg.Subnet4, len(p.byID)}
+	}
+	l, err := p.choose(id, want)
+	if err != nil {
+		return Lease{}, err
+	}
+	p.take(&held{Lease: l})
+	return l.clone(), nil
+}
+
+// Release takes the addresses back; it says whether there was such a lease.
+func (p *IPAM) Release(id string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.release(id)
+}
+
+// Leases returns the leases in use, by address.
+func (p *IPAM) Leases() []Lease { return p.list(false) }
+
+func (p *IPAM) list(unclaimed bool) []Lease {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := []Lease{}
+	for _, h := range p.byID {
+		if unclaimed || h.until.IsZero() {
+			out = append(out, h.Lease.clone())
+		}
+	}
+	slices.SortFunc(out, func(a, b Lease) int { return a.Addr4.Compare(b.Addr4) })
+	return out
+}
+
+// choose finds addresses that nobody has.
+func (p *IPAM) choose(id string, want LeaseWant) (Lease, error) {
+	l := Lease{ID: id, Name: want.Name, Addr4: want.Addr4.Unmap(), Addr6: want.Addr6, MAC: slices.Clone(want.MAC)}
+	if l.Addr4.IsValid() {
+		if err := p.check4(l.Addr4); err != nil {
+			return Lease{}, err
+		}
+	}
+	if l.Addr6.IsValid() {
+		if err := p.check6(l.Addr6); err != nil {
+			return Lease{}, err
+		}
+	}
+	if l.MAC != nil {
+		if len(l.MAC) != 6 || l.MAC[0]&1 != 0 || l.MAC.String() == "00:00:00:00:00:00" {
+			return Lease{}, &ErrBadAddress{l.MAC.String(), "not the address of a single Ethernet device"}
+		}
+		if o, ok := p.owner[l.MAC.String()]; ok {
+			return Lease{}, &ErrLeaseConflict{l.MAC.String(), o}
+		}
+	}
+	if !l.Addr4.IsValid() {
+		places := uint32(1)<<(32-p.cfg.Subnet4.Bits()) - 2 // without network and broadcast
+		found := false
+		for i := uint32(0); i < places && !found; i++ {
+			n := (p.next-1+i)%places + 1
+			a := addrAt(p.cfg.Subnet4, uint64(n))
+			if _, used := p.owner[a.String()]; used || a == p.cfg.Gateway4 {
+				continue
+			}
+			if _, used := p.owner[macOf(a).String()]; used && l.MAC == nil {
+				continue // somebody wanted the MAC that belongs to it
+			}
+			l.Addr4, p.next, found = a, n%places+1, true
+		}
+		if !found {
+			return Lease{}, &ErrNoAddress{p.cfg.Subnet4, len(p.byID)}
+		}
+	}
+	if l.MAC == nil {
+		l.MAC = macOf(l.Addr4)
+		if o, ok := p.owner[l.MAC.String()]; ok {
+			return Lease{}, &ErrLeaseConflict{l.MAC.String(), o}
+		}
+	}
+	if !l.Addr6.IsValid() && p.cfg.Subnet6.IsValid() {
+		a, err := p.choose6(placeOf(p.cfg.Subnet4, l.Addr4))
+		if err != nil {
+			return Lease{}, err
+		}
+		l.Addr6 = a
+	}
+	return l, nil
+}
+
+// choose6 takes the same place as in the IPv4 subnet, or one further up if
+// somebody wanted just that address.
+func (p *IPAM) choose6(place uint64) (netip.Addr, error) {
+	size := uint64(1) << min(128-p.cfg.Subnet6.Bits(), 48)
+	for i := range uint64(p.cfg.MaxLeases + 3) {
+		n := (place + i<<24) % size
+		if size <= 1<<24 {
+			n = (place + i) % size
+		}
+		if n == 0 {
+			continue // the subnet-router anycast address
+		}
+		a := addrAt(p.cfg.Subnet6, n)
+		if _, used := p.owner[a.String()]; !used && a != p.cfg.Gateway6 {
+			return a, nil
+		}
+	}
+	return netip.Addr{}, &ErrNoAddress{p.cfg.Subnet6, len(p.byID)}
+}
+
+func (p *IPAM) check4(a netip.Addr) error {
+	s := p.cfg.Subnet4
+	switch place := placeOf(s, a); {
+	case !a.Is4() || !s.Contains(a):
+		return &ErrBadAddress{a.String(), fmt.Sprintf("not in the network's subnet %s", s)}
+	case place == 0 || place == 1<<(32-s.Bits())-1:
+		return &ErrBadAddress{a.String(), fmt.Sprintf("the network or broadcast address of %s", s)}
+	case a == p.cfg.Gateway4:
+		return &ErrBadAddress{a.String(), "the gateway's"}
+	}
+	if o, ok := p.owner[a.String()]; ok {
+		return &ErrLeaseConflict{a.String(), o}
+	}
+	return nil
+}
+
+func (p *IPAM) check6(a netip.Addr) error {
+	s := p.cfg.Subnet6
+	switch {
+	case !s.IsValid():
+		return &ErrBadAddress{a.String(), "the network has no IPv6 subnet"}
+	case a.Zone() != "" || !s.Contains(a):
+		return &ErrBadAddress{a.String(), fmt.Sprintf("not in the network's subnet %s", s)}
+	case a == s.Addr():
+		return &ErrBadAddress{a.String(), "the anycast address of the subnet's routers"}
+	case a == p.cfg.Gateway6:
+		return &ErrBadAddress{a.String(), "the gateway's"}
+	}
+	if o, ok := p.owner[a.String()]; ok {
+		return &ErrLeaseConflict{a.String(), o}
+	}
+	return nil
+}
+
+func (p *IPAM) take(h *held) {
+	p.byID[h.ID] = h
+	for _, k := range h.keys() {
+		p.owner[k] = h.ID
+	}
+}
+
+func (p *IPAM) release(id string) bool {
+	h := p.byID[id]
+	if h == nil {
+		return false
+	}
+	delete(p.byID, id)
+	for _, k := range h.keys() {
+		delete(p.owner, k)
+	}
+	return true
+}
+
+// expire lets go of restored leases that nobody claimed in time.
+func (p *IPAM) expire() {
+	now := p.cfg.now()
+	for id, h := range p.byID {
+		if !h.until.IsZero() && !now.Before(h.until) {
+			p.release(id)
+		}
+	}
+}
+
+func (l Lease) keys() []string {
+	k := []string{l.Addr4.String(), l.MAC.String()}
+	if l.Addr6.IsValid() {
+		k = append(k, l.Addr6.String())
+	}
+	return k
+}
+
+func (l Lease) clone() Lease {
+	l.MAC = slices.Clone(l.MAC)
+	return l
+}
+
+// meets says whether the lease is what somebody wants.
+func (l Lease) meets(w LeaseWant) bool {
+	return (!w.Addr4.IsValid() || w.Addr4.Unmap() == l.Addr4) && (!w.Addr6.IsValid() || w.Addr6 == l.Addr6) &&
+		(w.MAC == nil || w.MAC.String() == l.MAC.String())
+}
+
+func wantText(w LeaseWant) string {
+	var s []string
+	for _, a := range []netip.Addr{w.Addr4, w.Addr6} {
+		if a.IsValid() {
+			s = append(s, a.String())
+		}
+	}
+	if w.MAC != nil {
+		s = append(s, w.MAC.String())
+	}
+	return strings.Join(s, ", ")
+}
+
+func macOf(a netip.Addr) net.HardwareAddr {
+	b := a.As4()
+	return net.HardwareAddr{0x02, 0x5b, b[0], b[1], b[2], b[3]}
+}
+
+// addrAt is the n-th address of a subnet; n fits into its host part.
+func addrAt(s netip.Prefix, n uint64) netip.Addr {
+	b := s.Masked().Addr().AsSlice()
+	if len(b) == 4 {
+		binary.BigEndian.PutUint32(b, binary.BigEndian.Uint32(b)+uint32(n))
+	} else {
+		// The subnet is /64 or longer: the host part is in the lower half.
+		binary.BigEndian.PutUint64(b[8:], binary.BigEndian.Uint64(b[8:])+n)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
+
+// placeOf is the inverse of addrAt for IPv4.
+func placeOf(s netip.Prefix, a netip.Addr) uint64 {
+	if !a.Is4() {
+		return 0
+	}
+	x, y := s.Masked().Addr().As4(), a.As4()
+	return uint64(binary.BigEndian.Uint32(y[:]) - binary.BigEndian.Uint32(x[:]))
+}
+
+// ipamState is the exported form of an IPAM.
+type ipamState struct {
+	Version int          `json:"version"`
+	Subnet4 netip.Prefix `json:"subnet4"`
+	Subnet6 netip.Prefix `json:"subnet6,omitzero"`
+	Next    uint32       `json:"next"`
+	Leases  []Lease      `json:"leases"`
+}
+
+// MarshalJSON exports the leases, those not yet claimed as well, for a restarted
+// process to Restore.
+func (p *IPAM) MarshalJSON() ([]byte, error) {
+	s := ipamState{Version: 1, Subnet4: p.cfg.Subnet4, Subnet6: p.cfg.Subnet6, Leases: p.list(true)}
+	p.mu.Lock()
+	s.Next = p.next
+	p.mu.Unlock()
+	return json.Marshal(s)
+}
+
+// Restore imports leases and keeps their addresses for hold: within it each
+// owner may Lease them again, and nobody else gets them. It refuses the state
+// of another subnet, and leaves out leases that do not fit.
+func (p *IPAM) Restore(state []byte, hold time.Duration) (restored int, err error) {
+	var s ipamState
+	if err := json.Unmarshal(state, &s); err != nil {
+		return 0, fmt.Errorf("restore leases: %w", err)
+	}
+	if s.Version != 1 || s.Subnet4 != p.cfg.Subnet4 || s.Subnet6 != p.cfg.Subnet6 {
+		return 0, fmt.Errorf("restore leases: the state is of %s and %s (version %d), not of %s and %s", s.Subnet4, s.Subnet6, s.Version, p.cfg.Subnet4, p.cfg.Subnet6)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	until := p.cfg.now().Add(hold)
+	if places := uint32(1)<<(32-p.cfg.Subnet4.Bits()) - 2; s.Next >= 1 && s.Next <= places {
+		p.next = s.Next
+	}
+	for _, l := range s.Leases {
+		if l.ID == "" || len(l.ID) > maxLeaseID || p.byID[l.ID] != nil || len(p.byID) >= p.cfg.MaxLeases {
+			continue
+		}
+		if !l.Addr4.IsValid() || l.Addr6.IsValid() != p.cfg.Subnet6.IsValid() || l.MAC == nil {
+			continue
+		}
+		got, err := p.choose(l.ID, LeaseWant{Name: l.Name, Addr4: l.Addr4, Addr6: l.Addr6, MAC: l.MAC})
+		if err != nil {
+			continue
+		}
+		p.take(&held{Lease: got, until: until})
+		restored++
+	}
+	return restored, nil
+}
