@@ -26,7 +26,7 @@ type fileStamp struct {
 }
 
 // Demo returns the image "demo", whose only program is the static binary given,
-// as /bin/sbx, and makes it first if it is missing or the binary has changed.
+// as /bin/sbx-demo, and makes it first if it is missing or the binary has changed.
 // The same binary always gives the same image.
 func (s *Store) Demo(ctx context.Context, binary string) (*Image, error) {
 	f, err := os.Open(binary)
@@ -176,7 +176,7 @@ func demoConfig(diffID string) *v1.ConfigFile {
 		RootFS:  v1.RootFS{Type: "layers", DiffIDs: []v1.Hash{h}},
 		History: []v1.History{{Created: v1.Time{Time: demoTime}, CreatedBy: "sbx", Comment: "demo image"}},
 		Config: v1.Config{
-			Entrypoint:   []string{"/bin/sbx", "demo-server"},
+			Entrypoint:   []string{"/bin/sbx-demo"},
 			Env:          []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"},
 			ExposedPorts: map[string]struct{}{"80/tcp": {}},
 			WorkingDir:   "/",
@@ -204,12 +204,12 @@ func demoLayer(w io.Writer, binary io.Reader, size int64) error {
 	dir := func(name string, mode int64) error { return put(name, mode, nil, 0) }
 	for _, step := range []func() error{
 		func() error { return dir("bin/", 0o755) },
-		func() error { return put("bin/sbx", 0o755, binary, size) },
+		func() error { return put("bin/sbx-demo", 0o755, binary, size) },
 		func() error { return dir("dev/", 0o755) },
 		func() error { return dir("etc/", 0o755) },
 		func() error { return file("etc/group", "root:x:0:\nnogroup:x:65534:\n") },
 		func() error {
-			return file("etc/passwd", "root:x:0:0:root:/root:/bin/sbx\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n")
+			return file("etc/passwd", "root:x:0:0:root:/root:/bin/sbx-demo\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n")
 		},
 		func() error { return dir("etc/ssl/", 0o755) },
 		func() error { return dir("etc/ssl/certs/", 0o755) },

@@ -15,7 +15,7 @@ import (
 // Errors of New, Attach and the forwarding calls.
 var (
 	ErrClosed        = errors.New("network is closed")
-	ErrAddressInUse  = errors.New("address is in use by another port of the network")
+	ErrAddressTaken  = errors.New("address is in use by another port of the network")
 	ErrNoSuchGuest   = errors.New("no port of the network has this address")
 	ErrTooManyFlows  = errors.New("too many flows for this sandbox")
 	ErrTupleInUse    = errors.New("a flow between these addresses and ports exists")

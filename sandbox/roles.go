@@ -1,0 +1,69 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+
+	"github.com/rootless-sbx/sbx/internal/wire"
+	"github.com/rootless-sbx/sbx/sandbox/internal/demo"
+	"github.com/rootless-sbx/sbx/sandbox/internal/initproc"
+	"github.com/rootless-sbx/sbx/sandbox/internal/monitor"
+	"github.com/rootless-sbx/sbx/sandbox/internal/netd"
+	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
+	"github.com/rootless-sbx/sbx/userns"
+)
+
+var maybeInitCalled bool
+
+// MaybeInit makes this program usable as the binary that a sandbox's processes
+// are started from. Call it first in main: in such a process it does that
+// process's work and does not return.
+func MaybeInit() {
+	maybeInitCalled = true
+	roles := map[string]func(context.Context, *wire.Conn) error{
+		proto.RoleMonitor:  monitor.Main,
+		proto.RoleInit:     initproc.Main,
+		proto.RoleNetd:     netd.Main,
+		proto.RoleWorker:   workerMain,
+		initproc.RoleStage: initproc.Stage,
+	}
+	if filepath.Base(os.Args[0]) == demo.Role {
+		if err := demo.Main(os.Args[1:]); err != nil {
+			fmt.Fprintf(os.Stderr, "%s: %v\n", demo.Role, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	role, ok := roles[os.Args[0]]
+	if !ok || len(os.Args) != 1 {
+		return
+	}
+	// Credentials, namespaces and PDEATHSIG belong to a thread: init's work is
+	// done on the one that becomes the workload.
+	runtime.LockOSThread()
+	os.Exit(runRole(os.Args[0], role))
+}
+
+func runRole(name string, role func(context.Context, *wire.Conn) error) (code int) {
+	conn, err := userns.Join()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%s is a part of sbx and is not started by hand: %v\n", name, err)
+		return exitOwn
+	}
+	defer conn.Close()
+	defer func() {
+		if err != nil {
+			code = exitOwn
+		}
+	}()
+	defer userns.Recover(conn, &err)
+	err = role(context.Background(), conn)
+	return 0
+}
+
+// exitOwn is the exit status of a process of sbx that failed; its error has gone
+// to its parent.
+const exitOwn = 125
