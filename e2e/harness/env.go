@@ -28,6 +28,9 @@ type Env struct {
 	extra   []string
 	procs   []*Proc
 	ports   []int
+
+	// Prefix is a command before sbx: one that takes something away from it first.
+	Prefix []string
 }
 
 // New returns an environment with the shared image store and its own runtime
@@ -122,6 +125,17 @@ func clip(s string) string {
 	return s
 }
 
+// line is the whole command line.
+func (e *Env) line(args []string) []string {
+	return slices.Concat(e.Prefix, []string{current.bin}, args)
+}
+
+// InNamespace runs sbx as root of a user and mount namespace in which script has
+// been executed: the place for mounts over what sbx is to miss.
+func (e *Env) InNamespace(script string) {
+	e.Prefix = []string{"unshare", "--user", "--map-auto", "--map-root-user", "--mount", "sh", "-ec", script + `; exec "$@"`, "sh"}
+}
+
 // RunTimeout bounds each sbx that is waited for.
 const RunTimeout = 2 * time.Minute
 
@@ -133,7 +147,8 @@ func (e *Env) RunInput(stdin io.Reader, args ...string) Result {
 	e.t.Helper()
 	ctx, cancel := context.WithTimeout(e.t.Context(), RunTimeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, current.bin, args...)
+	line := e.line(args)
+	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
 	cmd.Env = e.Environ()
 	cmd.Dir = e.Home
 	cmd.Stdin = stdin
@@ -175,11 +190,13 @@ func (e *Env) Must(args ...string) string {
 func (e *Env) Fails(code int, words []string, args ...string) Result {
 	e.t.Helper()
 	r := e.Run(args...)
-	r.wants(e.t, code, words)
+	r.Want(e.t, code, words...)
 	return r
 }
 
-func (r Result) wants(t testing.TB, code int, words []string) {
+// Want checks the status, that stderr holds every one of words in any case, and
+// that nothing panicked.
+func (r Result) Want(t testing.TB, code int, words ...string) {
 	t.Helper()
 	if r.Code != code {
 		t.Errorf("want status %d: %v", code, r)
@@ -209,7 +226,8 @@ func (e *Env) Start(args ...string) *Proc { e.t.Helper(); return e.StartWith(nil
 // StartWith is Start with a hook that may change the command first.
 func (e *Env) StartWith(edit func(*exec.Cmd), args ...string) *Proc {
 	e.t.Helper()
-	p := &Proc{t: e.t, args: args, Cmd: exec.Command(current.bin, args...), out: newBuffer(), err: newBuffer(), done: make(chan struct{})}
+	line := e.line(args)
+	p := &Proc{t: e.t, args: args, Cmd: exec.Command(line[0], line[1:]...), out: newBuffer(), err: newBuffer(), done: make(chan struct{})}
 	p.Cmd.Env, p.Cmd.Dir = e.Environ(), e.Home
 	p.Cmd.Stdout, p.Cmd.Stderr = p.out, p.err
 	p.Cmd.WaitDelay = 5 * time.Second

@@ -30,7 +30,7 @@ func Sum(r io.Reader) (string, error) {
 }
 
 // Handler serves /client (the address the request came from), /bytes?n=N&seed=S,
-// and /sum (of the request's body).
+// /sum (of the request's body), and /fetch?url=U (what this side gets from there).
 func Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "probe %s\n", r.URL.Path) })
@@ -52,6 +52,16 @@ func Handler() http.Handler {
 			return
 		}
 		fmt.Fprintln(w, sum)
+	})
+	mux.HandleFunc("/fetch", func(w http.ResponseWriter, r *http.Request) {
+		resp, err := Client().Get(r.FormValue("url"))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		defer resp.Body.Close()
+		w.WriteHeader(resp.StatusCode)
+		_, _ = io.Copy(w, resp.Body) // the client notices a short body
 	})
 	return mux
 }
