@@ -1,0 +1,180 @@
+package netstack
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"time"
+)
+
+// Errors of New, Attach and the forwarding calls.
+var (
+	ErrClosed        = errors.New("network is closed")
+	ErrAddressInUse  = errors.New("address is in use by another port of the network")
+	ErrNoSuchGuest   = errors.New("no port of the network has this address")
+	ErrTooManyFlows  = errors.New("too many flows for this sandbox")
+	ErrTupleInUse    = errors.New("a flow between these addresses and ports exists")
+	ErrInvalidConfig = errors.New("invalid network configuration")
+)
+
+// DNSHandler answers the queries that guests send to port 53 of the gateway.
+type DNSHandler interface {
+	// Exchange returns the answer to a query, or nil for none. An answer over
+	// UDP must fit the size that the query allows. It is called on many
+	// goroutines at once.
+	Exchange(ctx context.Context, query []byte, from netip.Addr, tcp bool) []byte
+}
+
+// Config describes a network.
+type Config struct {
+	// Name of the network, for logs.
+	Name string
+	// Subnet4 and Subnet6 are the network's prefixes. One of them may be zero:
+	// the network then has no addresses of that family.
+	Subnet4, Subnet6 netip.Prefix
+	// Gateway4 and Gateway6 are the gateway's addresses; zero means the first
+	// host address of the subnet.
+	Gateway4, Gateway6 netip.Addr
+	// MTU of every link; 0 means 65520.
+	MTU int
+	// DNS answers queries on the gateway's port 53; nil means that the port is
+	// closed.
+	DNS DNSHandler
+	// Redirect, if not nil, is asked for the real destination of each new flow
+	// that policy allows, e.g. to apply a policy of one's own. proto is "tcp",
+	// "udp" or "icmp" (port 0). An error refuses the flow; an errno in it
+	// decides what the guest sees, as with a failed connect(2).
+	Redirect func(proto string, src, dst netip.AddrPort) (netip.AddrPort, error)
+	// Control, if not nil, is called on each host socket before it is bound or
+	// connected, as in net.Dialer.
+	Control func(network, address string, c syscall.RawConn) error
+	// Limits bound what one port can take; zero fields mean the defaults.
+	Limits Limits
+	// Logger; nil discards.
+	Logger *slog.Logger
+}
+
+// Limits bound what one port, i.e. one sandbox, can take of the process. Zero
+// means the default in parentheses.
+type Limits struct {
+	// TCPDials in flight (512): SYNs over it are dropped, and the guest's
+	// kernel sends them again.
+	TCPDials int
+	// TCPFlows open at once, published ones included (4096).
+	TCPFlows int
+	// TCPMemory is what the buffers of all flows may take, in bytes (256 MiB):
+	// it is shared out when a flow starts, down to 128 KiB each way.
+	TCPMemory int
+	// DialTimeout of one attempt (30 s). After it the guest gets no answer, so
+	// that its kernel's own limit ends the connect, as without a gateway.
+	DialTimeout time.Duration
+	// UDPFlows are source ports with a host socket, and forwarded flows, each
+	// (1024).
+	UDPFlows int
+	// UDPPeers of one source port (4096).
+	UDPPeers int
+	// UDPTimeout of an idle source port (120 s, the least RFC 4787 allows);
+	// UDPTimeoutDNS if it only talked to port 53 (15 s).
+	UDPTimeout, UDPTimeoutDNS time.Duration
+	// Pings are echo identifiers with a host socket (64), for 30 s.
+	Pings int
+	// DNSQueries in flight (128).
+	DNSQueries int
+}
+
+func (l *Limits) complete() {
+	set := func(p *int, v int) {
+		if *p <= 0 {
+			*p = v
+		}
+	}
+	set(&l.TCPDials, 512)
+	set(&l.TCPFlows, 4096)
+	set(&l.TCPMemory, 256<<20)
+	set(&l.UDPFlows, 1024)
+	set(&l.UDPPeers, 4096)
+	set(&l.Pings, 64)
+	set(&l.DNSQueries, 128)
+	for _, d := range []struct {
+		p *time.Duration
+		v time.Duration
+	}{{&l.DialTimeout, 30 * time.Second}, {&l.UDPTimeout, 120 * time.Second}, {&l.UDPTimeoutDNS, 15 * time.Second}} {
+		if *d.p <= 0 {
+			*d.p = d.v
+		}
+	}
+}
+
+// complete checks a configuration and fills in the defaults.
+func (cfg Config) complete() (Config, error) {
+	if !cfg.Subnet4.IsValid() && !cfg.Subnet6.IsValid() {
+		return cfg, fmt.Errorf("%w: neither Subnet4 nor Subnet6", ErrInvalidConfig)
+	}
+	var err error
+	if cfg.Subnet4, cfg.Gateway4, err = completeSubnet("Subnet4", cfg.Subnet4, cfg.Gateway4, netip.Addr.Is4); err != nil {
+		return cfg, err
+	}
+	is6 := func(a netip.Addr) bool { return a.Is6() && !a.Is4In6() }
+	if cfg.Subnet6, cfg.Gateway6, err = completeSubnet("Subnet6", cfg.Subnet6, cfg.Gateway6, is6); err != nil {
+		return cfg, err
+	}
+	if cfg.MTU == 0 {
+		cfg.MTU = DefaultMTU
+	}
+	if cfg.MTU < MinMTU || cfg.MTU > MaxMTU {
+		return cfg, fmt.Errorf("%w: MTU %d is out of range: %d to %d", ErrInvalidConfig, cfg.MTU, MinMTU, MaxMTU)
+	}
+	cfg.Limits.complete()
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	return cfg, nil
+}
+
+func completeSubnet(field string, p netip.Prefix, gw netip.Addr, family func(netip.Addr) bool) (netip.Prefix, netip.Addr, error) {
+	if !p.IsValid() {
+		if gw.IsValid() {
+			return p, gw, fmt.Errorf("%w: gateway %s without %s", ErrInvalidConfig, gw, field)
+		}
+		return p, gw, nil
+	}
+	if !family(p.Addr()) {
+		return p, gw, fmt.Errorf("%w: %s %s is of the wrong family", ErrInvalidConfig, field, p)
+	}
+	if p.Addr().BitLen()-p.Bits() < 2 {
+		return p, gw, fmt.Errorf("%w: %s %s is too small", ErrInvalidConfig, field, p)
+	}
+	p = p.Masked()
+	if !gw.IsValid() {
+		gw = p.Addr().Next()
+	}
+	if !p.Contains(gw) || gw == p.Addr() {
+		return p, gw, fmt.Errorf("%w: gateway %s is not a host of %s", ErrInvalidConfig, gw, p)
+	}
+	return p, gw, nil
+}
+
+// PortConfig describes the port of one sandbox.
+type PortConfig struct {
+	// ID names the port in Stats; Name is for logs.
+	ID, Name string
+	// MAC, Addr4 and Addr6 of the guest. Frames with another source are
+	// dropped. One of the addresses may be zero.
+	MAC          net.HardwareAddr
+	Addr4, Addr6 netip.Addr
+	// Link is GuestLink.File as it arrived here. Attach duplicates it and, on
+	// success, closes the original.
+	Link *os.File
+	// Driver and HdrLen are GuestLink's; HdrLen 0 means 12.
+	Driver string
+	HdrLen int
+	// HostPorts are TCP and UDP ports of the gateway that lead to the same
+	// port of the host's 127.0.0.1, or else [::1]. Empty means that the host's
+	// loopback is out of reach.
+	HostPorts []uint16
+}

@@ -1,0 +1,39 @@
+// Package netstack is the network of sandboxes: links into their namespaces, a
+// switch between them, and a gateway to the world, all in an ordinary process.
+//
+// # The way of a frame
+//
+// A link is a descriptor that carries [virtio-net header | Ethernet frame]: a
+// TAP, or a packet socket on the far end of a veth pair (SetupGuest makes
+// both, in the guest's namespace). One goroutine per link reads frames and
+// gives each one to the switch:
+//
+//	link.read -> Port.input: MAC, IP, ARP and ND sources are the port's own, or drop
+//	  ARP, ND          answered here for the gateway and for members, never passed on
+//	  MAC of a member  written to its link as it is, super-segments included
+//	  group address    written to every other link
+//	  MAC of gateway   Network.route: fragments joined, checksum verified, policy, then
+//	     TCP           gVisor; its SYN starts a dial on the host, and the answer decides
+//	                   what the guest sees: SYN-ACK, RST, ICMP unreachable, or silence
+//	     UDP           one host socket per guest source port, errors relayed as ICMP
+//	     ICMP echo     an unprivileged ping socket per identifier
+//
+// gVisor serves TCP alone. Its only NIC has no link layer: Network.deliver
+// finds the port by the destination address and writes virtio and Ethernet
+// header itself, so that no neighbour table exists that a guest could fill.
+//
+// # Limits
+//
+// See Limits for the bounds of one port and Stats for the counter that goes up
+// when one is reached. A datagram has at most 65,507 bytes of payload (65,487
+// over IPv6 with 40 bytes of header). Joining fragments takes up to 64
+// datagrams or 1 MiB per port, for 15 seconds. A frame that cannot be written
+// at once is dropped: there are no queues here besides those of the kernel and
+// of TCP.
+//
+// # What a guest cannot reach
+//
+// Loopback, link-local, multicast and unspecified addresses in every notation,
+// addresses of its own subnet that no member has, and the gateway except for
+// port 53 and the ports in PortConfig.HostPorts.
+package netstack

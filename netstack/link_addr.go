@@ -1,0 +1,118 @@
+package netstack
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// handle is a route netlink socket in the calling thread's namespace.
+type handle struct{ *netlink.Handle }
+
+func newHandle() (handle, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return handle{}, fmt.Errorf("open a netlink socket: %w", err)
+	}
+	return handle{h}, nil
+}
+
+func (h handle) up(name string) error {
+	l, err := h.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find interface %s: %w", name, err)
+	}
+	if err := h.LinkSetUp(l); err != nil {
+		return fmt.Errorf("bring %s up: %w", name, err)
+	}
+	return nil
+}
+
+// configureLink gives the guest's interface its MAC, MTU, addresses and
+// routes. It returns notes about settings that the kernel refused.
+func configureLink(cfg GuestConfig) ([]string, error) {
+	h, err := newHandle()
+	if err != nil {
+		return nil, err
+	}
+	defer h.Close()
+	l, err := h.LinkByName(cfg.Name)
+	if err != nil {
+		return nil, fmt.Errorf("find the interface: %w", err)
+	}
+	if l.Attrs().HardwareAddr.String() != cfg.MAC.String() {
+		if err := h.LinkSetHardwareAddr(l, cfg.MAC); err != nil {
+			return nil, fmt.Errorf("set the MAC address %s: %w", cfg.MAC, err)
+		}
+	}
+	if l.Attrs().MTU != cfg.MTU {
+		if err := h.LinkSetMTU(l, cfg.MTU); err != nil {
+			return nil, fmt.Errorf("set MTU %d: %w", cfg.MTU, err)
+		}
+	}
+
+	ip6 := cfg.MTU >= minMTU6
+	var notes []string
+	if ip6 {
+		// Everything is configured here, and addresses are unique because the
+		// network gave them out: neither router nor duplicate discovery.
+		notes = setSysctls(
+			"net/ipv6/conf/"+cfg.Name+"/accept_ra", "0",
+			"net/ipv6/conf/"+cfg.Name+"/accept_dad", "0",
+		)
+	} else {
+		notes = []string{fmt.Sprintf("no IPv6, as MTU %d is below %d", cfg.MTU, minMTU6)}
+	}
+	if err := h.LinkSetUp(l); err != nil {
+		return nil, fmt.Errorf("bring it up: %w", err)
+	}
+
+	for _, p := range cfg.Addrs {
+		if p.Addr().Is6() && !ip6 {
+			continue
+		}
+		a := &netlink.Addr{IPNet: ipNet(p)}
+		if p.Addr().Is6() {
+			a.Flags = unix.IFA_F_NODAD
+		}
+		if err := h.AddrAdd(l, a); err != nil {
+			return nil, fmt.Errorf("add address %s: %w", p, err)
+		}
+	}
+	for _, gw := range cfg.Gateways {
+		if gw.Is6() && !ip6 {
+			continue
+		}
+		r := &netlink.Route{LinkIndex: l.Attrs().Index, Gw: gw.AsSlice(), Dst: ipNet(netip.PrefixFrom(unspecified(gw), 0))}
+		if !contains(cfg.Addrs, gw) {
+			r.Flags = int(netlink.FLAG_ONLINK)
+		}
+		if err := h.RouteAdd(r); err != nil {
+			return nil, fmt.Errorf("add default route via %s: %w", gw, err)
+		}
+	}
+	return notes, nil
+}
+
+func contains(prefixes []netip.Prefix, a netip.Addr) bool {
+	for _, p := range prefixes {
+		if p.Masked().Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+func unspecified(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		return netip.IPv4Unspecified()
+	}
+	return netip.IPv6Unspecified()
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}

@@ -1,0 +1,200 @@
+package netstack
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+	"gvisor.dev/gvisor/pkg/buffer"
+)
+
+// headLen is how much of a frame lands in the reader's own buffer, behind
+// which a whole page of view follows. It holds every header of a datagram that
+// this package looks into: 14 + 40 + options of a hostile but sane size.
+const headLen = 320
+
+// link is the near end of a link: an open descriptor.
+type link struct {
+	file   *os.File
+	raw    syscall.RawConn
+	hdrLen int
+
+	// mu lets any number of writers in and keeps close out while they write.
+	// A write to a TAP or a packet socket is one frame and needs no order.
+	mu sync.RWMutex
+	fd int // -1 when closed
+}
+
+// newLink takes a duplicate of f, so that its close has no other owner.
+func newLink(f *os.File, hdrLen int) (*link, error) {
+	if hdrLen != vnetHdrLen && hdrLen != vnetHdrLenOld {
+		return nil, fmt.Errorf("virtio header of %d bytes: must be %d or %d", hdrLen, vnetHdrLenOld, vnetHdrLen)
+	}
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("link descriptor: %w", err)
+	}
+	fd := -1
+	if cerr := rc.Control(func(old uintptr) {
+		if fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0); err == nil {
+			// With it, the runtime's poller takes the descriptor.
+			err = unix.SetNonblock(fd, true)
+		}
+	}); cerr != nil {
+		return nil, fmt.Errorf("link descriptor: %w", cerr)
+	}
+	if err != nil {
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+		return nil, fmt.Errorf("duplicate link descriptor: %w", err)
+	}
+	l := &link{file: os.NewFile(uintptr(fd), "link"), hdrLen: hdrLen, fd: fd}
+	if l.raw, err = l.file.SyscallConn(); err != nil {
+		l.file.Close()
+		return nil, fmt.Errorf("link descriptor: %w", err)
+	}
+	return l, nil
+}
+
+// close wakes the reader and closes the descriptor when no writer uses it.
+func (l *link) close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.fd < 0 {
+		return nil
+	}
+	l.fd = -1
+	return l.file.Close()
+}
+
+// write sends one frame, given as pieces of which the first is the whole
+// virtio-net header. It never blocks.
+func (l *link) write(iov []unix.Iovec) error {
+	// A shorter header lacks num_buffers, the last field, which we never set.
+	iov[0].SetLen(l.hdrLen)
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	if l.fd < 0 {
+		return os.ErrClosed
+	}
+	_, _, errno := unix.RawSyscall(unix.SYS_WRITEV, uintptr(l.fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)))
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// iovec appends b to the pieces of a frame. Empty pieces are left out.
+func iovec(iov []unix.Iovec, b []byte) []unix.Iovec {
+	if len(b) == 0 {
+		return iov
+	}
+	v := unix.Iovec{Base: &b[0]}
+	v.SetLen(len(b))
+	return append(iov, v)
+}
+
+// linkReader reads the frames of one link.
+type linkReader struct {
+	link *link
+	raw  [vnetHdrLen]byte
+	head [headLen]byte
+	// view takes what does not fit into head. It is as large as gVisor pools
+	// views, and is handed on with its contents when they are large.
+	view *buffer.View
+	cur  frame
+}
+
+// viewLen is the largest size of view that gVisor pools.
+const viewLen = 64 << 10
+
+// run calls fn for each frame until the link is closed (nil) or fails, or stop
+// says so.
+func (r *linkReader) run(stop func() bool, fn func(*frame)) error {
+	defer func() {
+		if r.view != nil {
+			r.view.Release()
+		}
+	}()
+	var failed error
+	err := r.link.raw.Read(func(fd uintptr) bool {
+		for !stop() {
+			f, errno := r.read(int(fd))
+			switch errno {
+			case 0:
+				if f != nil {
+					fn(f)
+				}
+			case unix.EAGAIN:
+				return false
+			case unix.EINTR:
+			case unix.ENOBUFS, unix.ENETDOWN:
+				// The guest took its interface down; frames come again when it
+				// is up.
+				return false
+			default:
+				failed = errno
+				return true
+			}
+		}
+		return true
+	})
+	if stop() {
+		return nil // closed, and the read says so
+	}
+	return errors.Join(failed, err)
+}
+
+// read reads one frame. A runt gives nil.
+func (r *linkReader) read(fd int) (*frame, unix.Errno) {
+	if r.view == nil {
+		r.view = buffer.NewViewSize(viewLen)
+	}
+	var iov [3]unix.Iovec
+	iov[0].Base = &r.raw[0]
+	iov[0].SetLen(r.link.hdrLen)
+	iov[1].Base = &r.head[0]
+	iov[1].SetLen(headLen)
+	iov[2].Base = r.view.BasePtr()
+	iov[2].SetLen(viewLen)
+	n, _, errno := unix.RawSyscall(unix.SYS_READV, uintptr(fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)))
+	if errno != 0 {
+		return nil, errno
+	}
+	size := int(n) - r.link.hdrLen
+	if size < ethLen {
+		return nil, 0
+	}
+	f := &r.cur
+	*f = frame{vnet: parseVnetHdr(r.raw[:]), raw: r.raw[:], head: r.head[:min(size, headLen)]}
+	if size > headLen {
+		f.tail = r.view.AsSlice()[:size-headLen]
+	}
+	return f, 0
+}
+
+// take returns the datagram p, whose bytes are in the reader's buffers, as a
+// gVisor buffer. Large contents move without a copy.
+func (r *linkReader) take(p *packet) buffer.Buffer {
+	const copyMax = 4 << 10
+	if len(p.tail) == 0 {
+		return buffer.MakeWithView(buffer.NewViewWithData(p.head))
+	}
+	if len(p.head)+len(p.tail) <= copyMax || r == nil {
+		v := buffer.NewView(len(p.head) + len(p.tail))
+		v.Write(p.head)
+		v.Write(p.tail)
+		return buffer.MakeWithView(v)
+	}
+	b := buffer.MakeWithView(buffer.NewViewWithData(p.head))
+	v := r.view
+	r.view = nil
+	v.CapLength(len(p.tail))
+	b.Append(v)
+	return b
+}

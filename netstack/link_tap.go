@@ -1,0 +1,71 @@
+package netstack
+
+import (
+	"fmt"
+	"os"
+
+	"github.com/songgao/water"
+	"golang.org/x/sys/unix"
+)
+
+const tunDevice = "/dev/net/tun"
+
+// Offloads that the near end of a TAP takes: the guest's kernel may hand over
+// frames with a partial checksum and TCP super-segments.
+const tapOffloads = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
+
+// probeTap tells whether the TUN device can be opened. The node may exist and
+// still have no driver behind it (ENODEV, ENXIO).
+func probeTap() error {
+	f, err := os.OpenFile(tunDevice, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// createTap makes a persistent TAP and attaches to it again with the flags of
+// the fast path, which water does not know. Persistent, because closing the
+// last descriptor of another TAP takes 20 ms, wherever that happens; the
+// device goes away with the namespace.
+func createTap(cfg GuestConfig) (_ *GuestLink, err error) {
+	dev, err := water.New(water.Config{
+		DeviceType:             water.TAP,
+		PlatformSpecificParams: water.PlatformSpecificParams{Name: cfg.Name, Persist: true},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("create TAP %s: %w", cfg.Name, err)
+	}
+	// One queue has one descriptor: it must be free before the re-attach.
+	if err := dev.Close(); err != nil {
+		return nil, fmt.Errorf("close TAP %s: %w", cfg.Name, err)
+	}
+
+	fd, err := unix.Open(tunDevice, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: tunDevice, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), tunDevice)
+	defer func() {
+		if err != nil {
+			f.Close()
+		}
+	}()
+	ifr, err := unix.NewIfreq(cfg.Name)
+	if err != nil {
+		return nil, err
+	}
+	ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
+		return nil, fmt.Errorf("attach to TAP %s: %w", cfg.Name, os.NewSyscallError("TUNSETIFF", err))
+	}
+	hdrLen := vnetHdrLen
+	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, hdrLen); err != nil {
+		return nil, fmt.Errorf("TAP %s: %w", cfg.Name, os.NewSyscallError("TUNSETVNETHDRSZ", err))
+	}
+	// After TUNSETIFF: before it the kernel has no device to apply it to.
+	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tapOffloads); err != nil {
+		return nil, fmt.Errorf("TAP %s: %w", cfg.Name, os.NewSyscallError("TUNSETOFFLOAD", err))
+	}
+	return &GuestLink{File: f, Driver: DriverTap, HdrLen: hdrLen, MTU: cfg.MTU}, nil
+}

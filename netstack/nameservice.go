@@ -1,0 +1,91 @@
+package netstack
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"io"
+	"net/netip"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
+	"gvisor.dev/gvisor/pkg/waiter"
+)
+
+// Times of the gateway's port 53.
+const (
+	dnsTimeout     = 10 * time.Second // for one answer
+	dnsIdleTimeout = 10 * time.Second // between queries of a connection
+)
+
+// exchange asks the network's handler. It blocks; nil is no answer.
+func (p *Port) exchange(query []byte, from netip.Addr, tcp bool) []byte {
+	ctx, cancel := context.WithTimeout(p.ctx, dnsTimeout)
+	defer cancel()
+	return p.net.cfg.DNS.Exchange(ctx, query, from, tcp)
+}
+
+// serveDNSDatagram answers one query from the guest's port.
+func (p *Port) serveDNSDatagram(src, dst netip.AddrPort, query []byte) {
+	select {
+	case p.dns <- struct{}{}:
+	default:
+		p.count.drop(DropDNS)
+		return
+	}
+	p.wg.Add(1) // on the reader, which the group counts
+	go func() {
+		defer p.wg.Done()
+		defer func() { <-p.dns }()
+		if answer := p.exchange(query, src.Addr(), false); answer != nil && len(answer) <= maxDatagram {
+			p.sendUDP(dst, src, answer)
+		}
+	}()
+}
+
+// serveDNSConn answers the queries of one connection, one after the other,
+// each with its length before it (RFC 1035, section 4.2.2).
+func (p *Port) serveDNSConn(ep tcpip.Endpoint, wq *waiter.Queue, src netip.AddrPort) {
+	f := &tcpFlow{ep: ep, dead: make(chan struct{})}
+	if !p.flows.add(p, f) {
+		f.abort()
+		return
+	}
+	defer p.flows.remove(p, f)
+	c := gonet.NewTCPConn(wq, ep)
+	defer f.once.Do(func() { _ = c.Close() }) // the guest has all it will get
+
+	for {
+		if err := c.SetDeadline(time.Now().Add(dnsIdleTimeout)); err != nil {
+			return
+		}
+		var size [2]byte
+		if _, err := io.ReadFull(c, size[:]); err != nil {
+			return
+		}
+		// The query grows as it arrives: a length alone costs nothing.
+		var query bytes.Buffer
+		n := int64(binary.BigEndian.Uint16(size[:]))
+		if got, err := io.CopyN(&query, c, n); err != nil || got == 0 {
+			return
+		}
+		select {
+		case p.dns <- struct{}{}:
+		default:
+			p.count.drop(DropDNS)
+			return
+		}
+		answer := p.exchange(query.Bytes(), src.Addr(), true)
+		<-p.dns
+		if answer == nil || len(answer) > 65535 {
+			return
+		}
+		if err := c.SetDeadline(time.Now().Add(dnsIdleTimeout)); err != nil {
+			return
+		}
+		if _, err := c.Write(append(binary.BigEndian.AppendUint16(nil, uint16(len(answer))), answer...)); err != nil {
+			return
+		}
+	}
+}

@@ -1,0 +1,200 @@
+package netstack
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+)
+
+// Network is a switch with a gateway. All methods may be called from any
+// goroutine.
+type Network struct {
+	cfg     Config
+	log     *slog.Logger
+	gwMAC   macAddr
+	members atomic.Pointer[members]
+
+	stack *stack.Stack
+	nic   *gatewayNIC
+	tcp   tcpGateway
+
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // the janitor
+
+	pingWarning sync.Once
+
+	// mu orders Attach, detach and Close. Readers use members.
+	mu     sync.Mutex
+	closed bool
+}
+
+// members is the switch's table. It is never changed: a new one replaces it.
+type members struct {
+	byMAC map[macAddr]*Port
+	byIP  map[netip.Addr]*Port
+	byID  map[string]*Port
+}
+
+// New makes a network without ports. Close must be called.
+func New(cfg Config) (*Network, error) {
+	cfg, err := cfg.complete()
+	if err != nil {
+		return nil, err
+	}
+	n := &Network{cfg: cfg, log: cfg.Logger.With("network", cfg.Name)}
+	copy(n.gwMAC[:], randomMAC())
+	n.members.Store(&members{})
+	if err := n.newStack(); err != nil {
+		return nil, fmt.Errorf("make the gateway: %w", err)
+	}
+	n.ctx, n.cancel = context.WithCancel(context.Background())
+	n.wg.Add(1)
+	go n.janitor()
+	return n, nil
+}
+
+// GatewayMAC is the gateway's address on the wire.
+func (n *Network) GatewayMAC() [6]byte { return n.gwMAC }
+
+// Close detaches every port and ends every flow. It waits until nothing of the
+// network runs any more.
+func (n *Network) Close() error {
+	n.mu.Lock()
+	if n.closed {
+		n.mu.Unlock()
+		return nil
+	}
+	n.closed = true
+	ports := n.members.Load().byID
+	n.mu.Unlock()
+
+	var errs []error
+	for _, p := range ports {
+		errs = append(errs, p.Close())
+	}
+	n.cancel()
+	n.wg.Wait()
+	n.stack.Destroy()
+	return errors.Join(errs...)
+}
+
+// Stats returns the counters of all ports.
+func (n *Network) Stats() Stats {
+	s := Stats{Ports: map[string]PortStats{}}
+	for id, p := range n.members.Load().byID {
+		s.Ports[id] = p.Stats()
+	}
+	return s
+}
+
+// Attach adds a port and starts to serve its link.
+func (n *Network) Attach(cfg PortConfig) (*Port, error) {
+	p, err := n.newPort(cfg)
+	if err != nil {
+		return nil, err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	err = n.addMember(p)
+	if err != nil {
+		p.cancel()
+		return nil, errors.Join(fmt.Errorf("attach %s: %w", cfg.ID, err), p.link.close())
+	}
+	p.start()
+	if err := cfg.Link.Close(); err != nil {
+		n.log.Warn("close the original of a link descriptor", "port", cfg.ID, "error", err)
+	}
+	return p, nil
+}
+
+// addMember puts p into a new table. n.mu is held.
+func (n *Network) addMember(p *Port) error {
+	if n.closed {
+		return ErrClosed
+	}
+	old := n.members.Load()
+	if _, ok := old.byID[p.cfg.ID]; ok {
+		return fmt.Errorf("%w: id %q", ErrAddressInUse, p.cfg.ID)
+	}
+	if _, ok := old.byMAC[p.mac]; ok || p.mac == n.gwMAC {
+		return fmt.Errorf("%w: %s", ErrAddressInUse, p.cfg.MAC)
+	}
+	t := &members{byMAC: maps.Clone(old.byMAC), byIP: maps.Clone(old.byIP), byID: maps.Clone(old.byID)}
+	if t.byMAC == nil {
+		t = &members{byMAC: map[macAddr]*Port{}, byIP: map[netip.Addr]*Port{}, byID: map[string]*Port{}}
+	}
+	for _, a := range p.addrs {
+		if _, ok := old.byIP[a]; ok || a == n.cfg.Gateway4 || a == n.cfg.Gateway6 {
+			return fmt.Errorf("%w: %s", ErrAddressInUse, a)
+		}
+		t.byIP[a] = p
+	}
+	t.byMAC[p.mac], t.byID[p.cfg.ID] = p, p
+	n.members.Store(t)
+	return nil
+}
+
+func (n *Network) removeMember(p *Port) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	old := n.members.Load()
+	t := &members{byMAC: maps.Clone(old.byMAC), byIP: maps.Clone(old.byIP), byID: maps.Clone(old.byID)}
+	delete(t.byMAC, p.mac)
+	delete(t.byID, p.cfg.ID)
+	for _, a := range p.addrs {
+		delete(t.byIP, a)
+	}
+	n.members.Store(t)
+}
+
+// member returns the port with an address.
+func (n *Network) member(a netip.Addr) *Port { return n.members.Load().byIP[a] }
+
+// gateway returns the gateway's address of a family.
+func (n *Network) gateway(v6 bool) netip.Addr {
+	if v6 {
+		return n.cfg.Gateway6
+	}
+	return n.cfg.Gateway4
+}
+
+func (n *Network) isGateway(a netip.Addr) bool { return a == n.cfg.Gateway4 || a == n.cfg.Gateway6 }
+
+// inSubnet tells whether a is one of the network's own addresses.
+func (n *Network) inSubnet(a netip.Addr) bool {
+	return n.cfg.Subnet4.IsValid() && n.cfg.Subnet4.Contains(a) || n.cfg.Subnet6.IsValid() && n.cfg.Subnet6.Contains(a)
+}
+
+// janitorInterval is how late an idle flow may end.
+const janitorInterval = 5 * time.Second
+
+// janitor ends idle flows and forgets old fragments.
+func (n *Network) janitor() {
+	defer n.wg.Done()
+	t := time.NewTicker(janitorInterval)
+	defer t.Stop()
+	for {
+		select {
+		case <-n.ctx.Done():
+			return
+		case now := <-t.C:
+			for _, p := range n.members.Load().byID {
+				p.expire(now)
+			}
+		}
+	}
+}
+
+func validMAC(b []byte) bool {
+	return len(b) == 6 && b[0]&1 == 0 && !bytes.Equal(b, make([]byte, 6))
+}

@@ -1,0 +1,105 @@
+package netstack
+
+import (
+	"errors"
+	"net/netip"
+	"syscall"
+)
+
+// verdict is what policy says about a destination.
+type verdict int
+
+const (
+	allow    verdict = iota // a host on the outside
+	service                 // the gateway itself, a port of it that is open
+	hostPort                // a port of the gateway that leads to the host's loopback
+	closed                  // the gateway, nothing there: refused
+	nobody                  // the network's own subnet, no member: host unreachable
+	deny                    // out of reach for guests: prohibited
+	ignore                  // no host at all: no answer
+)
+
+var (
+	// mapped4 and compat4 are IPv4 addresses in IPv6 clothes, which some
+	// kernels take at their word; this4 is "this network".
+	mapped4 = netip.MustParsePrefix("::ffff:0:0/96")
+	compat4 = netip.MustParsePrefix("::/96")
+	this4   = netip.MustParsePrefix("0.0.0.0/8")
+	// bcast4 is the limited broadcast address, which net/netip has no word for.
+	bcast4 = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	// nat64 leads to IPv4 addresses where the host's network translates: the
+	// embedded address must pass, too.
+	nat64 = netip.MustParsePrefix("64:ff9b::/96")
+)
+
+// outside tells whether guests may reach an address that is not the network's
+// own.
+func outside(a netip.Addr) verdict {
+	if a.Is6() && nat64.Contains(a) {
+		b := a.As16()
+		a = netip.AddrFrom4([4]byte(b[12:]))
+	}
+	switch {
+	case a.IsMulticast(), a == bcast4, a.IsUnspecified():
+		return ignore
+	case a.IsLoopback(), a.IsLinkLocalUnicast(), this4.Contains(a), mapped4.Contains(a), compat4.Contains(a):
+		return deny
+	}
+	return allow
+}
+
+// check decides about a guest's datagram to an address behind the gateway.
+func (p *Port) check(proto uint8, dst netip.AddrPort) verdict {
+	n := p.net
+	a := dst.Addr()
+	if n.isGateway(a) {
+		if dst.Port() == 53 && n.cfg.DNS != nil {
+			return service
+		}
+		if p.hostPort(dst.Port()) {
+			return hostPort
+		}
+		return closed
+	}
+	if n.inSubnet(a) {
+		return nobody
+	}
+	return outside(a)
+}
+
+// redirect asks the embedder for the real destination of a flow.
+func (n *Network) redirect(proto string, src, dst netip.AddrPort) (netip.AddrPort, error) {
+	if n.cfg.Redirect == nil {
+		return dst, nil
+	}
+	real, err := n.cfg.Redirect(proto, src, dst)
+	if err != nil {
+		return dst, err
+	}
+	return netip.AddrPortFrom(real.Addr().Unmap(), real.Port()), nil
+}
+
+// explain turns the failure of a host socket into what a router would have
+// told the guest. ok is false where a router would be silent, e.g. after a
+// timeout. A refusal is not an ICMP error for TCP: see refused.
+func explain(err error, v6 bool) (u unreachable, ok bool) {
+	var errno syscall.Errno
+	if !errors.As(err, &errno) {
+		return u, false
+	}
+	switch errno {
+	case syscall.EHOSTUNREACH, syscall.EHOSTDOWN, syscall.EADDRNOTAVAIL:
+		return errHost(v6), true
+	case syscall.ENETUNREACH, syscall.ENETDOWN, syscall.EAFNOSUPPORT:
+		return errNet(v6), true
+	case syscall.EACCES, syscall.EPERM:
+		return errAdmin(v6), true
+	case syscall.ECONNREFUSED:
+		return errPort(v6), true
+	}
+	return u, false
+}
+
+func refused(err error) bool {
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ECONNRESET)
+}

@@ -1,0 +1,176 @@
+package netstack
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Port is the place of one sandbox on a network.
+type Port struct {
+	net  *Network
+	cfg  PortConfig
+	mac  macAddr
+	ll6  netip.Addr // the link-local address that the guest's kernel makes
+	link *link
+	// addrs are those under which the switch knows the port.
+	addrs []netip.Addr
+	// hostPorts is sorted.
+	hostPorts []uint16
+
+	reader linkReader
+	frags  reassembler // used by the reader alone, but for expiry
+	count  counters
+
+	flows flowTable    // TCP
+	nat   natTable     // UDP and ping
+	fwd   forwardTable // UDP flows that began outside
+	dns   chan struct{}
+
+	ctx     context.Context
+	cancel  context.CancelFunc
+	closing atomic.Bool
+	done    chan struct{}
+	wg      sync.WaitGroup // the reader and everything it started
+	once    sync.Once
+	err     error
+}
+
+func (n *Network) newPort(cfg PortConfig) (*Port, error) {
+	bad := func(format string, args ...any) error {
+		return fmt.Errorf("attach %s: %w: %s", cfg.ID, ErrInvalidConfig, fmt.Sprintf(format, args...))
+	}
+	if !validMAC(cfg.MAC) {
+		return nil, bad("%q is not the MAC address of a host", cfg.MAC)
+	}
+	if cfg.Link == nil {
+		return nil, bad("no link")
+	}
+	if cfg.HdrLen == 0 {
+		cfg.HdrLen = vnetHdrLen
+	}
+	p := &Port{net: n, cfg: cfg, mac: macAddr(cfg.MAC), done: make(chan struct{})}
+	p.ll6 = linkLocal6(p.mac)
+	if cfg.Addr4.IsValid() {
+		if !cfg.Addr4.Is4() || !n.cfg.Subnet4.Contains(cfg.Addr4) {
+			return nil, bad("%s is not in %s", cfg.Addr4, n.cfg.Subnet4)
+		}
+		p.addrs = append(p.addrs, cfg.Addr4)
+	}
+	if cfg.Addr6.IsValid() {
+		if !cfg.Addr6.Is6() || !n.cfg.Subnet6.Contains(cfg.Addr6) {
+			return nil, bad("%s is not in %s", cfg.Addr6, n.cfg.Subnet6)
+		}
+		p.addrs = append(p.addrs, cfg.Addr6)
+		if p.ll6 != cfg.Addr6 {
+			p.addrs = append(p.addrs, p.ll6)
+		}
+	}
+	if len(p.addrs) == 0 {
+		return nil, bad("no address")
+	}
+	p.hostPorts = slices.Sorted(slices.Values(cfg.HostPorts))
+	p.dns = make(chan struct{}, n.cfg.Limits.DNSQueries)
+	p.frags.init()
+	p.flows.init()
+	p.nat.init()
+	p.fwd.init()
+	var err error
+	if p.link, err = newLink(cfg.Link, cfg.HdrLen); err != nil {
+		return nil, fmt.Errorf("attach %s: %w", cfg.ID, err)
+	}
+	p.reader.link = p.link
+	p.ctx, p.cancel = context.WithCancel(n.ctx)
+	return p, nil
+}
+
+func (p *Port) start() {
+	p.wg.Add(1)
+	go func() {
+		defer p.wg.Done()
+		if err := p.reader.run(p.closing.Load, p.input); err != nil {
+			p.net.log.Error("link failed", "port", p.cfg.ID, "name", p.cfg.Name, "error", err)
+			// Not from here: Close waits for this goroutine.
+			go p.closeWith(fmt.Errorf("read the link of %s: %w", p.cfg.ID, err))
+		}
+	}()
+}
+
+// Close detaches the port: it closes the link and resets the port's flows. It
+// waits until nothing of the port runs any more.
+func (p *Port) Close() error {
+	p.closeWith(nil)
+	<-p.done
+	return nil
+}
+
+// Done is closed when the port is detached, by Close or because its link
+// failed.
+func (p *Port) Done() <-chan struct{} { return p.done }
+
+// Err says why the link failed. It is nil before Done and after Close.
+func (p *Port) Err() error {
+	select {
+	case <-p.done:
+		return p.err
+	default:
+		return nil
+	}
+}
+
+func (p *Port) closeWith(cause error) {
+	p.once.Do(func() {
+		p.err = cause
+		p.closing.Store(true)
+		p.net.removeMember(p)
+		p.cancel()
+		// Flows first: their last segments are resets, which still reach the
+		// guest.
+		p.flows.abort(p.net, p)
+		p.nat.close()
+		p.fwd.close()
+		if err := p.link.close(); err != nil {
+			p.net.log.Warn("close link", "port", p.cfg.ID, "error", err)
+		}
+		p.wg.Wait()
+		close(p.done)
+	})
+}
+
+// Stats returns the port's counters.
+func (p *Port) Stats() PortStats {
+	s := p.count.snapshot()
+	s.TCPFlows, s.TCPDials = p.flows.len()
+	s.UDPFlows, s.Pings = p.nat.len()
+	return s
+}
+
+// owns tells whether the guest may send from an address.
+func (p *Port) owns(a netip.Addr) bool { return slices.Contains(p.addrs, a) }
+
+func (p *Port) hostPort(port uint16) bool {
+	_, ok := slices.BinarySearch(p.hostPorts, port)
+	return ok
+}
+
+// write sends one frame to the guest.
+func (p *Port) write(iov []unix.Iovec, size int) error {
+	if err := p.link.write(iov); err != nil {
+		p.count.drop(DropLinkWrite)
+		return err
+	}
+	p.count.txFrames.Add(1)
+	p.count.txBytes.Add(uint64(size))
+	return nil
+}
+
+func (p *Port) expire(now time.Time) {
+	p.frags.expire(now)
+	p.nat.expire(p, now)
+}

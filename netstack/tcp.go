@@ -1,0 +1,235 @@
+package netstack
+
+import (
+	"context"
+	"math"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/waiter"
+)
+
+// tcpGateway turns SYNs into host connections. The order is
+//
+//	handle (reader)    policy, bounds, the copy of the SYN that an ICMP error needs
+//	dial (goroutine)   connect on the host, then finish the guest's handshake
+//	relay              until both directions have ended
+//
+// The host is dialled first, so that the guest sees the host's answer. gVisor's
+// forwarder has one bound for all and drops what exceeds it in silence; it is
+// set out of the way, and the bound is ours, per port: a black hole delays
+// nobody else.
+type tcpGateway struct {
+	net *Network
+	fwd *tcp.Forwarder
+
+	mu      sync.Mutex
+	pending map[stack.TransportEndpointID]*dialAttempt
+}
+
+// dialAttempt is a SYN whose connection is not established yet.
+type dialAttempt struct {
+	port     *Port
+	src, dst netip.AddrPort
+	verdict  verdict
+	syn      []byte // its IP datagram, without payload
+}
+
+func (g *tcpGateway) init(n *Network, s *stack.Stack) {
+	g.net = n
+	g.pending = map[stack.TransportEndpointID]*dialAttempt{}
+	g.fwd = tcp.NewForwarder(s, tcpBufMax, math.MaxInt, g.accept)
+}
+
+// handle gets each segment that belongs to no connection. It runs on the
+// reader of the port the segment came from. False makes gVisor answer with a
+// RST.
+func (g *tcpGateway) handle(id stack.TransportEndpointID, pkt *stack.PacketBuffer) bool {
+	h := header.TCP(pkt.TransportHeader().Slice())
+	if len(h) < header.TCPMinimumSize || h.Flags()&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) != header.TCPFlagSyn {
+		return false
+	}
+	src, dst := addrPort(id.RemoteAddress, id.RemotePort), addrPort(id.LocalAddress, id.LocalPort)
+	p := g.net.member(src.Addr())
+	if p == nil {
+		return true // detached meanwhile
+	}
+	syn := append(append([]byte{}, pkt.NetworkHeader().Slice()...), h...)
+	a := &dialAttempt{port: p, src: src, dst: dst, verdict: p.check(protoTCP, dst), syn: syn}
+	switch a.verdict {
+	case closed:
+		return false
+	case nobody:
+		p.sendError(g.net.gateway(dst.Addr().Is6()), src.Addr(), errHost(dst.Addr().Is6()), syn)
+		return true
+	case deny:
+		p.count.drop(DropPolicy)
+		p.sendError(g.net.gateway(dst.Addr().Is6()), src.Addr(), errAdmin(dst.Addr().Is6()), syn)
+		return true
+	case ignore:
+		p.count.drop(DropPolicy)
+		return true
+	}
+
+	g.mu.Lock()
+	if _, again := g.pending[id]; again {
+		g.mu.Unlock()
+		return true
+	}
+	g.mu.Unlock()
+	// Only this port's reader adds this id, so the gap is harmless.
+	if d := p.flows.beginDial(p); d >= 0 {
+		p.count.drop(d)
+		return true
+	}
+	g.mu.Lock()
+	g.pending[id] = a
+	g.mu.Unlock()
+	if !g.fwd.HandlePacket(id, pkt) {
+		g.forget(id, a)
+		return false
+	}
+	return true
+}
+
+// forget ends an attempt, whatever became of it.
+func (g *tcpGateway) forget(id stack.TransportEndpointID, a *dialAttempt) {
+	g.mu.Lock()
+	delete(g.pending, id)
+	g.mu.Unlock()
+	a.port.flows.endDial(a.port)
+}
+
+// accept runs on a goroutine of its own for each attempt.
+func (g *tcpGateway) accept(r *tcp.ForwarderRequest) {
+	id := r.ID()
+	g.mu.Lock()
+	a := g.pending[id]
+	g.mu.Unlock()
+	p := a.port
+	p.wg.Add(1) // beginDial holds the group open
+	defer p.wg.Done()
+
+	if a.verdict == service {
+		ep, wq := g.establish(r, id, a, nil)
+		if ep != nil {
+			p.serveDNSConn(ep, wq, a.src)
+		}
+		return
+	}
+	host, err := g.dial(p.ctx, a)
+	if err != nil {
+		v6 := a.dst.Addr().Is6()
+		reset := refused(err)
+		if u, ok := explain(err, v6); ok && !reset {
+			p.sendError(g.net.gateway(v6), a.src.Addr(), u, a.syn)
+		}
+		r.Complete(reset)
+		g.forget(id, a)
+		return
+	}
+	if ep, wq := g.establish(r, id, a, host); ep != nil {
+		p.relay(ep, wq, host)
+	}
+}
+
+// establish finishes the guest's handshake. host, if not nil, is reset when
+// that fails.
+func (g *tcpGateway) establish(r *tcp.ForwarderRequest, id stack.TransportEndpointID, a *dialAttempt, host *net.TCPConn) (tcpip.Endpoint, *waiter.Queue) {
+	wq := new(waiter.Queue)
+	ep, err := r.CreateEndpoint(wq)
+	r.Complete(false)
+	g.forget(id, a)
+	if err != nil {
+		if host != nil {
+			resetConn(host)
+		}
+		return nil, nil
+	}
+	return ep, wq
+}
+
+// dial connects on the host.
+func (g *tcpGateway) dial(ctx context.Context, a *dialAttempt) (*net.TCPConn, error) {
+	d := net.Dialer{
+		Timeout: g.net.cfg.Limits.DialTimeout,
+		Control: g.net.cfg.Control,
+		KeepAliveConfig: net.KeepAliveConfig{
+			Enable: true, Idle: keepAliveIdle, Interval: keepAliveInterval, Count: keepAliveCount,
+		},
+	}
+	var targets []netip.AddrPort
+	if a.verdict == hostPort {
+		targets = hostLoopback(a.dst.Port())
+	} else {
+		real, err := g.net.redirect("tcp", a.src, a.dst)
+		if err != nil {
+			return nil, err
+		}
+		targets = []netip.AddrPort{real}
+	}
+	var first error
+	for _, t := range targets {
+		c, err := d.DialContext(ctx, "tcp", t.String())
+		if err == nil {
+			return c.(*net.TCPConn), nil
+		}
+		if first == nil {
+			first = err
+		}
+	}
+	return nil, first
+}
+
+// hostLoopback are the host's own addresses for a port, in order.
+func hostLoopback(port uint16) []netip.AddrPort {
+	return []netip.AddrPort{
+		netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port),
+		netip.AddrPortFrom(netip.IPv6Loopback(), port),
+	}
+}
+
+// abortHandshakes ends the guest's side of a port's attempts; the host's side
+// ends with the port's context.
+func (g *tcpGateway) abortHandshakes(p *Port) {
+	var ids []stack.TransportEndpointID
+	g.mu.Lock()
+	for id, a := range g.pending {
+		if a.port == p {
+			ids = append(ids, id)
+		}
+	}
+	g.mu.Unlock()
+	for _, id := range ids {
+		proto := header.IPv4ProtocolNumber
+		if id.LocalAddress.Len() == 16 {
+			proto = header.IPv6ProtocolNumber
+		}
+		if ep := g.net.stack.FindTransportEndpoint(proto, tcp.ProtocolNumber, id, nicID); ep != nil {
+			ep.Abort()
+		}
+	}
+}
+
+func addrPort(a tcpip.Address, port uint16) netip.AddrPort {
+	ip, _ := netip.AddrFromSlice(a.AsSlice()) // always 4 or 16 bytes
+	return netip.AddrPortFrom(ip, port)
+}
+
+func fullAddress(a netip.AddrPort) tcpip.FullAddress {
+	return tcpip.FullAddress{NIC: nicID, Addr: tcpip.AddrFromSlice(a.Addr().AsSlice()), Port: a.Port()}
+}
+
+// Keep-alive on both sides: an idle connection lives while both ends do, and
+// middle boxes on the way keep it in mind.
+const (
+	keepAliveIdle     = 60 * time.Second
+	keepAliveInterval = 15 * time.Second
+	keepAliveCount    = 8
+)
