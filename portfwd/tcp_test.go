@@ -26,8 +26,12 @@ func serve(t *testing.T, l net.Listener, f func(c *net.TCPConn)) {
 	wg.Go(func() {
 		for {
 			c, err := l.Accept()
-			if err != nil {
+			if errors.Is(err, net.ErrClosed) {
 				return
+			}
+			if err != nil { // a test uses up the descriptors, of this end too
+				time.Sleep(5 * time.Millisecond)
+				continue
 			}
 			wg.Go(func() {
 				defer c.Close()
