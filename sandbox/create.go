@@ -260,6 +260,10 @@ func (s *Sandbox) resolve(img v1.Config) error {
 	if err != nil {
 		return err
 	}
+	// Here and not in the monitor: what is made belongs to the user, with his rights.
+	if err := fsoverlay.PrepareSources(mounts); err != nil {
+		return err
+	}
 	s.start = proto.Start{
 		ID: s.id, Name: s.name, Hostname: s.hostname(),
 		Dir: s.dir.path, RuntimeDir: s.e.runtimeDir, VolumesDir: s.e.Volumes().Root,
