@@ -144,7 +144,7 @@ func TestOutOfDescriptors(t *testing.T) {
 		serve(t, s.g.listen(t, "tcp", ":80"), echo)
 		st := s.publish(t, port.Spec{Proto: "tcp", ChildPort: 80})
 		old := (*netns)(nil).dial(t, "tcp", s.loopback(st))
-		late := dialFD(t, st.Spec.ParentPort) // made now, connected later
+		late := dialFD(t, st.Spec.ParentPort)             // made now, connected later
 		if err := ping(t, old, []byte("x")); err != nil { // accepted at the other end, too
 			t.Fatal(err)
 		}
