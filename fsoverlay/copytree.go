@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -66,6 +67,7 @@ func (c *treeCopy) notes() []string {
 	for what, n := range c.skipped {
 		out = append(out, fmt.Sprintf("%d times while copying: %s", n, what))
 	}
+	slices.Sort(out)
 	return out
 }
 

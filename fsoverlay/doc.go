@@ -20,6 +20,10 @@
 // writable layer. It holds the mount points that the image lacks, so that
 // neither they nor what is mounted on them ever show up in the writable layer.
 //
+// With a single mapped id no driver can keep other owners: the kernel answers
+// chown(2) to an id that is not mapped with EINVAL before any file system is
+// asked, so the override_stat attributes of fuse-overlayfs do not help there.
+//
 // # The plan
 //
 // [BuildPlan] turns what the user asked for into a [Plan]: a list of operations
@@ -48,8 +52,8 @@
 //     127 of them on kernels before 6.7, and one is the init layer)
 //   - 256 user mounts in one sandbox
 //   - 40 symbolic links and a depth of 256 while a target is resolved
-//   - removal and copying of trees hold at most 64 and 130 descriptors, whatever
-//     the depth of the tree
+//   - removal and copying of trees hold at most 110 and 140 descriptors, whatever
+//     the depth of the tree; a path of an image is at most 4095 bytes long
 //   - Linux 5.2 at least (open_tree, move_mount); openat2 (5.6), mount_setattr
 //     (5.12) and lowerdir+ (6.7) are used where they exist
 package fsoverlay

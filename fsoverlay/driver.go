@@ -43,9 +43,6 @@ type RootSpec struct {
 	// ReadOnly makes a view of the lowers without a writable directory. It is not
 	// --read-only, which still needs mount points made: that is PlanConfig.ReadOnly.
 	ReadOnly bool `json:"readOnly,omitempty"`
-	// Single says that only one id is mapped: the fuse driver then keeps owners in
-	// user.containers.override_stat attributes, so that chown works.
-	Single bool `json:"single,omitempty"`
 	// FuseOverlayfs is the program; empty means the one found in PATH.
 	FuseOverlayfs string `json:"fuseOverlayfs,omitempty"`
 }

@@ -39,7 +39,7 @@ func conformance(t *testing.T, single bool) {
 					continue
 				}
 				t.Run(c.name, func(t *testing.T) {
-					e := newEnv(t, r.Driver, single)
+					e := newEnv(t, r.Driver)
 					c.run(t, e)
 				})
 			}
@@ -56,9 +56,9 @@ type env struct {
 	mounts int
 }
 
-func newEnv(t *testing.T, driver string, single bool) *env {
+func newEnv(t *testing.T, driver string) *env {
 	e := &env{t: t, dir: scratch(t)}
-	e.spec = RootSpec{Driver: driver, Single: single, Upper: e.path("upper"), Work: e.path("work"), Merged: e.path("merged")}
+	e.spec = RootSpec{Driver: driver, Upper: e.path("upper"), Work: e.path("work"), Merged: e.path("merged")}
 	return e
 }
 
@@ -389,6 +389,14 @@ var conformanceTests = []struct {
 		if st := lstat(t, m+"/d/x"); st.Uid != 7 || st.Gid != 8 {
 			t.Errorf("x after chown: %d:%d", st.Uid, st.Gid)
 		}
+	}},
+	{"owners that are not mapped", false, func(t *testing.T, e *env) {
+		write(t, e.layer()+"/f", "x")
+		m := e.mount()
+		if err := os.Chown(m+"/f", 1<<20, 1<<20); !errors.Is(err, unix.EINVAL) {
+			t.Errorf("%v", err)
+		}
+		wantFile(t, m+"/f", "x")
 	}},
 	{"file capabilities", true, func(t *testing.T, e *env) {
 		l := e.layer()

@@ -10,14 +10,12 @@ import (
 
 // Codes of the errors that cross a process boundary, see wire.Error.
 const (
-	CodeDriver      = "storage-driver"  // the driver cannot be used here
-	CodeTarget      = "mount-target"    // the target of a mount is not acceptable
-	CodeSource      = "mount-source"    // the source of a mount is missing or not acceptable
-	CodeInvalid     = "invalid-mount"   // what the user wrote cannot be parsed
-	CodeVolumeInUse = "volume-in-use"   // a sandbox holds the volume
-	CodeVolumeName  = "volume-name"     // not a name
-	CodeNoVolume    = "volume-missing"  // no volume of that name
-	CodeTooMany     = "too-many-mounts" // over a limit of this package
+	CodeDriver   = "storage-driver"  // the driver cannot be used here
+	CodeTarget   = "mount-target"    // the target of a mount is not acceptable
+	CodeSource   = "mount-source"    // the source of a mount is missing or not acceptable
+	CodeInvalid  = "invalid-mount"   // what the user wrote cannot be parsed
+	CodeNoVolume = "volume-missing"  // no volume of that name
+	CodeTooMany  = "too-many-mounts" // over a limit of this package
 )
 
 var (
@@ -29,8 +27,6 @@ var (
 	ErrVolumeName = errors.New("invalid volume name")
 	// ErrVolumeExists is returned by Volumes.Create for a name that is taken.
 	ErrVolumeExists = errors.New("volume exists")
-	// ErrNotEmpty is returned where a new directory was expected.
-	ErrNotEmpty = errors.New("directory is not empty")
 )
 
 // DriverError says that a driver cannot make a root file system here.
@@ -52,11 +48,14 @@ func (e *DriverError) Error() string {
 
 func (e *DriverError) Unwrap() error { return e.Err }
 
-// Wire returns the error in the form that crosses processes.
-func (e *DriverError) Wire() *wire.Error {
-	w := &wire.Error{Code: CodeDriver, Step: "storage driver " + e.Driver, Msg: e.Reason, Fix: e.Fix}
-	errors.As(e.Err, &w.Errno)
-	return w
+// As gives errors.As the form that crosses processes, so that wire.ToError keeps
+// the fix.
+func (e *DriverError) As(target any) bool {
+	w, ok := target.(**wire.Error)
+	if ok {
+		*w = &wire.Error{Code: CodeDriver, Step: "storage driver " + e.Driver, Msg: e.Reason, Fix: e.Fix}
+	}
+	return ok
 }
 
 // ParseError says what is wrong with a mount that the user wrote.

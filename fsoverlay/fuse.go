@@ -163,9 +163,6 @@ func fuseCommand(prog string, s *RootSpec) (*exec.Cmd, error) {
 		}
 		opts = append(opts, o.key+"="+n)
 	}
-	if s.Single {
-		opts = append(opts, "xattr_permissions=2")
-	}
 	if s.ReadOnly {
 		opts = append(opts, "ro")
 	}

@@ -48,8 +48,10 @@ func BuildInitLayer(dir string, c InitLayerConfig) error {
 		return fail(step, dir, err)
 	}
 	defer unix.Close(fd)
-	if names, err := dirNames(fd, "."); err != nil || len(names) > 0 {
-		return fail(step, dir, errors.Join(err, ErrNotEmpty))
+	if names, err := dirNames(fd, "."); err != nil {
+		return fail(step, dir, err)
+	} else if len(names) > 0 {
+		return fail(step, dir, unix.ENOTEMPTY)
 	}
 	// The layer looks at the image through itself, to see what it made before.
 	image, err := openStack(append([]string{dir}, c.Lowers...))

@@ -51,14 +51,16 @@ func (nativeDriver) Mount(s RootSpec) error {
 		defer unix.Close(tree)
 		return fail(step, s.Merged, attach(tree, target))
 	}
-	if !errors.Is(err, errNoAppend) {
+	if !errors.Is(err, unix.EINVAL) {
 		return fail(step, s.Merged, err)
 	}
-	return fail(step, s.Merged, overlayMount(&s))
+	// Linux before 6.7 knows no lowerdir+: 6.5 says so at the option, older ones
+	// collect whatever they are given and refuse it all in the end.
+	if old := overlayMount(&s); old != nil {
+		return fail(step, s.Merged, fmt.Errorf("%w (with lowerdir+: %v)", old, err))
+	}
+	return nil
 }
-
-// errNoAppend: the kernel is older than 6.7 and knows no lowerdir+.
-var errNoAppend = errors.New("overlay without lowerdir+")
 
 // overlayTree makes the overlay as a detached mount.
 func overlayTree(s *RootSpec) (int, error) {
@@ -74,9 +76,6 @@ func overlayTree(s *RootSpec) (int, error) {
 	defer closeAll(fds)
 	for i, fd := range fds {
 		if err := unix.FsconfigSetString(fs, "lowerdir+", plainOr(s.Lowers[i], fd)); err != nil {
-			if i == 0 && errors.Is(err, unix.EINVAL) {
-				return -1, errNoAppend
-			}
 			return -1, fsError(fs, "overlay lower directory "+s.Lowers[i], err)
 		}
 	}

@@ -21,9 +21,8 @@ const (
 	KindDevice Kind = "device"
 	// KindSymlink makes a link at Target that says Source.
 	KindSymlink Kind = "symlink"
-	// KindMkdir and KindFile make an empty directory or file at Target.
-	KindMkdir Kind = "mkdir"
-	KindFile  Kind = "file"
+	// KindFile makes an empty file at Target.
+	KindFile Kind = "file"
 	// KindCopyUp fills the volume Source, if it is empty, from Target.
 	KindCopyUp Kind = "copy-up"
 	// KindReadonly makes Target, with everything below it, read-only.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -26,6 +28,9 @@ type job struct {
 	Plan      Plan
 	NoSetattr bool
 	Check     string
+	// Nested puts pid 1 into one more user namespace, as in a container whose
+	// /proc is partly masked.
+	Nested bool `json:"-"`
 }
 
 // initMain is pid 1: it mounts the root, applies the plan and runs one check.
@@ -111,6 +116,11 @@ func runInit(t *testing.T, j job) result {
 	for c := range uintptr(unix.CAP_LAST_CAP + 1) {
 		cmd.SysProcAttr.AmbientCaps = append(cmd.SysProcAttr.AmbientCaps, c)
 	}
+	if j.Nested {
+		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 1}}
+		cmd.SysProcAttr.GidMappings = cmd.SysProcAttr.UidMappings
+	}
 	err = cmd.Start()
 	jr.Close()
 	rw.Close()
@@ -124,8 +134,8 @@ func runInit(t *testing.T, j job) result {
 }
 
 // rootEnv is a root with one layer that looks like an image.
-func rootEnv(t *testing.T, driver string, single bool) (*env, string) {
-	e := newEnv(t, driver, single)
+func rootEnv(t *testing.T, driver string) (*env, string) {
+	e := newEnv(t, driver)
 	l := e.layer()
 	for _, d := range []string{"proc", "sys", "dev", "etc", "tmp", "home", "run"} {
 		must(t, os.Mkdir(filepath.Join(l, d), 0o755))
@@ -179,18 +189,47 @@ func planSuite(t *testing.T, single bool) {
 	}
 	t.Run("without mount_setattr", func(t *testing.T) { planWhole(t, DriverNative, single, true) })
 	t.Run("default", func(t *testing.T) {
-		e, _ := rootEnv(t, DriverNative, single)
+		e, _ := rootEnv(t, DriverNative)
 		r := e.start(t, PlanConfig{SingleID: single}, "default")
 		if r.Err != nil || len(r.Notes) > 0 {
 			t.Errorf("%v, notes %q", r.Err, r.Notes)
 		}
 	})
 	t.Run("hostile image", func(t *testing.T) { planHostile(t, single) })
+	t.Run("masked proc", func(t *testing.T) {
+		must(t, unix.Mount("tmpfs", "/proc/sys", "tmpfs", unix.MS_RDONLY, ""))
+		defer unix.Unmount("/proc/sys", unix.MNT_DETACH)
+		e, _ := rootEnv(t, DriverNative)
+		r := e.start(t, PlanConfig{SingleID: true}, "masked", func(j *job) { j.Nested = true })
+		if r.Err != nil || len(r.Notes) != 1 || !strings.Contains(r.Notes[0], "/proc shows the processes of the surrounding container") {
+			t.Errorf("%v, notes %q", r.Err, r.Notes)
+		}
+	})
+	t.Run("host network", func(t *testing.T) {
+		e, _ := rootEnv(t, DriverNative)
+		r := e.start(t, PlanConfig{SingleID: single, NetworkHost: true, MaskedPaths: []string{}, ReadonlyPaths: []string{}}, "host network")
+		if r.Err != nil || len(r.Notes) > 0 {
+			t.Errorf("%v, notes %q", r.Err, r.Notes)
+		}
+	})
+	t.Run("the host's trees", func(t *testing.T) {
+		e, _ := rootEnv(t, DriverNative)
+		r := e.start(t, PlanConfig{SingleID: single, TTY: true, Mounts: []Mount{
+			{Type: TypeBind, Source: "/dev", Target: "/dev"}, {Type: TypeBind, Source: "/sys", Target: "/sys", ReadOnly: true},
+			{Type: TypeBind, Source: "/", Target: "/host", ReadOnly: true, Propagation: "rslave"},
+			{Type: TypeBind, Source: "/proc", Target: "/hostproc"},
+			{Type: TypeBind, Source: "/proc/uptime", Target: "/proc/uptime"},
+		}}, "host trees")
+		if r.Err != nil || len(r.Notes) > 0 {
+			t.Errorf("%v, notes %q", r.Err, r.Notes)
+		}
+	})
+	t.Run("detached fuse", func(t *testing.T) { planDetach(t, single) })
 	t.Run("errors", func(t *testing.T) { planErrors(t, single) })
 }
 
 func planWhole(t *testing.T, driver string, single, noSetattr bool) {
-	e, l := rootEnv(t, driver, single)
+	e, l := rootEnv(t, driver)
 	write(t, l+"/data/seed", "seed")
 	must(t, os.Chmod(l+"/data", 0o751))
 	must(t, os.Mkdir(l+"/scratch", 0o711))
@@ -238,6 +277,58 @@ func planWhole(t *testing.T, driver string, single, noSetattr bool) {
 	}
 }
 
+// planDetach lets the monitor's copy of a fuse mount go while pid 1 works.
+func planDetach(t *testing.T, single bool) {
+	e, l := rootEnv(t, DriverFuse)
+	write(t, l+"/f", "f")
+	sync := e.path("sync")
+	must(t, os.Mkdir(sync, 0o755))
+	prep, err := fuseDriver{log: slog.New(slog.DiscardHandler)}.Prepare(t.Context(), e.spec)
+	must(t, err)
+	defer prep.Close()
+	p, err := BuildPlan(PlanConfig{Root: e.spec.Merged, SingleID: single, Mounts: []Mount{{Type: TypeBind, Source: sync, Target: "/sync"}}})
+	must(t, err)
+	detached := make(chan error, 1)
+	go func() {
+		detached <- func() error {
+			if err := waitFor(sync + "/ready"); err != nil {
+				return err
+			}
+			if err := prep.Detach(); err != nil {
+				return err
+			}
+			if _, err := os.Stat(e.spec.Merged + "/f"); !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("the monitor still sees the root: %v", err)
+			}
+			return os.WriteFile(sync+"/go", nil, 0o644)
+		}()
+	}()
+	r := runInit(t, job{Spec: e.spec, Plan: p, Check: "detached"})
+	must(t, <-detached)
+	if r.Err != nil || len(r.Failed) > 0 {
+		t.Errorf("%v %q", r.Err, r.Failed)
+	}
+	select {
+	case <-prep.Process.Done():
+		if err := prep.Process.Wait(); err != nil {
+			t.Error(err)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("fuse-overlayfs outlives its last mount")
+	}
+	wantFile(t, e.spec.Upper+"/g", "g")
+}
+
+func waitFor(path string) error {
+	for range 1000 {
+		if _, err := os.Stat(path); err == nil {
+			return nil
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return fmt.Errorf("%s does not appear", path)
+}
+
 func planErrors(t *testing.T, single bool) {
 	for _, c := range []struct {
 		name  string
@@ -263,7 +354,7 @@ func planErrors(t *testing.T, single bool) {
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			e, l := rootEnv(t, DriverNative, single)
+			e, l := rootEnv(t, DriverNative)
 			if c.setup != nil {
 				c.setup(l)
 			}
@@ -278,7 +369,7 @@ func planErrors(t *testing.T, single bool) {
 
 // planHostile has links of the image lead everywhere; all must stay inside.
 func planHostile(t *testing.T, single bool) {
-	e, l := rootEnv(t, DriverNative, single)
+	e, l := rootEnv(t, DriverNative)
 	outside := e.path("outside")
 	must(t, os.Mkdir(outside, 0o755))
 	must(t, os.Symlink(outside, l+"/abs"))
@@ -355,6 +446,46 @@ var initChecks = map[string]func(*result){
 			r.want(slices.Contains(strings.Split(m.Options, ","), o), "/ro/sub lost %s: %s", o, m.Options)
 		}
 		checkConsole(r)
+	},
+	"masked": func(r *result) {
+		var st unix.Statfs_t
+		r.want(unix.Statfs("/proc", &st) == nil && st.Type == unix.PROC_SUPER_MAGIC, "/proc: type %#x", st.Type)
+		_, err := os.Stat("/proc/self/status")
+		r.want(err == nil, "%v", err)
+		es, err := os.ReadDir("/proc/sys")
+		r.want(err == nil && len(es) == 0, "the mask of the surrounding container is gone: %d, %v", len(es), err)
+	},
+	"host network": func(r *result) {
+		r.errno(os.Mkdir("/sys/x", 0o755), unix.EROFS, "mkdir in /sys")
+		ms, err := mountinfo.GetMounts(mountinfo.PrefixFilter("/sys"))
+		r.want(err == nil && len(ms) > 0, "%d mounts below /sys, %v", len(ms), err)
+		for _, m := range ms {
+			r.want(slices.Contains(strings.Split(m.Options, ","), "ro"), "%s is %s", m.Mountpoint, m.Options)
+		}
+		_, err = os.ReadFile("/proc/interrupts")
+		r.want(err == nil, "without masks: %v", err)
+	},
+	"host trees": func(r *result) {
+		r.want(os.WriteFile("/dev/null", []byte("x"), 0) == nil, "write to /dev/null")
+		r.want(mountAt(r, "/dev/shm").FSType == "tmpfs", "no /dev/shm of the sandbox")
+		checkConsole(r)
+		r.errno(os.WriteFile("/host/etc/x", nil, 0o644), unix.EROFS, "write to the host")
+		r.errno(os.WriteFile("/host/tmp/x", nil, 0o644), unix.EROFS, "write to the host")
+		_, err := os.Stat("/host/etc/passwd")
+		r.want(err == nil, "%v", err)
+		ms, err := mountinfo.GetMounts(mountinfo.PrefixFilter("/host"))
+		r.want(err == nil && len(ms) > 0, "%d mounts below /host, %v", len(ms), err)
+		for _, m := range ms {
+			r.want(slices.Contains(strings.Split(m.Options, ","), "ro"), "%s is %s", m.Mountpoint, m.Options)
+		}
+	},
+	"detached": func(r *result) {
+		r.want(os.WriteFile("/sync/ready", nil, 0o644) == nil, "no /sync")
+		err := waitFor("/sync/go")
+		r.want(err == nil, "%v", err)
+		r.file("/f", "f")
+		err = os.WriteFile("/g", []byte("g"), 0o644)
+		r.want(err == nil, "%v", err)
 	},
 	"hostile": func(r *result) {
 		r.file("/etc/resolv.conf", "nameserver 10.0.0.1\n")

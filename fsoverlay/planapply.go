@@ -149,12 +149,8 @@ func (a *applier) exec(op Op, source int) error {
 		return fail("bind device", op.Target, a.device(op))
 	case KindSymlink:
 		return fail("make a link", op.Target, a.symlink(op))
-	case KindMkdir, KindFile:
-		create := makeDir
-		if op.Kind == KindFile {
-			create = makeFile
-		}
-		fd, err := openIn(a.root, op.Target, lookup{create: create, noLinks: op.NoLinks})
+	case KindFile:
+		fd, err := openIn(a.root, op.Target, lookup{create: makeFile, noLinks: op.NoLinks})
 		if err == nil {
 			unix.Close(fd)
 		}

@@ -82,7 +82,7 @@ func BuildPlan(c PlanConfig) (Plan, error) {
 		p = append(p, ops...)
 	}
 	if c.TTY && !user["/dev"] {
-		p = append(p, Op{Kind: KindFile, Target: "/dev/console"})
+		p = append(p, Op{Kind: KindFile, Target: "/dev/console", NoLinks: true})
 	}
 	p = append(p, restrictOps(&c, user)...)
 	return append(p, Op{Kind: KindPivot}), nil

@@ -254,6 +254,10 @@ func (v *Volumes) emptyTrash(ctx context.Context, trash []string) error {
 // Hold keeps volumes from being removed until it is closed or its process ends.
 type Hold struct{ files []*os.File }
 
+// Files are the locks themselves, to be handed to another process: the volumes
+// stay held until every copy is closed.
+func (h *Hold) Files() []*os.File { return h.files }
+
 // Close lets go.
 func (h *Hold) Close() error {
 	if h == nil {
@@ -272,14 +276,15 @@ func (h *Hold) Close() error {
 // names of anonymous volumes that it made, which go with the sandbox, and a Hold
 // for the time the sandbox exists. The mounts that came in are not changed.
 func (v *Volumes) Resolve(ctx context.Context, ms []Mount) (out []Mount, made []string, hold *Hold, err error) {
-	out, hold = slices.Clone(ms), &Hold{}
+	out, h := slices.Clone(ms), &Hold{}
+	var anonymous []string
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, hold.Close())
-			for _, n := range made {
-				err = errors.Join(err, v.Remove(context.WithoutCancel(ctx), n))
-			}
-			out, made, hold = nil, nil, nil
+		if err == nil {
+			return
+		}
+		err = errors.Join(err, h.Close())
+		for _, n := range anonymous {
+			err = errors.Join(err, v.Remove(context.WithoutCancel(ctx), n))
 		}
 	}()
 	for i := range out {
@@ -289,15 +294,15 @@ func (v *Volumes) Resolve(ctx context.Context, ms []Mount) (out []Mount, made []
 		}
 		vol, f, err := v.take(ctx, m)
 		if vol != nil && m.Source == "" {
-			made = append(made, vol.Name)
+			anonymous = append(anonymous, vol.Name)
 		}
 		if err != nil {
-			return nil, made, nil, err
+			return nil, nil, nil, err
 		}
-		hold.files = append(hold.files, f)
+		h.files = append(h.files, f)
 		m.Source, m.DataDir, m.Anonymous = vol.Name, vol.DataDir, vol.Anonymous
 	}
-	return out, made, hold, nil
+	return out, anonymous, h, nil
 }
 
 // take makes or finds the volume of a mount and locks it. A removal may come in

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -221,6 +222,12 @@ func (x *index) enter(r *record, names ...string) {
 			r.addDigest(d)
 		}
 	}
+	// A digest of an index names the image that was chosen from it last.
+	for _, other := range x.Images {
+		if other.ID != r.ID {
+			other.Digests = slices.DeleteFunc(other.Digests, func(d string) bool { return slices.Contains(r.Digests, d) })
+		}
+	}
 	x.Images[r.ID] = r
 	for _, n := range names {
 		x.Refs[n] = r.ID
@@ -228,10 +235,7 @@ func (x *index) enter(r *record, names ...string) {
 }
 
 func (r *record) addDigest(d string) {
-	for _, have := range r.Digests {
-		if have == d {
-			return
-		}
+	if !slices.Contains(r.Digests, d) {
+		r.Digests = append(r.Digests, d)
 	}
-	r.Digests = append(r.Digests, d)
 }

@@ -207,7 +207,7 @@ func bad(path, format string, args ...any) error {
 // refused, as Docker does; an absolute one starts at the root.
 func (u *unpacker) cleanName(name string) (string, error) {
 	if len(name) > u.limits.PathLen {
-		return "", &LimitError{What: "PathLen", Limit: int64(u.limits.PathLen), Got: int64(len(name)), Path: name[:64] + "..."}
+		return "", &LimitError{What: "PathLen", Limit: int64(u.limits.PathLen), Got: int64(len(name)), Path: name[:min(64, len(name))] + "..."}
 	}
 	if strings.IndexByte(name, 0) >= 0 {
 		return "", bad(name, "its name contains a zero byte")

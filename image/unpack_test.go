@@ -456,3 +456,28 @@ func TestUnpackCancelled(t *testing.T) {
 		t.Error("something was left")
 	}
 }
+
+// TestWhiteoutFallback: where no device can be made, whiteouts are files that
+// fuse-overlayfs and the copy driver understand, and the result says so.
+func TestWhiteoutFallback(t *testing.T) {
+	b := tarOf(t, dir("etc", 0o755), file("etc/.wh.gone", ""), file(".wh.x", ""), file("x", "kept"))
+	job := UnpackJob{Blob: blobFile(t, b), DiffID: digestOf(b), Dest: filepath.Join(t.TempDir(), "fs"), Single: true}
+	u := &unpacker{job: job, limits: Limits{}.withDefaults(), dirs: map[uint64]*dirMeta{}, buf: make([]byte, 4096), noWhiteout: true}
+	var err error
+	if u.tree, err = newTree(job.Dest, u); err != nil {
+		t.Fatal(err)
+	}
+	defer u.tree.close()
+	if err := errors.Join(u.layer(context.Background()), u.finish()); err != nil {
+		t.Fatal(err)
+	}
+	if !u.res.WhiteoutFiles {
+		t.Error("the result does not say so")
+	}
+	if st := stat(t, filepath.Join(job.Dest, "etc/.wh.gone")); st.Mode&syscall.S_IFMT != syscall.S_IFREG || st.Size != 0 {
+		t.Errorf("etc/.wh.gone has mode %o, size %d", st.Mode, st.Size)
+	}
+	if got := content(t, filepath.Join(job.Dest, "x")); got != "kept" {
+		t.Errorf("x is %q", got)
+	}
+}

@@ -21,30 +21,25 @@ type suite struct {
 	m      Manager
 	// resets says that the driver passes resets and refusals on.
 	resets bool
-	// keepsSource says that clients of other hosts are seen with their address.
+	// keepsSource says that clients go through the stack, at least those of other
+	// hosts, and are seen with their own address.
 	keepsSource bool
-	// otherFamily says that a guest server of one family serves clients of both.
-	otherFamily bool
 }
 
 // forEach runs a test against every driver and checks that nothing stays.
 func forEach(t *testing.T, f func(t *testing.T, s *suite)) {
-	forEachWith(t, Limits{}, f)
-}
-
-func forEachWith(t *testing.T, lim Limits, f func(t *testing.T, s *suite)) {
 	for _, d := range []string{DriverDirect, DriverStack, DriverAuto, DriverBuiltin} {
-		t.Run(d, func(t *testing.T) { run(t, d, lim, f) })
+		t.Run(d, func(t *testing.T) { run(t, d, Limits{}, f) })
 	}
 }
 
 func run(t *testing.T, driver string, lim Limits, f func(t *testing.T, s *suite)) {
 	checkLeaks(t)
-	s := &suite{driver: driver, resets: driver != DriverBuiltin, otherFamily: driver == DriverDirect || driver == DriverAuto}
+	s := &suite{driver: driver, resets: driver != DriverBuiltin}
 	cfg := Config{Driver: driver, Limits: lim, Gateway4: gateway4, Gateway6: gateway6}
 	switch driver {
 	case DriverStack, DriverAuto:
-		s.g, cfg.Stack = newTunGuest(t)
+		s.g, cfg.Stack = newStackGuest(t)
 		s.keepsSource = true
 	default:
 		s.g = newGuest(t)
@@ -159,8 +154,8 @@ func openFiles(t *testing.T) []string {
 	var out []string
 	for _, e := range d {
 		l, err := os.Readlink("/proc/self/fd/" + e.Name())
-		if errors.Is(err, os.ErrNotExist) || strings.HasSuffix(l, "/fd") || l == "anon_inode:[eventfd]" {
-			continue // the one that lists them; one that gVisor's fdbased never closes
+		if errors.Is(err, os.ErrNotExist) || strings.HasSuffix(l, "/fd") {
+			continue // the descriptor that lists them
 		}
 		out = append(out, l)
 	}

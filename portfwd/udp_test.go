@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -59,7 +60,11 @@ func TestUDPSizes(t *testing.T) {
 		st := s.publish(t, port.Spec{Proto: "udp", ChildPort: 53})
 		for _, p := range s.udpPlaces() {
 			c := p.ns.dial(t, "udp", p.addr(st.Spec.ParentPort))
-			for _, n := range []int{1, 512, 1472, 1473, 9000, 60000, 65507} {
+			largest := 65507
+			if s.keepsSource && strings.Contains(p.host, ":") {
+				largest = 65487 // the stack's own limit for IPv6
+			}
+			for _, n := range []int{1, 512, 1472, 1473, 9000, 60000, largest} {
 				b := bytes.Repeat([]byte{byte(n)}, n)
 				got, err := askUDP(c, b)
 				if err != nil || !bytes.Equal(got, b) {

@@ -51,9 +51,14 @@ func (e *Engine) Create(ctx context.Context, cfg Config) (_ *Sandbox, err error)
 			s.cleanup(context.WithoutCancel(ctx))
 		}
 	}()
-	if s.mapping, err = userns.ResolveMapping(userns.MappingConfig{Mode: cfg.UserNS}); err != nil {
+	p, err := e.resolve(ctx, cfg.UserNS)
+	if err != nil {
 		return nil, err
 	}
+	if s.driver, err = fsoverlay.Choose(p.storage, cfg.StorageDriver); err != nil {
+		return nil, err
+	}
+	s.mapping = p.mapping
 	if s.mapping.Reason != "" {
 		s.notes = append(s.notes, s.mapping.Reason)
 	}
@@ -67,7 +72,7 @@ func (e *Engine) Create(ctx context.Context, cfg Config) (_ *Sandbox, err error)
 	if err := os.WriteFile(filepath.Join(s.dir.path, "name"), []byte(s.name), 0o600); err != nil {
 		return nil, err
 	}
-	if err := s.resolve(ctx, imgCfg); err != nil {
+	if err := s.resolve(imgCfg); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -189,7 +194,7 @@ func (s *Sandbox) openImage(ctx context.Context) (v1.Config, error) {
 		s.lowers = []string{dir}
 		return v1.Config{}, nil
 	}
-	store, m, err := s.e.Images(s.cfg.UserNS)
+	store, err := s.e.Images()
 	if err != nil {
 		return v1.Config{}, err
 	}
@@ -197,7 +202,7 @@ func (s *Sandbox) openImage(ctx context.Context) (v1.Config, error) {
 	if err != nil {
 		return v1.Config{}, err
 	}
-	if s.lease, err = store.Acquire(ctx, img, m.Key()); err != nil {
+	if s.lease, err = store.Acquire(ctx, img, s.mapping.Key()); err != nil {
 		return v1.Config{}, fmt.Errorf("unpack %s: %w", s.cfg.Image, err)
 	}
 	s.lowers = s.lease.Layers
@@ -223,7 +228,7 @@ func (s *Sandbox) findImage(ctx context.Context, store *image.Store) (*image.Ima
 }
 
 // resolve turns the configuration into what the monitor is told.
-func (s *Sandbox) resolve(ctx context.Context, img v1.Config) error {
+func (s *Sandbox) resolve(img v1.Config) error {
 	c := &s.cfg
 	merged, err := workload.MergeConfig(img, workload.Overrides{
 		Entrypoint: c.Entrypoint, Cmd: c.Cmd, Env: c.Env, WorkDir: c.WorkDir, User: c.User,
@@ -243,9 +248,9 @@ func (s *Sandbox) resolve(ctx context.Context, img v1.Config) error {
 			return &ConfigError{Field: "sysctl", Err: err}
 		}
 	}
-	driver, err := s.e.chooseStorage(ctx, s.mapping, c.StorageDriver)
-	if err != nil {
-		return err
+	if s.mapping.Mode == userns.ModeKeepID && merged.User == "" && c.User == "" {
+		// The point of keeping the id is to run under it.
+		merged.User = fmt.Sprintf("%d:%d", os.Geteuid(), os.Getegid())
 	}
 	ports, err := s.ports(merged.ExposedPorts)
 	if err != nil {
@@ -255,10 +260,14 @@ func (s *Sandbox) resolve(ctx context.Context, img v1.Config) error {
 	if err != nil {
 		return err
 	}
+	// Here and not in the monitor: what is made belongs to the user, with his rights.
+	if err := fsoverlay.PrepareSources(mounts); err != nil {
+		return err
+	}
 	s.start = proto.Start{
 		ID: s.id, Name: s.name, Hostname: s.hostname(),
 		Dir: s.dir.path, RuntimeDir: s.e.runtimeDir, VolumesDir: s.e.Volumes().Root,
-		Driver: driver, Lowers: s.lowers, Single: s.mapping.Mode == userns.ModeSingle,
+		Driver: s.driver, Lowers: s.lowers, Single: s.mapping.Mode == userns.ModeSingle,
 		Mounts: mounts, ReadOnly: c.ReadOnly, ShmSize: c.ShmSize,
 		TTY: c.TTY, Rows: c.Rows, Cols: c.Cols, Init: c.Init, Sysctls: c.Sysctls,
 		NetdLinger: s.e.linger,

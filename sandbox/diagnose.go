@@ -80,7 +80,7 @@ func (e *Engine) Info(ctx context.Context) (*SystemInfo, error) {
 	if err := unix.Uname(&uts); err == nil {
 		info.Kernel = unix.ByteSliceToString(uts.Release[:])
 	}
-	store, _, err := e.Images("")
+	store, err := e.Images()
 	if err != nil {
 		return nil, err
 	}
@@ -100,27 +100,23 @@ func (e *Engine) Info(ctx context.Context) (*SystemInfo, error) {
 
 // choices goes down each ladder as Create does.
 func (e *Engine) choices(ctx context.Context) (list []Choice, checks []Check) {
-	m, err := userns.ResolveMapping(userns.MappingConfig{})
+	p, err := e.resolve(ctx, "")
 	if err != nil {
-		return nil, []Check{{Name: "id mapping", Status: doctor.Missing, Detail: err.Error(), Fix: FixOf(err)}}
+		return list, []Check{{Name: "user-namespace", Status: doctor.Missing, Detail: err.Error(), Fix: FixOf(err)}}
 	}
-	list = append(list, Choice{"user namespace", string(m.Mode), m.Reason})
-	results, err := e.storageProbe(ctx, m)
-	if err != nil {
-		return list, []Check{{Name: "user namespace", Status: doctor.Missing, Detail: err.Error(), Fix: FixOf(err)}}
-	}
-	for _, r := range results {
-		c := Check{Name: "storage driver " + r.Driver, Status: doctor.OK, Detail: "works", Fix: r.Fix}
+	list = append(list, Choice{"user namespace", string(p.mapping.Mode), p.mapping.Reason})
+	for _, r := range p.storage {
+		c := Check{Name: "storage-" + r.Driver, Status: doctor.OK, Detail: "works", Fix: r.Fix}
 		if !r.OK {
 			c.Status, c.Detail = doctor.Degraded, r.Reason
 		}
 		checks = append(checks, c)
 	}
-	driver, err := fsoverlay.Choose(results, "")
+	driver, err := fsoverlay.Choose(p.storage, "")
 	if err != nil {
 		return list, append(checks, Check{Name: "storage", Status: doctor.Missing, Detail: err.Error(), Fix: FixOf(err)})
 	}
-	list = append(list, Choice{"storage driver", driver, firstReason(results, driver)})
+	list = append(list, Choice{"storage driver", driver, firstReason(p.storage, driver)})
 	link, why := linkChoice()
 	return append(list, Choice{"link driver", link, why}), checks
 }
@@ -148,16 +144,9 @@ func linkChoice() (driver, why string) {
 	return "packet", err.Error()
 }
 
-// chooseStorage returns the driver to use. The probe mounts for real and costs
-// tens of milliseconds, so what it found is kept for this kernel and these programs.
-func (e *Engine) chooseStorage(ctx context.Context, m *userns.Mapping, forced string) (string, error) {
-	results, err := e.storageProbe(ctx, m)
-	if err != nil {
-		return "", err
-	}
-	return fsoverlay.Choose(results, forced)
-}
-
+// storageProbe returns what the storage drivers can do. The probe mounts for real
+// and costs tens of milliseconds, so what it found is kept for this kernel and
+// these programs.
 func (e *Engine) storageProbe(ctx context.Context, m *userns.Mapping) ([]fsoverlay.ProbeResult, error) {
 	key, err := fsoverlay.Prober{}.ProbeKey(e.dataDir)
 	if err != nil {

@@ -2,11 +2,13 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/image"
@@ -19,23 +21,26 @@ type Engine struct {
 	dataDir    string
 	runtimeDir string
 	initPath   string
-	linger     string
+	linger     time.Duration
 	log        *slog.Logger
 
-	mu     sync.Mutex // guards stores
-	stores map[string]*image.Store
+	mu       sync.Mutex // guards what follows
+	store    *image.Store
+	mappings map[string]*userns.Mapping // by key
 }
 
 // NewEngine checks the directories and removes what killed processes left in them.
 func NewEngine(opts Options) (*Engine, error) {
-	e := &Engine{log: opts.Logger, linger: opts.NetdLinger, stores: map[string]*image.Store{}}
+	e := &Engine{log: opts.Logger, linger: opts.NetdLinger, mappings: map[string]*userns.Mapping{}}
 	if e.log == nil {
 		e.log = slog.New(slog.DiscardHandler)
 	}
-	if e.linger == "" {
-		e.linger = os.Getenv("SBX_NETD_LINGER")
-	}
 	var err error
+	if v := os.Getenv("SBX_NETD_LINGER"); e.linger == 0 && v != "" {
+		if e.linger, err = time.ParseDuration(v); err != nil || e.linger < 0 {
+			return nil, fmt.Errorf("SBX_NETD_LINGER=%q is not a duration such as 3s", v)
+		}
+	}
 	if e.initPath, err = opts.initPath(); err != nil {
 		return nil, err
 	}
@@ -64,30 +69,65 @@ func (e *Engine) Volumes() *fsoverlay.Volumes {
 	return &fsoverlay.Volumes{Root: filepath.Join(e.dataDir, "volumes")}
 }
 
-// Images opens the image store. Layers are unpacked and removed by a worker inside
-// a user namespace with the mapping of mode, "" meaning userns.ModeAuto.
-func (e *Engine) Images(mode userns.Mode) (*image.Store, *userns.Mapping, error) {
-	m, err := userns.ResolveMapping(userns.MappingConfig{Mode: mode})
-	if err != nil {
-		return nil, nil, err
-	}
+// Images opens the image store. Layers are unpacked and removed by workers inside
+// the user namespaces that they are for.
+func (e *Engine) Images() (*image.Store, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if s := e.stores[m.Key()]; s != nil {
-		return s, m, nil
+	if e.store != nil {
+		return e.store, nil
 	}
 	s, err := image.Open(image.Config{
 		Root:   filepath.Join(e.dataDir, "images"),
 		Logger: e.log,
 		Unpack: func(ctx context.Context, job image.UnpackJob) (image.UnpackResult, error) {
+			e.mu.Lock()
+			m := e.mappings[job.MapKey]
+			e.mu.Unlock()
+			if m == nil {
+				return image.UnpackResult{}, fmt.Errorf("unpack for the unknown id mapping %s", job.MapKey)
+			}
 			job.Single = m.Mode == userns.ModeSingle
 			return e.unpack(ctx, m, job)
 		},
 		Remover: e.removeTree,
 	})
 	if err != nil {
-		return nil, nil, fmt.Errorf("open the image store: %w", err)
+		return nil, fmt.Errorf("open the image store: %w", err)
 	}
-	e.stores[m.Key()] = s
-	return s, m, nil
+	e.store = s
+	return s, nil
+}
+
+// platform is what a sandbox stands on: its ids and the storage drivers that work
+// with them.
+type platform struct {
+	mapping *userns.Mapping
+	storage []fsoverlay.ProbeResult
+}
+
+// resolve goes down the ladder of id mappings. That newuidmap is there does not
+// mean that it may do its work (no_new_privs, a container's seccomp filter), so
+// the first rung counts only when a process has stood on it: the storage probe's.
+func (e *Engine) resolve(ctx context.Context, mode userns.Mode) (*platform, error) {
+	m, err := userns.ResolveMapping(userns.MappingConfig{Mode: mode})
+	if err != nil {
+		return nil, err
+	}
+	results, err := e.storageProbe(ctx, m)
+	if errors.Is(err, userns.ErrMap) && m.Mode == userns.ModeAuto {
+		failed := err
+		if m, err = userns.ResolveMapping(userns.MappingConfig{Mode: userns.ModeSingle}); err != nil {
+			return nil, err
+		}
+		m.Reason = fmt.Sprintf("one id instead of a range: %v", failed)
+		results, err = e.storageProbe(ctx, m)
+	}
+	if err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.mappings[m.Key()] = m
+	return &platform{mapping: m, storage: results}, nil
 }

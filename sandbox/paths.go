@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"syscall"
+	"time"
 )
 
 // Options are an Engine's directories. The zero value uses the user's own, by the
@@ -23,9 +24,9 @@ type Options struct {
 	// InitPath is the binary that the processes of a sandbox are started from;
 	// empty means $SBX_INIT, else this program if it called MaybeInit.
 	InitPath string
-	// NetdLinger is how long a network's process stays after its last sandbox, in
-	// Go's duration syntax; empty means $SBX_NETD_LINGER, else the default of 3s.
-	NetdLinger string
+	// NetdLinger is how long a network's process stays after its last sandbox;
+	// zero means $SBX_NETD_LINGER, else 3 s.
+	NetdLinger time.Duration
 	// Logger receives what is not an error; nil discards.
 	Logger *slog.Logger
 }

@@ -4,8 +4,11 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
+	"syscall"
+	"unsafe"
 
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox/internal/demo"
@@ -14,6 +17,7 @@ import (
 	"github.com/rootless-sbx/sbx/sandbox/internal/netd"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/userns"
+	"golang.org/x/sys/unix"
 )
 
 var maybeInitCalled bool
@@ -26,7 +30,7 @@ func MaybeInit() {
 	roles := map[string]func(context.Context, *wire.Conn) error{
 		proto.RoleMonitor:  monitor.Main,
 		proto.RoleInit:     initproc.Main,
-		proto.RoleNetd:     netd.Main,
+		proto.RoleNetd:     netdMain,
 		proto.RoleWorker:   workerMain,
 		initproc.RoleStage: initproc.Stage,
 	}
@@ -48,12 +52,18 @@ func MaybeInit() {
 }
 
 func runRole(name string, role func(context.Context, *wire.Conn) error) (code int) {
-	conn, err := userns.Join()
+	join := userns.Join
+	if name == proto.RoleNetd {
+		join = userns.JoinPlain // an ordinary process, in no namespace of ours
+	}
+	conn, err := join()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "%s is a part of sbx and is not started by hand: %v\n", name, err)
 		return exitOwn
 	}
 	defer conn.Close()
+	// ps and top show this in place of the binary's name, which is "exe".
+	unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(unsafe.StringData(name+"\x00"))), 0, 0, 0)
 	defer func() {
 		if err != nil {
 			code = exitOwn
@@ -62,6 +72,17 @@ func runRole(name string, role func(context.Context, *wire.Conn) error) (code in
 	defer userns.Recover(conn, &err)
 	err = role(context.Background(), conn)
 	return 0
+}
+
+// netdMain is the body of a network's process.
+func netdMain(ctx context.Context, conn *wire.Conn) error {
+	runtime.UnlockOSThread()
+	if err := netd.DropPrivilege(); err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	return netd.Main(ctx, conn, netd.MainConfig{Log: os.Stderr})
 }
 
 // exitOwn is the exit status of a process of sbx that failed; its error has gone

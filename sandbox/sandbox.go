@@ -42,6 +42,7 @@ type Sandbox struct {
 	mapping    *userns.Mapping
 	lease      *image.Lease // keeps the layers; nil for a RootFS
 	lowers     []string
+	driver     string // of storage
 	dir        *lockedDir
 	start      proto.Start
 	stopSignal syscall.Signal
@@ -269,16 +270,12 @@ func (s *Sandbox) cleanup(ctx context.Context) {
 
 // ensureNetd starts the default network's process if it is not there.
 func (e *Engine) ensureNetd(ctx context.Context) error {
-	c, err := netd.Ensure(ctx, netd.EnsureConfig{
-		RuntimeDir: e.runtimeDir,
-		Name:       NetworkDefault,
-		InitPath:   e.initPath,
-		Role:       proto.RoleNetd,
-		Linger:     e.linger,
-		Logger:     e.log,
+	c, err := netd.Ensure(ctx, netd.Config{
+		StartConfig: netd.StartConfig{RuntimeDir: e.runtimeDir, Name: NetworkDefault, Linger: e.linger},
+		Start:       netd.Spawn(e.initPath, proto.RoleNetd),
 	})
 	if err != nil {
-		return fmt.Errorf("start the network %q: %w", NetworkDefault, err)
+		return err
 	}
 	return c.Close()
 }

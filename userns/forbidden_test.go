@@ -3,9 +3,12 @@ package userns
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -104,5 +107,87 @@ func TestAppArmorProfile(t *testing.T) {
 	got := AppArmorProfile(dir + "/sbx")
 	if !strings.Contains(got, `profile a-b-c-- "`+dir+`/a b\{c\}\*" flags=(unconfined) {`) || !strings.Contains(got, "\n  userns,\n") {
 		t.Errorf("profile:\n%s", got)
+	}
+}
+
+// obstacles are ways to take user namespaces from a process, each really done,
+// and what the error must name.
+var obstacles = map[string]string{"chroot": "chroot", "seccomp": "seccomp filter"}
+
+func TestForbiddenByObstacle(t *testing.T) {
+	for name, want := range obstacles {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := os.Mkdir(dir+"/proc", 0o755); err != nil {
+				t.Fatal(err)
+			}
+			c := start(t, "obstacle", Spec{Mapping: mapping(t, ModeSingle), Cloneflags: unix.CLONE_NEWNS, Env: []string{"OBSTACLE=" + name, "DIR=" + dir}})
+			var e *wire.Error
+			expect(t, c, "obstacle", &e)
+			if e == nil || e.Code != "userns-forbidden" || e.Errno != unix.EPERM || !strings.Contains(e.Msg, want) || e.Fix == "" {
+				t.Errorf("got %#v", e)
+			}
+		})
+	}
+}
+
+func obstacle(conn *wire.Conn) error {
+	switch os.Getenv("OBSTACLE") {
+	case "chroot":
+		dir := os.Getenv("DIR")
+		if err := unix.Mount("/proc", dir+"/proc", "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+			return fmt.Errorf("bind /proc: %w", err)
+		}
+		if err := unix.Chroot(dir); err != nil {
+			return err
+		}
+	case "seccomp":
+		if err := forbidClone(); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := testContext()
+	defer cancel()
+	return conn.Send("obstacle", wire.ToError("", Probe(ctx)))
+}
+
+// forbidClone does to clone(CLONE_NEWUSER) what Docker's default profile does.
+func forbidClone() error {
+	const lowArg0 = 16 // offset in struct seccomp_data on little-endian machines
+	prog := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: 0},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_CLONE, Jf: 3},
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: lowArg0},
+		{Code: unix.BPF_JMP | unix.BPF_JSET | unix.BPF_K, K: unix.CLONE_NEWUSER, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	}
+	fprog := unix.SockFprog{Len: uint16(len(prog)), Filter: &prog[0]}
+	_, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_TSYNC, uintptr(unsafe.Pointer(&fprog)))
+	if errno != 0 {
+		return os.NewSyscallError("seccomp", errno)
+	}
+	return nil
+}
+
+// A process whose own ids do not exist in its namespace may not make another.
+func TestForbiddenUnmapped(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	p, err := os.StartProcess("/proc/self/exe", []string{"test-unmapped"}, &os.ProcAttr{
+		Files: []*os.File{nil, w, nil}, Sys: &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWUSER}})
+	w.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := io.ReadAll(r)
+	if err != nil || !strings.Contains(string(out), "does not exist in its user namespace") {
+		t.Errorf("%q, %v", out, err)
+	}
+	if _, err := p.Wait(); err != nil {
+		t.Error(err)
 	}
 }

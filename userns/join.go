@@ -21,11 +21,7 @@ import (
 // came from further up by accident are closed. Spec.Files are open from 4 on.
 // A failure of Join is reported to the parent by Join itself.
 func Join() (*wire.Conn, error) {
-	if t, err := unix.GetsockoptInt(ControlFD, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || t != unix.SOCK_SEQPACKET {
-		return nil, &Error{Kind: ErrNotChild, Step: "join", Msg: "descriptor 3 is no control connection: sbx starts this program itself"}
-	}
-	unix.CloseOnExec(ControlFD)
-	conn, err := wire.NewConn(os.NewFile(ControlFD, "control"))
+	conn, err := JoinPlain()
 	if err != nil {
 		return nil, err
 	}
@@ -35,6 +31,16 @@ func Join() (*wire.Conn, error) {
 		return nil, errors.Join(err, rerr)
 	}
 	return conn, nil
+}
+
+// JoinPlain takes the control connection of a process that was started without
+// Start, and so without ids to wait for.
+func JoinPlain() (*wire.Conn, error) {
+	if t, err := unix.GetsockoptInt(ControlFD, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || t != unix.SOCK_SEQPACKET {
+		return nil, &Error{Kind: ErrNotChild, Step: "join", Msg: "descriptor 3 is no control connection: sbx starts this program itself"}
+	}
+	unix.CloseOnExec(ControlFD)
+	return wire.NewConn(os.NewFile(ControlFD, "control"))
 }
 
 func join(conn *wire.Conn) error {

@@ -58,6 +58,11 @@ func child(role string) (err error) {
 		}
 		fmt.Println(err)
 		return nil
+	case "unmapped":
+		ctx, cancel := testContext()
+		defer cancel()
+		fmt.Println(Probe(ctx))
+		return nil
 	case "silent":
 		os.Exit(7)
 	}
@@ -97,6 +102,8 @@ func child(role string) (err error) {
 		return syscall.Setresuid(33, 33, 33)
 	case "nested":
 		return nested(conn)
+	case "obstacle":
+		return obstacle(conn)
 	case "limited":
 		return limited(conn)
 	default:

@@ -3,6 +3,7 @@ package userns
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -60,6 +61,78 @@ func TestDirectRefused(t *testing.T) {
 	if !errors.Is(err, ErrMap) || !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "uid_map") {
 		t.Errorf("got %v", err)
 	}
+}
+
+// The kernel hides a program that its user may not read: /proc/PID is root's.
+func TestUnreadableProgram(t *testing.T) {
+	if os.Getuid() == 0 {
+		t.Skip("root may read any program")
+	}
+	checkLeaks(t)
+	b, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "program")
+	if err := os.WriteFile(path, b, 0o111); err != nil {
+		t.Fatal(err)
+	}
+	_, err = Start(t.Context(), Spec{Path: path, Args: []string{"test-wait"}, Mapping: mapping(t, ModeSingle)})
+	var e *Error
+	if !errors.Is(err, ErrMap) || !errors.As(err, &e) || !strings.Contains(e.Fix, "readable") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// Without newuidmap a sandbox still starts, with one id.
+func TestWithoutHelper(t *testing.T) {
+	if os.Getuid() == 0 {
+		t.Skip("root needs no helper")
+	}
+	m, err := ResolveMapping(MappingConfig{NewUIDMap: "/no/such/newuidmap"})
+	if err != nil || m.Mode != ModeSingle || !strings.Contains(m.Reason, "newuidmap is not installed") || !strings.Contains(m.Fix, "apt install uidmap") {
+		t.Fatalf("%+v, %v", m, err)
+	}
+	var f facts
+	expect(t, start(t, "facts", Spec{Mapping: m}), "facts", &f)
+	if f.UID != 0 || f.UIDMap != fmt.Sprintf("0 %d 1", os.Getuid()) {
+		t.Errorf("%+v", f)
+	}
+}
+
+// A child can be born in a cgroup: no moment in which it is outside its limits.
+func TestStartInCgroup(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("nobody has delegated a cgroup to this user")
+	}
+	base := "/sys/fs/cgroup"
+	if _, err := os.Stat(base + "/cgroup.procs"); err != nil {
+		base += "/unified"
+	}
+	name := fmt.Sprintf("sbx-userns-test-%d", os.Getpid())
+	dir := filepath.Join(base, name)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := os.Remove(dir); err != nil {
+			t.Error(err)
+		}
+	}()
+	d, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	c := start(t, "wait", Spec{Mapping: mapping(t, ModeAuto), Cgroup: d})
+	var pid int
+	expect(t, c, "ready", &pid)
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", c.PID))
+	if err != nil || !strings.Contains(string(b), "0::/"+name+"\n") {
+		t.Errorf("%q, %v", b, err)
+	}
+	c.Kill()
+	c.Wait()
 }
 
 func TestStartRejects(t *testing.T) {

@@ -74,7 +74,7 @@ func runFlags() []cli.Flag {
 		str("link-driver", "network `DRIVER`: tap or packet"),
 		&cli.IntFlag{Name: "mtu", Usage: "largest packet of the sandbox's device, in `BYTES`"},
 		str("port-driver", "`DRIVER` of published ports: direct, stack or builtin"),
-		flag("rootfs", "the image is a directory"),
+		str("rootfs", "run the root file system in `DIR` instead of an image"),
 		str("storage-driver", "`DRIVER`: native, fuse or copy"),
 	}
 	for name, why := range unsupported {
@@ -116,12 +116,14 @@ func runConfig(c *cli.Context) (sandbox.Config, error) {
 			}
 		}
 	}
-	if c.NArg() == 0 {
+	args := c.Args().Slice()
+	if root := c.String("rootfs"); root != "" {
+		args = append([]string{""}, args...)
+	} else if len(args) == 0 {
 		return cfg, usagef("sbx run needs an image; try: sbx run --rm -p 8080:80 demo")
 	}
-	args := c.Args().Slice()
 	cfg = sandbox.Config{
-		Name: c.String("name"), Image: args[0], Cmd: args[1:], Pull: c.String("pull"), Platform: c.String("platform"),
+		Name: c.String("name"), Image: args[0], RootFS: c.String("rootfs"), Cmd: args[1:], Pull: c.String("pull"), Platform: c.String("platform"),
 		Insecure: c.Bool("insecure"), WorkDir: c.String("workdir"), User: c.String("user"), StopSignal: c.String("stop-signal"),
 		GroupAdd: c.StringSlice("group-add"), Hostname: c.String("hostname"), TTY: c.Bool("tty"), Init: c.Bool("init"),
 		StopTimeout: time.Duration(c.Int("stop-timeout")) * time.Second, UserNS: userns.Mode(c.String("userns")),
@@ -130,9 +132,6 @@ func runConfig(c *cli.Context) (sandbox.Config, error) {
 		PublishAll: c.Bool("publish-all"), Expose: c.StringSlice("expose"), PortDriver: c.String("port-driver"),
 		ReadOnly: c.Bool("read-only"), StorageDriver: c.String("storage-driver"),
 		CapAdd: c.StringSlice("cap-add"), CapDrop: c.StringSlice("cap-drop"), SecurityOpt: c.StringSlice("security-opt"),
-	}
-	if c.Bool("rootfs") {
-		cfg.RootFS, cfg.Image = args[0], ""
 	}
 	if c.IsSet("entrypoint") {
 		cfg.Entrypoint = []string{}

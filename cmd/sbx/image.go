@@ -24,7 +24,7 @@ func withStore(f func(context.Context, *cli.Context, *image.Store) error) cli.Ac
 		if err != nil {
 			return err
 		}
-		store, _, err := e.Images("")
+		store, err := e.Images()
 		if err != nil {
 			return err
 		}

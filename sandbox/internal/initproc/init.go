@@ -67,9 +67,7 @@ func (i *initd) network(ctx context.Context, m *wire.Message) error {
 	if req.Loopback {
 		return i.conn.Reply(m, proto.Link{}, nil)
 	}
-	link, err := netstack.SetupGuest(netstack.GuestConfig{
-		Driver: req.Driver, Name: "eth0", MAC: req.MAC, Addrs: req.Addrs, Gateways: req.Gateways, MTU: req.MTU,
-	})
+	link, err := netstack.SetupGuest(req.Guest)
 	if err != nil {
 		return i.conn.Reply(m, nil, err)
 	}

@@ -21,8 +21,8 @@ func (m *monitor) hosts() ([]byte, error) {
 	}
 	cfg := fsoverlay.HostsConfig{Hostname: m.spec.Hostname, Extra: n.AddHost}
 	if m.net != nil {
-		l := &m.net.lease
-		cfg.Addrs = []netip.Addr{l.Addr4.Addr(), l.Addr6.Addr()}
+		l := m.net.lease
+		cfg.Addrs = []netip.Addr{l.Addr4, l.Addr6}
 		cfg.HostGateway = l.Gateway4
 	}
 	return fsoverlay.HostsFile(cfg)

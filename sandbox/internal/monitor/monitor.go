@@ -194,7 +194,7 @@ func (m *monitor) cleanup() {
 		}
 	}
 	if m.net != nil {
-		m.net.close()
+		m.notes = append(m.notes, m.net.close()...)
 	}
 	m.mu.Lock()
 	if m.init != nil {

@@ -3,14 +3,10 @@ package monitor
 import (
 	"context"
 	"fmt"
-	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
-	"time"
 
-	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
 	"github.com/rootless-sbx/sbx/portfwd"
 	"github.com/rootless-sbx/sbx/sandbox/internal/netd"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
@@ -19,17 +15,24 @@ import (
 // network is the sandbox's attachment to a network's process. It outlives that
 // process: what a new one needs to take over is kept here.
 type network struct {
-	client  *netd.Client
-	lease   netd.Lease
-	attach  netd.Attach
+	client  *netd.Client // until keeper has it
+	lease   *netd.Lease
+	keeper  *netd.Keeper
 	link    *os.File // duplicate of the link; closing the last one frees the namespace
 	sockets *netd.SocketServer
 
 	builtinDir string
 	builtinErr error // set when done
+	cancel     context.CancelFunc
+	done       sync.WaitGroup
+}
 
-	cancel context.CancelFunc
-	done   sync.WaitGroup
+// netdConfig is how to reach the network's process, or to start another one.
+func (m *monitor) netdConfig() netd.Config {
+	return netd.Config{
+		StartConfig: netd.StartConfig{RuntimeDir: m.spec.RuntimeDir, Name: m.spec.Network.Mode, Linger: m.spec.NetdLinger},
+		Start:       netd.Spawn("/proc/self/exe", proto.RoleNetd),
+	}
 }
 
 // lease asks the network's process for addresses.
@@ -38,48 +41,33 @@ func (m *monitor) lease(ctx context.Context, st *proto.Started) error {
 		return nil
 	}
 	m.net = &network{}
-	client, err := netd.Connect(ctx, m.spec.RuntimeDir, m.spec.Network.Mode)
+	client, err := netd.Ensure(ctx, m.netdConfig())
 	if err != nil {
-		return fmt.Errorf("reach the network %q: %w", m.spec.Network.Mode, err)
+		return err
 	}
 	m.net.client = client
 	l, err := client.Lease(ctx, netd.LeaseRequest{ID: m.spec.ID, Name: m.spec.Name})
 	if err != nil {
-		return fmt.Errorf("get an address: %w", err)
+		return err
 	}
 	m.net.lease = l
-	st.Addr4, st.Addr6 = l.Addr4.Addr(), l.Addr6.Addr()
+	st.Addr4, st.Addr6, st.MAC = l.Addr4, l.Addr6, l.MAC.String()
 	st.Gateway4, st.Gateway6 = l.Gateway4, l.Gateway6
-	st.MAC = net.HardwareAddr(l.MAC).String()
 	return nil
 }
 
 // connect lets init make its device and attaches that to the network.
 func (m *monitor) connect(ctx context.Context, st *proto.Started) error {
-	if m.spec.Network.Mode == "host" {
+	n := &m.spec.Network
+	if n.Mode == "host" {
 		return nil
 	}
-	n := &m.spec.Network
 	req := proto.Net{Loopback: m.net == nil}
-	builtinDir := ""
-	if m.net != nil && n.PortDriver == portfwd.DriverBuiltin && len(n.Ports) > 0 {
-		builtinDir = filepath.Join(m.spec.RuntimeDir, "b", m.spec.ID[:12])
-	}
 	if m.net != nil {
-		l := &m.net.lease
-		req.Driver, req.MAC, req.MTU = n.LinkDriver, l.MAC, l.MTU
+		req.Guest = m.net.lease.GuestConfig()
+		req.Guest.Driver = n.LinkDriver
 		if n.MTU != 0 {
-			req.MTU = n.MTU
-		}
-		for _, a := range []netip.Prefix{l.Addr4, l.Addr6} {
-			if a.IsValid() {
-				req.Addrs = append(req.Addrs, a)
-			}
-		}
-		for _, g := range []netip.Addr{l.Gateway4, l.Gateway6} {
-			if g.IsValid() {
-				req.Gateways = append(req.Gateways, g)
-			}
+			req.Guest.MTU = n.MTU
 		}
 	}
 	var link proto.Link
@@ -98,40 +86,41 @@ func (m *monitor) connect(ctx context.Context, st *proto.Started) error {
 	if link.Reason != "" && n.LinkDriver == "" {
 		m.notes = append(m.notes, link.Reason)
 	}
+	return m.attach(ctx, link, st)
+}
+
+// attach joins the link to the network and publishes the ports.
+func (m *monitor) attach(ctx context.Context, link proto.Link, st *proto.Started) error {
+	n, spec := m.net, &m.spec.Network
 	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", m.init.PID))
 	if err != nil {
 		return fmt.Errorf("open the sandbox's network namespace: %w", err)
 	}
 	defer ns.Close()
-	if m.net.sockets, err = netd.NewSocketServer(ns); err != nil {
+	if n.sockets, err = netd.NewSocketServer(ns, nil); err != nil {
 		return err
 	}
-	kctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	m.net.cancel = cancel
-	if builtinDir != "" {
-		if err := m.net.startBuiltin(kctx, builtinDir, ns); err != nil {
+	nctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	n.cancel = cancel
+	req := netd.AttachRequest{
+		Driver: link.Driver, HdrLen: link.HdrLen,
+		HostPorts: spec.HostAccess, Publish: spec.Ports, PortDriver: spec.PortDriver,
+	}
+	if spec.PortDriver == portfwd.DriverBuiltin && len(spec.Ports) > 0 {
+		req.StateDir = filepath.Join(m.spec.RuntimeDir, "b", m.spec.ID[:12])
+		if err := n.startBuiltin(nctx, req.StateDir, ns); err != nil {
 			return err
 		}
 	}
-	m.net.attach = netd.Attach{
-		Driver: link.Driver, HdrLen: link.HdrLen, MTU: link.MTU,
-		HostPorts: n.HostAccess, Ports: n.Ports, PortDriver: n.PortDriver, BuiltinDir: builtinDir,
-	}
-	ports, err := m.net.doAttach(ctx)
+	n.keeper, err = netd.Keep(ctx, n.client, netd.KeepConfig{
+		Config: m.netdConfig(), Lease: n.lease, Attach: req, Link: n.link, Sockets: n.sockets,
+	})
 	if err != nil {
 		return err
 	}
-	st.Ports = ports
-	// A network process that comes back must publish the same host ports.
-	for i, p := range ports {
-		m.net.attach.Ports[i].ParentPort = p.Spec.ParentPort
-	}
-	m.net.done.Add(1)
-	go func() {
-		defer m.net.done.Done()
-		m.keepAttached(kctx)
-	}()
-	return nil
+	n.client = nil
+	st.Ports, err = n.keeper.ListPorts(ctx)
+	return err
 }
 
 // startBuiltin runs the child half of RootlessKit's port driver in the sandbox's
@@ -154,79 +143,32 @@ func (n *network) startBuiltin(ctx context.Context, dir string, ns *os.File) err
 	return nil
 }
 
-// doAttach hands the link to the network's process.
-func (n *network) doAttach(ctx context.Context) ([]port.Status, error) {
-	sockets, _, err := n.sockets.Connect()
-	if err != nil {
-		return nil, err
-	}
-	defer sockets.Close()
-	return n.client.Attach(ctx, n.attach, n.link, sockets)
-}
-
-// keepAttached brings the sandbox back to its network when that network's process
-// was killed: whichever monitor comes first starts a new one.
-func (m *monitor) keepAttached(ctx context.Context) {
-	n := m.net
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-n.client.Done():
-		}
-		for wait := 20 * time.Millisecond; ctx.Err() == nil; wait = min(2*wait, 5*time.Second) {
-			if m.reattach(ctx) == nil {
-				break
-			}
-			select {
-			case <-ctx.Done():
-			case <-time.After(wait):
-			}
-		}
-	}
-}
-
-func (m *monitor) reattach(ctx context.Context) error {
-	n := m.net
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	client, err := netd.Ensure(ctx, netd.EnsureConfig{
-		RuntimeDir: m.spec.RuntimeDir, Name: m.spec.Network.Mode,
-		InitPath: "/proc/self/exe", Role: proto.RoleNetd, Linger: m.spec.NetdLinger,
-	})
-	if err != nil {
-		return err
-	}
-	n.client.Close()
-	n.client = client
-	if _, err = client.Lease(ctx, netd.LeaseRequest{
-		ID: m.spec.ID, Name: m.spec.Name, Want4: n.lease.Addr4.Addr(), Want6: n.lease.Addr6.Addr(),
-	}); err == nil {
-		_, err = n.doAttach(ctx)
-	}
-	if err != nil {
-		client.Close()
-	}
-	return err
-}
-
 // close gives the lease back. The link's last descriptor is netd's, which closes
 // it when the connection ends.
-func (n *network) close() {
+func (n *network) close() (notes []string) {
+	note := func(what string, err error) {
+		if err != nil {
+			notes = append(notes, fmt.Sprintf("%s: %v", what, err))
+		}
+	}
+	if n.keeper != nil {
+		note("leave the network", n.keeper.Close())
+	}
+	if n.client != nil {
+		note("leave the network", n.client.Close())
+	}
 	if n.cancel != nil {
 		n.cancel()
 		n.done.Wait()
 	}
 	if n.builtinDir != "" {
-		os.RemoveAll(n.builtinDir)
+		note("remove the port driver's directory", os.RemoveAll(n.builtinDir))
 	}
 	if n.link != nil {
-		n.link.Close()
-	}
-	if n.client != nil {
-		n.client.Close()
+		note("close the link", n.link.Close())
 	}
 	if n.sockets != nil {
-		n.sockets.Close()
+		note("end the socket service", n.sockets.Close())
 	}
+	return notes
 }

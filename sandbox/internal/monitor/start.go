@@ -100,7 +100,6 @@ func (m *monitor) prepareRoot(ctx context.Context) error {
 		Driver: s.Driver,
 		Lowers: append([]string{dirs["init"]}, s.Lowers...),
 		Upper:  dirs["upper"], Work: dirs["work"], Merged: dirs["merged"],
-		Single: s.Single,
 	}
 	if m.storage, err = driver.Prepare(ctx, m.root); err != nil {
 		return err

@@ -1,112 +1,230 @@
 package netd
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
+	"syscall"
+	"time"
 
+	"github.com/rootless-sbx/sbx/internal/wire"
 	"golang.org/x/sys/unix"
 )
 
-// netDir is a network's directory.
-type netDir struct{ path string }
+const (
+	lockName  = "lock"
+	sockName  = "sock"
+	stateName = "state.json"
+	logName   = "log"
+	maxName   = 64
+)
 
-func openDir(runtimeDir, name string) (netDir, error) {
-	d := netDir{filepath.Join(runtimeDir, "net", name)}
-	if err := os.MkdirAll(d.path, 0o700); err != nil {
-		return d, fmt.Errorf("make the network's directory: %w", err)
-	}
-	return d, nil
+// directory is a network's, held open: whatever happens to the path, every file
+// of ours is reached through this descriptor.
+type directory struct {
+	f    *os.File
+	path string // for messages
 }
 
-func (d netDir) file(name string) string { return filepath.Join(d.path, name) }
+// CheckName says whether a network may be called so: it becomes a file name.
+func CheckName(name string) error {
+	ok := name != "" && len(name) <= maxName && name[0] != '.' && name[0] != '-'
+	for _, r := range name {
+		ok = ok && (r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '.' || r == '-' || r == '_')
+	}
+	if !ok {
+		return &wire.Error{Code: CodeMisuse, Step: "network name", Path: fmt.Sprintf("%.80q", name),
+			Msg: fmt.Sprintf("want 1 to %d letters, digits, '.', '-' or '_', beginning with a letter or digit", maxName)}
+	}
+	return nil
+}
 
-// lock waits for the network's lock. The file is never removed, so that everybody
-// locks the same one.
-func (d netDir) lock() (*os.File, error) {
-	f, err := os.OpenFile(d.file("lock"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
+// openDir makes and opens RuntimeDir/net/NAME. RuntimeDir itself may be a
+// symbolic link, as where /run/user is one; what is below it is ours alone.
+func openDir(runtimeDir, name string) (*directory, error) {
+	if err := CheckName(name); err != nil {
 		return nil, err
 	}
-	for {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		if !errors.Is(err, unix.EINTR) {
-			break
-		}
+	path := filepath.Join(runtimeDir, "net", name)
+	step := func(err error) error { return wire.ToError("open the directory of network "+name, err) }
+	if err := os.MkdirAll(runtimeDir, 0o700); err != nil {
+		return nil, step(err)
 	}
+	d, err := openat(unix.AT_FDCWD, runtimeDir, unix.O_DIRECTORY)
 	if err != nil {
-		f.Close()
-		return nil, &fs.PathError{Op: "lock", Path: f.Name(), Err: err}
+		return nil, step(&fs.PathError{Op: "open", Path: runtimeDir, Err: err})
+	}
+	at := runtimeDir
+	for _, part := range []string{"net", name} {
+		if err := private(d, at); err != nil {
+			d.Close()
+			return nil, step(err)
+		}
+		at = filepath.Join(at, part)
+		next, err := openSubdir(d, part)
+		d.Close()
+		if err != nil {
+			return nil, step(&fs.PathError{Op: "open", Path: at, Err: err})
+		}
+		d = next
+	}
+	if err := private(d, at); err != nil {
+		d.Close()
+		return nil, step(err)
+	}
+	return &directory{d, path}, nil
+}
+
+func openSubdir(d *os.File, name string) (*os.File, error) {
+	if err := unix.Mkdirat(int(d.Fd()), name, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, err
+	}
+	return openat(int(d.Fd()), name, unix.O_DIRECTORY|unix.O_NOFOLLOW)
+}
+
+func openat(dir int, name string, flags int) (*os.File, error) {
+	for {
+		fd, err := unix.Openat(dir, name, flags|unix.O_CLOEXEC, 0o600)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		return os.NewFile(uintptr(fd), name), nil
+	}
+}
+
+// private refuses a directory in which somebody else can put files.
+func private(d *os.File, path string) error {
+	fi, err := d.Stat()
+	if err != nil {
+		return err
+	}
+	if st := fi.Sys().(*syscall.Stat_t); int(st.Uid) != os.Geteuid() || fi.Mode().Perm()&0o022 != 0 {
+		return &wire.Error{Path: path, Msg: fmt.Sprintf("belongs to user %d with mode %o: others could put files there", st.Uid, fi.Mode().Perm()),
+			Fix: "set XDG_RUNTIME_DIR to a directory of your own with mode 0700"}
+	}
+	return nil
+}
+
+func (d *directory) close() error { return d.f.Close() }
+
+func (d *directory) open(name string, flags int) (*os.File, error) {
+	f, err := openat(int(d.f.Fd()), name, flags|unix.O_NOFOLLOW)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: filepath.Join(d.path, name), Err: err}
 	}
 	return f, nil
 }
 
-// sockAddr returns an address for the socket that fits the 108 bytes of
-// sockaddr_un however deep the directory is. The caller closes the file when the
-// address has been used.
-func (d netDir) sockAddr() (*net.UnixAddr, *os.File, error) {
-	f, err := os.OpenFile(d.path, unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return nil, nil, err
+// remove of what is not there is no error.
+func (d *directory) remove(name string) error {
+	if err := unix.Unlinkat(int(d.f.Fd()), name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+		return &fs.PathError{Op: "remove", Path: filepath.Join(d.path, name), Err: err}
 	}
-	name := d.file("sock")
-	if len(name) >= 108 {
-		name = "/proc/self/fd/" + strconv.Itoa(int(f.Fd())) + "/sock"
-	}
-	return &net.UnixAddr{Net: "unixpacket", Name: name}, f, nil
+	return nil
 }
 
-func (d netDir) dial() (*net.UnixConn, error) {
-	addr, f, err := d.sockAddr()
+// write replaces a file at once.
+func (d *directory) write(name string, b []byte) error {
+	tmp := name + ".new"
+	f, err := d.open(tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	defer f.Close()
-	return net.DialUnix("unixpacket", nil, addr)
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Close()); err == nil {
+		if err = unix.Renameat(int(d.f.Fd()), tmp, int(d.f.Fd()), name); err == nil {
+			return nil
+		}
+		err = &fs.PathError{Op: "rename", Path: filepath.Join(d.path, name), Err: err}
+	}
+	return errors.Join(err, d.remove(tmp))
 }
 
-// listen makes the socket; the caller holds the lock, so that one that is there
-// belongs to a process that was killed.
-func (d netDir) listen() (*net.UnixListener, error) {
-	if err := os.Remove(d.file("sock")); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
-	addr, f, err := d.sockAddr()
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	ln, err := net.ListenUnix("unixpacket", addr)
-	if err != nil {
-		return nil, err
-	}
-	ln.SetUnlinkOnClose(false) // done under the lock, by the real name
-	return ln, os.Chmod(d.file("sock"), 0o600)
+// sockPath is short, however long the directory's own path is: an address has
+// room for 107 bytes.
+func (d *directory) sockPath() string { return fmt.Sprintf("/proc/self/fd/%d/%s", d.f.Fd(), sockName) }
+
+func (d *directory) dial() (*net.UnixConn, error) {
+	return net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: d.sockPath(), Net: "unixpacket"})
 }
 
-// clear removes what a process leaves behind, under the lock.
-func (d netDir) clear() error {
-	var errs []error
-	for _, n := range []string{"sock", "state.json"} {
-		if err := os.Remove(d.file(n)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
+// listen replaces a socket that a killed process left behind. The caller is the
+// only one alive: it has claimed the directory.
+func (d *directory) listen() (*net.UnixListener, error) {
+	if err := d.remove(sockName); err != nil {
+		return nil, err
+	}
+	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: d.sockPath(), Net: "unixpacket"})
+	if err != nil {
+		return nil, err
+	}
+	l.SetUnlinkOnClose(false) // by then the lock must be held
+	if err := unix.Fchmodat(int(d.f.Fd()), sockName, 0o600, 0); err != nil {
+		l.Close()
+		return nil, &fs.PathError{Op: "chmod", Path: filepath.Join(d.path, sockName), Err: err}
+	}
+	return l, nil
+}
+
+// claim makes the caller the network's process, until it ends.
+func (d *directory) claim(ctx context.Context, patience time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	// A killed process keeps its claim until the kernel has closed its last
+	// link, some 20 ms after its socket.
+	if err := flock(ctx, d.f); err != nil {
+		return &wire.Error{Code: CodeBusy, Path: d.path, Msg: "another process serves this network"}
+	}
+	return nil
+}
+
+// lock waits for the right to start a process, or to leave.
+func (d *directory) lock(ctx context.Context) (*os.File, error) {
+	f, err := d.open(lockName, unix.O_RDWR|unix.O_CREAT)
+	if err != nil {
+		return nil, err
+	}
+	if err := flock(ctx, f); err != nil {
+		f.Close()
+		return nil, &fs.PathError{Op: "lock", Path: filepath.Join(d.path, lockName), Err: err}
+	}
+	return f, nil
+}
+
+// tryLock returns nil if somebody else has the lock.
+func (d *directory) tryLock() (*os.File, error) {
+	f, err := d.open(lockName, unix.O_RDWR|unix.O_CREAT)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, nil
+		}
+		return nil, os.NewSyscallError("flock", err)
+	}
+	return f, nil
+}
+
+// flock asks again and again: a blocking flock(2) would not end with ctx.
+func flock(ctx context.Context, f *os.File) error {
+	for wait := time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil || !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(wait):
 		}
 	}
-	return errors.Join(errs...)
-}
-
-// openLog opens the log for the process's standard streams; what is over the
-// limit becomes log.1.
-func (d netDir) openLog() (*os.File, error) {
-	name := d.file("log")
-	if fi, err := os.Stat(name); err == nil && fi.Size() > maxLogBytes {
-		if err := os.Rename(name, name+".1"); err != nil {
-			return nil, err
-		}
-	}
-	return os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 }

@@ -1,34 +1,51 @@
-// Package netd is the process that serves one network: the switch and gateway of
-// package netstack, its name server and addresses, and the published ports of the
-// sandboxes attached to it. It is an ordinary process of the user, in the host's
-// namespaces, with no capability anywhere.
+// Package netd is the process of one network: it hosts the switch and gateway
+// stack (netstack.Network), the name server, the addresses and the published
+// ports of every sandbox on it.
 //
-// It is started on demand by the first sandbox and leaves after the last one and a
-// linger time. Its directory, RuntimeDir/net/NAME (0700), holds
+// # Life
 //
-//	lock        flock(2)ed to start a process and, by it, to leave: who holds it
-//	            knows whether there is one
-//	sock        the control socket, mode 0600
-//	state.json  the leases, so that a process that follows a killed one gives
-//	            nobody an address that is taken
-//	log         what it has to say, at most 1 MiB and the file before
+//	Ensure    connect; or else, under the lock: connect again, start, connect
+//	Main      the process: start message, bind the socket, serve, linger, leave
+//	session   one connection of one monitor; the connection is the lease
 //
-// A monitor's connection is its lease: when it ends, for whatever reason, the
-// ports are closed, the link is closed, which lets the sandbox's network namespace
-// go, and the address is free.
+// A network has the directory RuntimeDir/net/NAME:
 //
-//	from      message    body           descriptors     answer
-//	-------   --------   ------------   -------------   ---------------------
-//	monitor   hello      Hello                          Hello
-//	monitor   lease      LeaseRequest                   Lease
-//	monitor   attach     Attach         link sockets    Attached
-//	anybody   stats                                     Stats
+//	lock        held (flock) by whoever starts a process or leaves
+//	sock        SOCK_SEQPACKET, protocol in proto.go
+//	state.json  subnets and leases, for the process that follows a crash
+//	log         standard error and log of the process, at most 1 MiB
 //
-// On the connection called sockets the roles are turned: netd asks the monitor for
-// sockets made in the sandbox's network namespace.
+// The process itself holds a flock on the directory for as long as it lives, so
+// that there are never two, even if a starter was killed half-way. It leaves
+// when the last connection has ended and the linger time has passed; it takes
+// lock first, and stays if it cannot get it, since somebody is on the way in.
+// Then it removes all files but lock. Whoever connected a moment too early
+// reads the end of the connection before the answer to hello, and tries again.
 //
-//	netd      socket     SocketRequest                  empty; socket0, socket1...
+// Killed with SIGKILL it leaves everything behind. The monitors see the end of
+// their connections, and each calls Ensure, Lease with the addresses it had, and
+// Attach with its duplicate of the link (see Keeper). The new process reads
+// state.json and for ten seconds gives no sandbox's addresses to another one.
 //
-// Limits: 1,000 connections, 16 requests in flight for each, messages as in
-// internal/wire, 8 sockets for each request.
+// # Failure
+//
+// A panic in any goroutine, such as one of gVisor's, ends the process: that is
+// one network, whose monitors start another process within milliseconds. Links
+// and sandboxes stay; connections through the gateway are reset. Nothing is
+// recovered in place, for a stack in an unknown state is worse than none.
+//
+// # Limits
+//
+// 1100 connections, of which as many as the address pool allows (1000) hold a
+// lease. A connection that has not said hello after 10 seconds is closed. Each
+// has at most 16 requests waiting, one of them at work; one more is answered
+// with an error. A request body has at most 256 KiB. Guest sockets kept in
+// advance: 8 of each family. What one client does wrong ends or slows that
+// client's connection, no other.
+//
+// # Trust
+//
+// Both sides check the other's user id (SO_PEERCRED) besides the permissions of
+// directory (0700) and socket (0600). Guests never reach this protocol: it is
+// spoken by monitors, which are the user's own processes.
 package netd

@@ -5,294 +5,383 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
-	"os/signal"
-	"path/filepath"
-	"runtime"
 	"sync"
-	"syscall"
+	"sync/atomic"
 	"time"
-	"unsafe"
 
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/netstack"
 	"golang.org/x/sys/unix"
 )
 
-const (
-	defaultLinger = 3 * time.Second
-	// claimTime is how long leases of before are kept for their owners.
-	claimTime = 10 * time.Second
-)
+// MainConfig is what the process' role dispatch knows.
+type MainConfig struct {
+	// Log is standard error, the log file. Nil: no log. It is kept below 1 MiB.
+	Log *os.File
+}
 
-// server is the process's state.
+// claimPatience is how long a killed predecessor may take to be gone.
+const claimPatience = 3 * time.Second
+
+// Main is the body of a network's process. conn is the connection to the
+// starter; Main reads the start message, answers it and closes conn. It returns
+// nil after the linger time or when ctx ends, and then nothing of it runs.
+func Main(ctx context.Context, conn *wire.Conn, cfg MainConfig) error {
+	defer conn.Close()
+	// Away from the starter's terminal and its signals. EPERM: already so.
+	if _, err := unix.Setsid(); err != nil && !errors.Is(err, unix.EPERM) {
+		return os.NewSyscallError("setsid", err)
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	m, err := conn.Recv()
+	if errors.Is(err, io.EOF) {
+		return nil // the starter was killed
+	}
+	if err != nil {
+		return fmt.Errorf("start message: %w", err)
+	}
+	defer m.CloseFiles()
+	s, err := newServer(ctx, m, cfg)
+	if err != nil {
+		return errors.Join(err, conn.Reply(m, nil, err))
+	}
+	if err := conn.Reply(m, s.info(), nil); err != nil {
+		s.log.Warn("the starter has gone", "err", err) // somebody else may come
+	}
+	conn.Close()
+	return s.run(ctx)
+}
+
+// server is a network with its sessions.
 type server struct {
-	name string
-	dir  netDir
+	cfg  StartConfig
 	log  *slog.Logger
+	dir  *directory
+	ln   *net.UnixListener
 	net  *netstack.Network
 	dns  *netstack.Resolver
 	ipam *netstack.IPAM
 
+	ctx     context.Context // ends when the process leaves
+	cancel  context.CancelFunc
+	refused atomic.Uint64
+
 	mu       sync.Mutex // guards what follows
 	sessions map[*session]struct{}
-	active   time.Time // when the last session ended
-	closing  bool
+	byID     map[string]*session
+	leaving  bool
+	idle     *time.Timer // runs while there are no sessions
+
+	idleC   chan struct{}
+	wg      sync.WaitGroup // sessions
+	stateMu sync.Mutex     // orders writes of the state
 }
 
-// Main is the body of the process. conn leads to the starter, who waits until the
-// process listens; nothing after that depends on it.
-func Main(ctx context.Context, conn *wire.Conn) error {
-	runtime.UnlockOSThread()
-	m, err := conn.Recv()
-	if err != nil {
-		return err
+func newServer(ctx context.Context, m *wire.Message, mc MainConfig) (_ *server, err error) {
+	s := &server{sessions: map[*session]struct{}{}, byID: map[string]*session{}, idleC: make(chan struct{}, 1)}
+	if m.Type != msgStart {
+		return nil, wire.Errorf(CodeMisuse, "the first message is %.40q, not %q", m.Type, msgStart)
 	}
-	var cfg serve
-	if m.Type != msgServe {
-		return fmt.Errorf("expected %q, got %q", msgServe, m.Type)
+	if err := m.Decode(&s.cfg); err != nil {
+		return nil, err
 	}
-	if err := m.Decode(&cfg); err != nil {
-		return err
+	if s.cfg.Linger <= 0 {
+		s.cfg.Linger = 3 * time.Second
 	}
-	linger := defaultLinger
-	if cfg.Linger != "" {
-		if linger, err = time.ParseDuration(cfg.Linger); err != nil || linger < 0 {
-			return conn.Reply(m, nil, fmt.Errorf("linger time %q is not a duration such as 3s", cfg.Linger))
-		}
+	if s.cfg.Hold <= 0 {
+		s.cfg.Hold = 10 * time.Second
 	}
-	s, ln, err := newServer(cfg)
-	if err != nil {
-		return conn.Reply(m, nil, err)
-	}
-	if err := conn.Reply(m, nil, nil); err != nil {
-		s.log.Info("the starter has gone", "err", err)
-	}
-	conn.Close()
-	return s.run(ctx, ln, linger)
-}
-
-// newServer makes the network. The starter holds the lock meanwhile.
-func newServer(cfg serve) (_ *server, _ *net.UnixListener, err error) {
-	if err := dropPrivilege(); err != nil {
-		return nil, nil, err
-	}
-	d, err := openDir(cfg.RuntimeDir, cfg.Name)
-	if err != nil {
-		return nil, nil, err
-	}
-	s := &server{
-		name: cfg.Name, dir: d, sessions: map[*session]struct{}{}, active: time.Now(),
-		log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	s.log = newLog(mc.Log, s.cfg.Debug)
+	if s.dir, err = openDir(s.cfg.RuntimeDir, s.cfg.Name); err != nil {
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
 			s.close()
 		}
 	}()
-	state, err := os.ReadFile(d.file("state.json"))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, nil, err
-	}
-	if s.ipam, err = s.openIPAM(state); err != nil {
-		return nil, nil, err
-	}
-	sub4, sub6 := s.ipam.Subnets()
-	gw4, gw6 := s.ipam.Gateways()
-	if s.dns, err = netstack.NewResolver(netstack.ResolverConfig{
-		Gateway4: gw4, Gateway6: gw6, Subnets: []netip.Prefix{sub4, sub6}, Logger: s.log,
-	}); err != nil {
-		return nil, nil, err
-	}
-	if s.net, err = netstack.New(netstack.Config{
-		Name: cfg.Name, Subnet4: sub4, Subnet6: sub6, Gateway4: gw4, Gateway6: gw6, DNS: s.dns, Logger: s.log,
-	}); err != nil {
-		return nil, nil, err
-	}
-	ln, err := d.listen()
-	return s, ln, err
-}
-
-// openIPAM takes the subnets of the process before, whose sandboxes may still run,
-// or chooses free ones.
-func (s *server) openIPAM(state []byte) (*netstack.IPAM, error) {
-	var saved struct {
-		Subnet4 netip.Prefix `json:"subnet4"`
-		Subnet6 netip.Prefix `json:"subnet6"`
-	}
-	if len(state) > 0 {
-		if err := json.Unmarshal(state, &saved); err != nil {
-			s.log.Warn("the saved state cannot be read and is given up", "err", err)
-		}
-	}
-	cfg := netstack.IPAMConfig{Subnet4: saved.Subnet4, Subnet6: saved.Subnet6}
-	if !cfg.Subnet4.IsValid() {
-		host, err := netstack.HostPrefixes()
-		if err != nil {
-			return nil, err
-		}
-		choice, err := netstack.ChooseSubnets(uint32(os.Getuid()), s.name, nil, host)
-		if err != nil {
-			return nil, err
-		}
-		cfg.Subnet4, cfg.Subnet6 = choice.Subnet4, choice.Subnet6
-		if choice.Overlap.IsValid() {
-			s.log.Warn("the subnet lies in a route of the host's", "subnet", choice.Subnet4, "route", choice.Overlap)
-		}
-	}
-	p, err := netstack.NewIPAM(cfg)
-	if err != nil {
+	if err := s.dir.claim(ctx, claimPatience); err != nil {
 		return nil, err
 	}
-	if saved.Subnet4.IsValid() {
-		n, err := p.Restore(state, claimTime)
+	if err := s.makeNetwork(); err != nil {
+		return nil, wire.ToError("make network "+s.cfg.Name, toWire(err))
+	}
+	if s.ln, err = s.dir.listen(); err != nil {
+		return nil, wire.ToError("listen for sandboxes of network "+s.cfg.Name, err)
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.idle = time.AfterFunc(s.cfg.Linger, s.wake)
+	s.log.Info("network is up", "name", s.cfg.Name, "pid", os.Getpid(), "info", s.info())
+	return s, nil
+}
+
+// state is what state.json holds.
+type state struct {
+	Version int             `json:"version"`
+	Subnet4 netip.Prefix    `json:"subnet4"`
+	Subnet6 netip.Prefix    `json:"subnet6,omitzero"`
+	IPAM    json.RawMessage `json:"ipam"`
+}
+
+// makeNetwork chooses the subnets: the caller's, those of before a crash, or
+// such as the host does not use.
+func (s *server) makeNetwork() error {
+	old := s.readState()
+	sub4, sub6 := s.cfg.Subnet4, s.cfg.Subnet6
+	switch {
+	case sub4.IsValid():
+	case old != nil:
+		sub4, sub6 = old.Subnet4, old.Subnet6
+	default:
+		host, err := netstack.HostPrefixes()
 		if err != nil {
-			s.log.Warn("the saved leases are given up", "err", err)
+			return err
 		}
-		s.log.Info("took over from a process that was killed", "leases", n)
-	}
-	return p, nil
-}
-
-// dropPrivilege gives up what a process started by a monitor (after its
-// predecessor was killed) has in that sandbox's user namespace. Only real root
-// keeps the right to publish ports below 1024.
-func dropPrivilege() error {
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return os.NewSyscallError("prctl PR_SET_NO_NEW_PRIVS", err)
-	}
-	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var have, keep [2]unix.CapUserData
-	if err := unix.Capget(&hdr, &have[0]); err != nil {
-		return os.NewSyscallError("capget", err)
-	}
-	bind := uint32(1<<unix.CAP_NET_BIND_SERVICE) & have[0].Permitted
-	keep[0] = unix.CapUserData{Effective: bind, Permitted: bind}
-	for _, call := range [][3]uintptr{
-		{unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL},
-		{unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&keep[0]))},
-	} {
-		if _, _, e := syscall.AllThreadsSyscall6(call[0], call[1], call[2], 0, 0, 0, 0); e != 0 {
-			return os.NewSyscallError("drop capabilities", e)
+		c, err := netstack.ChooseSubnets(uint32(os.Geteuid()), s.cfg.Name, nil, host)
+		if err != nil {
+			return err
 		}
-	}
-	return nil
-}
-
-// run serves until nobody has been attached for the linger time, or a signal.
-func (s *server) run(ctx context.Context, ln *net.UnixListener, linger time.Duration) error {
-	defer s.close()
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
-	go s.accept(ln)
-	t := time.NewTicker(max(linger/4, 10*time.Millisecond))
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			s.log.Info("ended by a signal")
-			return s.leave(ln, true)
-		case <-t.C:
-			s.mu.Lock()
-			idle := len(s.sessions) == 0 && time.Since(s.active) >= linger
-			s.mu.Unlock()
-			if !idle {
-				continue
-			}
-			if err := s.leave(ln, false); err != errBusy {
-				return err
-			}
+		if c.Overlap.IsValid() {
+			s.log.Warn("no subnet is free of the host's routes; sandboxes cannot reach this part of one", "route", c.Overlap, "subnet", c.Subnet4)
 		}
+		sub4, sub6 = c.Subnet4, c.Subnet6
 	}
-}
-
-var errBusy = errors.New("a sandbox came in between")
-
-// leave closes the socket under the lock: a starter who holds it finds either a
-// process that stays, or none.
-func (s *server) leave(ln *net.UnixListener, always bool) error {
-	lock, err := s.dir.lock()
-	if err != nil {
+	var err error
+	if s.ipam, err = netstack.NewIPAM(netstack.IPAMConfig{Subnet4: sub4, Subnet6: sub6, MaxLeases: s.cfg.MaxSandboxes}); err != nil {
 		return err
+	}
+	if old != nil {
+		n, err := s.ipam.Restore(old.IPAM, s.cfg.Hold)
+		if err != nil {
+			s.log.Warn("leases of the process before this one are lost", "err", err)
+		} else {
+			s.log.Info("took over from a process that was killed", "leases", n)
+		}
+	}
+	g4, g6 := s.ipam.Gateways()
+	sub4, sub6 = s.ipam.Subnets()
+	subnets := []netip.Prefix{sub4}
+	if sub6.IsValid() {
+		subnets = append(subnets, sub6)
+	}
+	if s.dns, err = netstack.NewResolver(netstack.ResolverConfig{Gateway4: g4, Gateway6: g6, Subnets: subnets, ResolvConf: s.cfg.ResolvConf, Logger: s.log}); err != nil {
+		return err
+	}
+	s.net, err = netstack.New(netstack.Config{Name: s.cfg.Name, Subnet4: sub4, Subnet6: sub6, Gateway4: g4, Gateway6: g6, MTU: s.cfg.MTU, DNS: s.dns, Logger: s.log})
+	return err
+}
+
+func (s *server) readState() *state {
+	f, err := s.dir.open(stateName, unix.O_RDONLY)
+	if err != nil {
+		if !errors.Is(err, os.ErrNotExist) {
+			s.log.Warn("state of the process before this one", "err", err)
+		}
+		return nil
+	}
+	defer f.Close()
+	var st state
+	b, err := io.ReadAll(io.LimitReader(f, 4<<20))
+	if err == nil {
+		err = json.Unmarshal(b, &st)
+	}
+	if err == nil && (st.Version != 1 || !st.Subnet4.IsValid()) {
+		err = fmt.Errorf("version %d, subnet %s", st.Version, st.Subnet4)
+	}
+	if err != nil {
+		s.log.Warn("unusable state of the process before this one", "err", err)
+		return nil
+	}
+	return &st
+}
+
+// saveState writes the leases for whoever follows. Failing it costs a later
+// process their addresses for as long as their owners take to come back.
+func (s *server) saveState() {
+	s.stateMu.Lock()
+	defer s.stateMu.Unlock()
+	st := state{Version: 1}
+	st.Subnet4, st.Subnet6 = s.ipam.Subnets()
+	var err error
+	var b []byte
+	if st.IPAM, err = s.ipam.MarshalJSON(); err == nil {
+		if b, err = json.Marshal(st); err == nil {
+			err = s.dir.write(stateName, b)
+		}
+	}
+	if err != nil {
+		s.log.Error("leases not saved", "err", err)
+	}
+}
+
+func (s *server) info() Info {
+	i := Info{PID: os.Getpid(), Name: s.cfg.Name, MTU: s.cfg.MTU}
+	if i.MTU == 0 {
+		i.MTU = netstack.DefaultMTU
+	}
+	i.Subnet4, i.Subnet6 = s.ipam.Subnets()
+	i.Gateway4, i.Gateway6 = s.ipam.Gateways()
+	return i
+}
+
+func (s *server) wake() {
+	select {
+	case s.idleC <- struct{}{}:
+	default:
+	}
+}
+
+// run serves until the network has been idle for the linger time, or ctx ends.
+func (s *server) run(ctx context.Context) error {
+	accepted := make(chan error, 1)
+	go func() { accepted <- s.accept() }()
+	var err error
+	leave := false
+	for !leave {
+		select {
+		case <-s.idleC:
+			leave = s.mayLeave()
+		case <-ctx.Done():
+			s.log.Info("network is told to go", "cause", context.Cause(ctx))
+			// The state stays: sandboxes that are attached will want it.
+			err = s.closeSocket()
+			leave = true
+		case err = <-accepted:
+			err = fmt.Errorf("accept: %w", err)
+			accepted <- nil
+			leave = true
+		}
+	}
+	s.mu.Lock()
+	s.leaving = true
+	s.mu.Unlock()
+	s.ln.Close()
+	<-accepted
+	s.cancel()
+	s.wg.Wait()
+	return errors.Join(err, s.close())
+}
+
+// mayLeave removes the network's files if nobody is here and nobody is on the
+// way. From then on a client finds no socket, or one whose other end closes.
+func (s *server) mayLeave() bool {
+	lock, err := s.dir.tryLock()
+	if err != nil {
+		s.log.Error("leave", "err", err)
+	}
+	if lock == nil { // somebody is about to connect
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if len(s.sessions) == 0 {
+			s.idle.Reset(s.cfg.Linger)
+		}
+		return false
 	}
 	defer lock.Close()
 	s.mu.Lock()
-	if len(s.sessions) > 0 && !always {
-		s.mu.Unlock()
-		return errBusy
-	}
-	s.closing = true
+	// From here on a connection is closed before its hello.
+	s.leaving = len(s.sessions) == 0
 	s.mu.Unlock()
-	err = s.dir.clear()
-	return errors.Join(err, ln.Close())
-}
-
-func (s *server) close() {
-	s.mu.Lock()
-	s.closing = true
-	var list []*session
-	for x := range s.sessions {
-		list = append(list, x)
+	if !s.leaving {
+		return false
 	}
-	s.mu.Unlock()
-	for _, x := range list {
-		x.conn.Close()
-		<-x.done
-	}
-	if s.net != nil {
-		if err := s.net.Close(); err != nil {
-			s.log.Warn("close the network", "err", err)
+	s.log.Info("network is idle: leaving")
+	// The socket goes first: without it the rest is of no use to anybody.
+	for _, name := range []string{sockName, stateName, stateName + ".new", logName} {
+		if err := s.dir.remove(name); err != nil {
+			s.log.Error("leave", "err", err)
 		}
 	}
-	if s.dns != nil {
-		s.dns.Close()
-	}
+	return true
 }
 
-// accept starts a session for each connection of the same user.
-func (s *server) accept(ln *net.UnixListener) {
+func (s *server) closeSocket() error {
+	lock, err := s.dir.tryLock()
+	if err != nil || lock == nil {
+		return err // somebody is starting: he will replace the socket
+	}
+	defer lock.Close()
+	return s.dir.remove(sockName)
+}
+
+// accept hands each connection to a session of its own.
+func (s *server) accept() error {
 	for {
-		uc, err := ln.AcceptUnix()
+		uc, err := s.ln.AcceptUnix()
 		if errors.Is(err, net.ErrClosed) {
-			return
+			return nil
 		}
 		if err != nil {
-			s.log.Warn("accept", "err", err)
-			time.Sleep(50 * time.Millisecond) // out of descriptors, say
-			continue
+			if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ECONNABORTED) || errors.Is(err, unix.ENOMEM) {
+				s.refused.Add(1)
+				s.log.Error("accept", "err", err)
+				time.Sleep(100 * time.Millisecond)
+				continue
+			}
+			return err
 		}
 		conn := wire.NewUnixConn(uc)
 		if err := checkPeer(conn); err != nil {
-			s.log.Warn("refused a connection", "err", err)
+			s.refused.Add(1)
+			s.log.Warn("connection refused", "err", err)
 			conn.Close()
 			continue
 		}
-		s.mu.Lock()
-		if s.closing || len(s.sessions) >= maxConns {
-			s.mu.Unlock()
+		if !s.begin(conn) {
+			s.refused.Add(1)
+			s.log.Warn("connection refused: leaving, or too many", "limit", maxConns)
 			conn.Close()
-			continue
 		}
-		x := &session{s: s, conn: conn, done: make(chan struct{})}
-		s.sessions[x] = struct{}{}
-		s.mu.Unlock()
-		go x.serve()
 	}
 }
 
-// save writes the leases, so that they survive a kill.
-func (s *server) save() error {
-	b, err := json.Marshal(s.ipam)
-	if err != nil {
-		return err
+func (s *server) begin(conn *wire.Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.sessions) >= maxConns || s.leaving {
+		return false
 	}
-	tmp := s.dir.file("state.json.tmp")
-	if err := os.WriteFile(tmp, b, 0o600); err != nil {
-		return err
+	x := newSession(s, conn)
+	s.sessions[x] = struct{}{}
+	s.idle.Stop()
+	s.wg.Add(1)
+	go func() {
+		defer s.wg.Done()
+		x.run()
+		s.end(x)
+	}()
+	return true
+}
+
+func (s *server) end(x *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.sessions, x)
+	if len(s.sessions) == 0 {
+		s.idle.Reset(s.cfg.Linger)
 	}
-	return os.Rename(tmp, filepath.Join(s.dir.path, "state.json"))
+}
+
+// close ends the network; the claim on the directory goes last.
+func (s *server) close() error {
+	var errs []error
+	if s.idle != nil {
+		s.idle.Stop()
+	}
+	if s.ln != nil {
+		s.ln.Close()
+	}
+	if s.net != nil {
+		errs = append(errs, s.net.Close())
+	}
+	if s.dns != nil {
+		errs = append(errs, s.dns.Close())
+	}
+	return errors.Join(append(errs, s.dir.close())...)
 }

@@ -1,92 +1,206 @@
 package netd
 
 import (
+	"errors"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
+	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/netstack"
 	"github.com/rootless-sbx/sbx/portfwd"
 )
 
-// Message types, see the table in doc.go.
+// The messages. Every request has one reply; an error travels as wire.Error.
+//
+//	on descriptor 3 of the process, once:
+//	  starter -> netd     start    StartConfig                  reply: Info (ready), or why not
+//
+//	on the network's socket:
+//	  monitor -> netd     hello    Hello                        reply: Info; first message
+//	                      lease    LeaseRequest                 reply: Lease; once
+//	                      attach   AttachRequest                reply: Ports
+//	                               + "link" [+ "sockets"]
+//	                      addport  port.Spec                    reply: port.Status
+//	                      rmport   portID                       reply: nothing
+//	                      ports    -                            reply: Ports
+//	                      stats    -                            reply: Stats
+//	  either              EOF: detached; forwarders, port, link and lease are gone
+//
+//	on the "sockets" descriptor, the other way round:
+//	  netd -> monitor     socket   SocketRequest                reply: nothing + "0", "1", ...
 const (
-	msgHello  = "hello"
-	msgLease  = "lease"
-	msgAttach = "attach"
-	msgStats  = "stats"
-	msgSocket = "socket"
+	msgStart   = "start"
+	msgHello   = "hello"
+	msgLease   = "lease"
+	msgAttach  = "attach"
+	msgAddPort = "addport"
+	msgRmPort  = "rmport"
+	msgPorts   = "ports"
+	msgStats   = "stats"
+	msgSocket  = "socket"
 
-	// starter <-> netd, on the connection that the process is started with
-	msgServe = "serve"
+	fileLink    = "link"
+	fileSockets = "sockets"
 )
 
+// Codes of wire.Error. Those of published ports are portfwd's ("port-in-use",
+// "port-privileged", ...).
 const (
-	maxConns    = 1000
-	maxSockets  = 8
-	maxLogBytes = 1 << 20
+	CodeBusy       = "netd-busy"       // another process serves the network
+	CodeLeaseTaken = "lease-in-use"    // the sandbox is attached already
+	CodeAddrTaken  = "address-in-use"  // the wanted address is another sandbox's
+	CodeAddrBad    = "bad-address"     // the wanted address is not to be had
+	CodeNoAddress  = "no-address"      // the network is full
+	CodeNoSubnet   = "no-subnet"       // every subnet clashes with the host's routes
+	CodeTooMany    = "too-many"        // a bound of this process
+	CodeMisuse     = "protocol-misuse" // a request out of order or malformed
 )
 
-// Hello introduces either side.
+// Bounds; see doc.go.
+const (
+	maxConns       = 1100
+	maxQueued      = 16
+	maxRequestBody = 256 << 10
+	maxLogSize     = 1 << 20
+	helloTimeout   = 10 * time.Second
+)
+
+// StartConfig is what a network's process needs to know. It is what Ensure sends.
+type StartConfig struct {
+	// RuntimeDir and Name say which network.
+	RuntimeDir string `json:"runtime_dir"`
+	Name       string `json:"name"`
+	// Subnet4 and Subnet6. Zero: those of state.json, else such as the host has
+	// no route for.
+	Subnet4 netip.Prefix `json:"subnet4,omitzero"`
+	Subnet6 netip.Prefix `json:"subnet6,omitzero"`
+	// MTU of the links. Zero: netstack's default.
+	MTU int `json:"mtu,omitempty"`
+	// ResolvConf is the file with the host's name servers. Empty:
+	// /etc/resolv.conf.
+	ResolvConf string `json:"resolv_conf,omitempty"`
+	// Linger is how long the process stays after the last detach. Zero: 3 s.
+	Linger time.Duration `json:"linger,omitempty"`
+	// Hold is how long a restarted process keeps the addresses of sandboxes that
+	// are not attached again. Zero: 10 s.
+	Hold time.Duration `json:"hold,omitempty"`
+	// MaxSandboxes. Zero: 1000.
+	MaxSandboxes int `json:"max_sandboxes,omitempty"`
+	// Debug logs single connections.
+	Debug bool `json:"debug,omitempty"`
+}
+
+// Hello begins a connection.
 type Hello struct {
-	PID     int    `json:"pid"`
-	Network string `json:"network"`
+	// Name of the network the client means.
+	Name string `json:"name"`
 }
 
-// LeaseRequest asks for addresses. The wanted ones are given if they are free, as
-// they are when a sandbox returns to a new process after the old one was killed.
+// Info describes a network.
+type Info struct {
+	PID      int          `json:"pid"`
+	Name     string       `json:"name"`
+	Subnet4  netip.Prefix `json:"subnet4"`
+	Subnet6  netip.Prefix `json:"subnet6,omitzero"`
+	Gateway4 netip.Addr   `json:"gateway4"`
+	Gateway6 netip.Addr   `json:"gateway6,omitzero"`
+	MTU      int          `json:"mtu"`
+}
+
+// LeaseRequest asks for a sandbox's addresses; zero ones are netd's choice.
 type LeaseRequest struct {
-	ID    string     `json:"id"`
-	Name  string     `json:"name"`
-	Want4 netip.Addr `json:"want4,omitzero"`
-	Want6 netip.Addr `json:"want6,omitzero"`
+	ID    string           `json:"id"`
+	Name  string           `json:"name,omitempty"`
+	Addr4 netip.Addr       `json:"addr4,omitzero"`
+	Addr6 netip.Addr       `json:"addr6,omitzero"`
+	MAC   net.HardwareAddr `json:"mac,omitempty"`
 }
 
-// Lease is what a sandbox is on its network.
+// Lease is what a sandbox gets: everything its link and resolv.conf need.
 type Lease struct {
-	MAC      net.HardwareAddr `json:"mac"`
-	Addr4    netip.Prefix     `json:"addr4,omitzero"` // with the subnet's length
-	Addr6    netip.Prefix     `json:"addr6,omitzero"`
-	Gateway4 netip.Addr       `json:"gateway4,omitzero"` // also the name server
-	Gateway6 netip.Addr       `json:"gateway6,omitzero"`
-	MTU      int              `json:"mtu"`
+	netstack.Lease
+	// Prefix4 and Prefix6 are the addresses with the subnet's length; Prefix6 is
+	// zero on a network without IPv6, and so is Gateway6.
+	Prefix4  netip.Prefix `json:"prefix4"`
+	Prefix6  netip.Prefix `json:"prefix6,omitzero"`
+	Gateway4 netip.Addr   `json:"gateway4"`
+	Gateway6 netip.Addr   `json:"gateway6,omitzero"`
+	// DNS are the network's name servers.
+	DNS []netip.Addr `json:"dns"`
+	MTU int          `json:"mtu"`
 }
 
-// Attach connects a sandbox's link.
-type Attach struct {
-	Driver     string      `json:"driver"`
-	HdrLen     int         `json:"hdrLen"`
-	MTU        int         `json:"mtu"`
-	HostPorts  []uint16    `json:"hostPorts,omitempty"`
-	Ports      []port.Spec `json:"ports,omitempty"`
-	PortDriver string      `json:"portDriver,omitempty"`
-	// BuiltinDir is where the child half of the builtin port driver listens.
-	BuiltinDir string `json:"builtinDir,omitempty"`
+// GuestConfig is the lease as netstack.SetupGuest takes it.
+func (l *Lease) GuestConfig() netstack.GuestConfig {
+	c := netstack.GuestConfig{MAC: l.MAC, MTU: l.MTU, Addrs: []netip.Prefix{l.Prefix4}, Gateways: []netip.Addr{l.Gateway4}}
+	if l.Prefix6.IsValid() {
+		c.Addrs, c.Gateways = append(c.Addrs, l.Prefix6), append(c.Gateways, l.Gateway6)
+	}
+	return c
 }
 
-// Attached are the published ports, in the order of Attach.Ports.
-type Attached struct {
+// AttachRequest joins a leased sandbox to the network.
+type AttachRequest struct {
+	// Driver and HdrLen are netstack.GuestLink's.
+	Driver string `json:"driver"`
+	HdrLen int    `json:"hdrlen"`
+	// HostPorts of the host's loopback that the sandbox may reach.
+	HostPorts []uint16 `json:"host_ports,omitempty"`
+	// Publish lists ports to publish; either all of them are or none.
+	Publish []port.Spec `json:"publish,omitempty"`
+	// PortDriver is portfwd's; StateDir is where its builtin driver meets its
+	// other half.
+	PortDriver string `json:"port_driver,omitempty"`
+	StateDir   string `json:"state_dir,omitempty"`
+}
+
+// Ports are published ports with the host ports actually bound.
+type Ports struct {
 	Ports []port.Status `json:"ports"`
 }
 
-// Stats are the counters of a network.
+type portID struct {
+	ID int `json:"id"`
+}
+
+// Stats are the counters of the sandbox that asks, and of its network.
 type Stats struct {
-	PID     int                      `json:"pid"`
-	Network netstack.Stats           `json:"network"`
-	DNS     netstack.ResolverStats   `json:"dns"`
-	Ports   map[string]portfwd.Stats `json:"ports"` // by sandbox id
+	Port     netstack.PortStats     `json:"port"`
+	Forward  *portfwd.Stats         `json:"forward,omitempty"`
+	DNS      netstack.ResolverStats `json:"dns"`
+	Attached int                    `json:"attached"`
+	Leases   int                    `json:"leases"`
+	Conns    int                    `json:"conns"`
+	// Refused counts connections and requests over a bound, or of other users.
+	Refused uint64 `json:"refused"`
 }
 
-// SocketRequest asks for N sockets of a family and type.
+// SocketRequest asks for N sockets made in the guest's network namespace.
 type SocketRequest struct {
-	Family int `json:"family"`
-	Type   int `json:"type"`
-	N      int `json:"n"`
+	Family int `json:"family"` // AF_INET, AF_INET6
+	Type   int `json:"type"`   // SOCK_STREAM, SOCK_DGRAM
+	N      int `json:"n"`      // 1 to 8
 }
 
-// serve is what a starter tells a new process.
-type serve struct {
-	RuntimeDir string `json:"runtimeDir"`
-	Name       string `json:"name"`
-	Linger     string `json:"linger,omitempty"`
+// toWire gives the errors of the address pool their codes.
+func toWire(err error) error {
+	var (
+		none     *netstack.ErrNoAddress
+		conflict *netstack.ErrLeaseConflict
+		bad      *netstack.ErrBadAddress
+		subnet   *netstack.ErrNoSubnet
+	)
+	switch {
+	case errors.As(err, &none):
+		return &wire.Error{Code: CodeNoAddress, Step: "lease an address", Msg: none.Error(), Fix: "stop a sandbox, or use another network"}
+	case errors.As(err, &conflict):
+		return &wire.Error{Code: CodeAddrTaken, Step: "lease an address", Path: conflict.Addr, Msg: "in use by sandbox " + conflict.Owner, Fix: "choose another address, or none"}
+	case errors.As(err, &bad):
+		return &wire.Error{Code: CodeAddrBad, Step: "lease an address", Path: bad.Addr, Msg: bad.Reason, Fix: "choose another address, or none"}
+	case errors.As(err, &subnet):
+		return &wire.Error{Code: CodeNoSubnet, Step: "choose a subnet", Msg: subnet.Error(), Fix: "give the network a subnet that the host does not use"}
+	}
+	return err
 }

@@ -2,8 +2,8 @@ package netd
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"time"
@@ -14,179 +14,350 @@ import (
 	"github.com/rootless-sbx/sbx/portfwd"
 )
 
-// session is one connection: at most one sandbox.
+// session is one connection. Its requests are answered one after the other on
+// a goroutine of their own, so that the end of the connection is seen, and ends
+// the request at work, whatever that waits for.
 type session struct {
-	s    *server
-	conn *wire.Conn
-	done chan struct{} // closed when everything of it is gone
+	s      *server
+	conn   *wire.Conn
+	ctx    context.Context
+	cancel context.CancelFunc
+	queue  chan request
 
-	// Used by the serving goroutine alone, until it ends.
-	id    string
-	lease Lease
-	guest *guest
-	port  *netstack.Port
-
-	fwd portfwd.Manager // guarded by s.mu for stats
+	// Used by the working goroutine alone, and after its end.
+	log     *slog.Logger
+	hello   bool
+	id      string // of the lease, "" before it
+	lease   Lease
+	port    *netstack.Port
+	forward portfwd.Manager
+	sockets *guestSockets
 }
 
-// serve answers requests until the connection ends, and then undoes everything.
-func (x *session) serve() {
-	defer close(x.done)
-	if err := x.conn.Serve(x.handle); err != nil {
-		x.s.log.Warn("control connection", "sandbox", x.id, "err", err)
+// request is a message whose descriptors we have taken over. Whoever uses one
+// closes it; closing it again does no harm.
+type request struct {
+	m             *wire.Message
+	link, sockets *os.File
+}
+
+func (r request) close() {
+	for _, f := range []*os.File{r.link, r.sockets} {
+		if f != nil {
+			f.Close()
+		}
 	}
-	x.detach()
+}
+
+func newSession(s *server, conn *wire.Conn) *session {
+	x := &session{s: s, conn: conn, log: s.log, queue: make(chan request, maxQueued)}
+	x.ctx, x.cancel = context.WithCancel(s.ctx)
+	return x
+}
+
+// run serves until the connection ends, then takes everything back.
+func (x *session) run() {
+	defer x.cancel()
+	stop := context.AfterFunc(x.ctx, func() { x.conn.Close() })
+	defer stop()
+	// Lifted after hello.
+	if err := x.conn.SetReadDeadline(time.Now().Add(helloTimeout)); err != nil {
+		x.log.Warn("connection", "err", err)
+	}
+	worked := make(chan struct{})
+	go func() {
+		defer close(worked)
+		for r := range x.queue {
+			x.work(r)
+			r.close()
+		}
+	}()
+	err := x.conn.Serve(x.take)
+	failed := err != nil && x.ctx.Err() == nil
+	x.cancel()
+	close(x.queue)
+	<-worked
+	if failed {
+		x.log.Warn("connection", "err", err)
+	}
 	x.conn.Close()
-}
-
-func (x *session) handle(m *wire.Message) {
-	body, err := x.answer(m)
-	if err := x.conn.Reply(m, body, err); err != nil {
-		x.conn.Close()
-	}
-}
-
-func (x *session) answer(m *wire.Message) (any, error) {
-	switch m.Type {
-	case msgHello:
-		return Hello{PID: os.Getpid(), Network: x.s.name}, nil
-	case msgLease:
-		var req LeaseRequest
-		if err := m.Decode(&req); err != nil {
-			return nil, err
-		}
-		return x.takeLease(req)
-	case msgAttach:
-		var req Attach
-		if err := m.Decode(&req); err != nil {
-			return nil, err
-		}
-		ports, err := x.attach(m, req)
-		return Attached{Ports: ports}, err
-	case msgStats:
-		return x.s.stats(), nil
-	}
-	return nil, fmt.Errorf("unknown request %q", m.Type)
-}
-
-func (x *session) takeLease(req LeaseRequest) (*Lease, error) {
+	x.detach()
 	if x.id != "" {
-		return nil, errors.New("this connection has a lease already")
+		x.s.release(x)
 	}
-	l, err := x.s.ipam.Lease(req.ID, netstack.LeaseWant{Name: req.Name, Addr4: req.Want4, Addr6: req.Want6})
+}
+
+// take runs on the reading goroutine: it only puts the request into the queue.
+func (x *session) take(m *wire.Message) {
+	r := request{m: m}
+	if m.Type == msgAttach {
+		// Missing ones are found out by whoever needs them.
+		r.link, _ = m.Take(fileLink)
+		r.sockets, _ = m.Take(fileSockets)
+	}
+	err := error(wire.Errorf(CodeTooMany, "%d requests are waiting, the limit", maxQueued))
+	if len(m.Body) > maxRequestBody {
+		err = wire.Errorf(CodeTooMany, "a request of %d bytes, limit %d", len(m.Body), maxRequestBody)
+	} else {
+		select {
+		case x.queue <- r:
+			return
+		default:
+		}
+	}
+	r.close()
+	x.s.refused.Add(1)
+	x.reply(m, nil, err)
+}
+
+func (x *session) work(r request) {
+	if x.ctx.Err() != nil {
+		return // nobody waits for the answer
+	}
+	body, err := x.handle(r)
+	if err != nil {
+		x.log.Info("request failed", "request", r.m.Type, "err", err)
+	}
+	x.reply(r.m, body, err)
+}
+
+func (x *session) reply(m *wire.Message, body any, err error) {
+	if m.ID == 0 {
+		return // no reply wanted
+	}
+	if err := x.conn.Reply(m, body, toWire(err)); err != nil && x.ctx.Err() == nil {
+		x.s.log.Warn("reply", "request", m.Type, "err", err)
+		x.conn.Close() // it does not read: it is gone, or as good as
+	}
+}
+
+func (x *session) handle(r request) (any, error) {
+	misuse := func(why string) (any, error) {
+		return nil, wire.Errorf(CodeMisuse, "request %.40q: %s", r.m.Type, why)
+	}
+	if x.hello == (r.m.Type == msgHello) {
+		return misuse("hello comes first, and once")
+	}
+	switch r.m.Type {
+	case msgHello:
+		return x.doHello(r.m)
+	case msgStats:
+		return x.stats(), nil
+	case msgLease:
+		if x.id != "" {
+			return misuse("this connection has a lease")
+		}
+		return x.doLease(r.m)
+	case msgAttach:
+		switch {
+		case x.id == "":
+			return misuse("no lease yet")
+		case x.port != nil:
+			return misuse("attached already")
+		case r.link == nil:
+			return misuse("without the descriptor \"" + fileLink + "\"")
+		}
+		return x.doAttach(r)
+	case msgAddPort, msgRmPort, msgPorts:
+		if x.port == nil {
+			return misuse("not attached")
+		}
+		return x.doPorts(r.m)
+	}
+	return misuse("unknown")
+}
+
+func (x *session) doHello(m *wire.Message) (any, error) {
+	var h Hello
+	if err := m.Decode(&h); err != nil {
+		return nil, err
+	}
+	if h.Name != x.s.cfg.Name {
+		return nil, wire.Errorf(CodeMisuse, "this is network %s, not %.80q", x.s.cfg.Name, h.Name)
+	}
+	if err := x.conn.SetReadDeadline(time.Time{}); err != nil {
+		return nil, err
+	}
+	x.hello = true
+	return x.s.info(), nil
+}
+
+func (x *session) doLease(m *wire.Message) (any, error) {
+	var req LeaseRequest
+	if err := m.Decode(&req); err != nil {
+		return nil, err
+	}
+	got, err := x.s.claim(x, req)
 	if err != nil {
 		return nil, err
 	}
 	x.id = req.ID
+	x.log = x.s.log.With("sandbox", req.ID)
+	l := Lease{Lease: got}
+	l.Gateway4, l.Gateway6 = x.s.ipam.Gateways()
 	sub4, sub6 := x.s.ipam.Subnets()
-	gw4, gw6 := x.s.ipam.Gateways()
-	x.lease = Lease{MAC: l.MAC, Gateway4: gw4, Gateway6: gw6, MTU: netstack.DefaultMTU}
-	if l.Addr4.IsValid() {
-		x.lease.Addr4 = netip.PrefixFrom(l.Addr4, sub4.Bits())
+	l.Prefix4 = netip.PrefixFrom(got.Addr4, sub4.Bits())
+	l.DNS = []netip.Addr{l.Gateway4}
+	if got.Addr6.IsValid() {
+		l.Prefix6 = netip.PrefixFrom(got.Addr6, sub6.Bits())
+		l.DNS = append(l.DNS, l.Gateway6)
 	}
-	if l.Addr6.IsValid() {
-		x.lease.Addr6 = netip.PrefixFrom(l.Addr6, sub6.Bits())
-	}
-	return &x.lease, x.s.save()
+	l.MTU = x.s.info().MTU
+	x.lease = l
+	return l, nil
 }
 
-// attach connects the link and publishes the ports. What fails is undone when the
-// connection ends, which the monitor then does.
-func (x *session) attach(m *wire.Message, req Attach) ([]port.Status, error) {
-	if x.id == "" || x.port != nil {
-		return nil, errors.New("attach needs a lease and comes once")
+// claim makes x the one connection with the lease of a sandbox.
+func (s *server) claim(x *session, req LeaseRequest) (netstack.Lease, error) {
+	s.mu.Lock()
+	if s.byID[req.ID] != nil {
+		s.mu.Unlock()
+		return netstack.Lease{}, &wire.Error{Code: CodeLeaseTaken, Step: "lease an address", Path: fmt.Sprintf("%.80q", req.ID), Msg: "the sandbox is attached already"}
 	}
-	link, err := m.Take("link")
-	if err != nil {
-		return nil, err
+	got, err := s.ipam.Lease(req.ID, netstack.LeaseWant{Name: req.Name, Addr4: req.Addr4, Addr6: req.Addr6, MAC: req.MAC})
+	if err == nil {
+		s.byID[req.ID] = x
 	}
-	sockets, err := m.Take("sockets")
-	if err != nil {
-		link.Close()
-		return nil, err
+	s.mu.Unlock()
+	if err == nil {
+		s.saveState()
 	}
-	x.port, err = x.s.net.Attach(netstack.PortConfig{
-		ID: x.id, Name: x.id[:min(12, len(x.id))], MAC: x.lease.MAC,
-		Addr4: x.lease.Addr4.Addr(), Addr6: x.lease.Addr6.Addr(),
-		Link: link, Driver: req.Driver, HdrLen: req.HdrLen, HostPorts: req.HostPorts,
-	})
-	if err != nil {
-		link.Close()
-		sockets.Close()
-		return nil, err
-	}
-	if x.guest, err = newGuest(x.lease, sockets); err != nil {
-		return nil, err
-	}
-	if len(req.Ports) == 0 {
-		return nil, nil
-	}
-	return x.publish(req)
+	return got, err
 }
 
-func (x *session) publish(req Attach) ([]port.Status, error) {
-	sub4, sub6 := x.s.ipam.Subnets()
-	gw4, gw6 := x.s.ipam.Gateways()
-	fwd, err := portfwd.New(portfwd.Config{
-		Driver: req.PortDriver, Guest: x.guest, Stack: x.s.net,
-		Gateway4: gw4, Gateway6: gw6, Subnets: []netip.Prefix{sub4, sub6},
-		StateDir: req.BuiltinDir, Logger: x.s.log,
-	})
-	if err != nil {
+// release gives the addresses back. A process told to go keeps them in its
+// state, for the one that the monitors will start.
+func (s *server) release(x *session) {
+	s.mu.Lock()
+	delete(s.byID, x.id)
+	going := s.ctx.Err() != nil
+	if !going {
+		s.ipam.Release(x.id)
+	}
+	s.mu.Unlock()
+	if !going {
+		s.saveState()
+	}
+	x.log.Info("sandbox detached")
+}
+
+func (x *session) doAttach(r request) (any, error) {
+	var req AttachRequest
+	if err := r.m.Decode(&req); err != nil {
 		return nil, err
 	}
-	x.s.mu.Lock()
-	x.fwd = fwd
-	x.s.mu.Unlock()
-	var list []port.Status
-	for _, spec := range req.Ports {
-		st, err := fwd.AddPort(context.Background(), spec)
+	cfg := netstack.PortConfig{ID: x.id, Name: x.lease.Name, MAC: x.lease.MAC, Addr4: x.lease.Addr4, Addr6: x.lease.Addr6,
+		Link: r.link, Driver: req.Driver, HdrLen: req.HdrLen, HostPorts: req.HostPorts}
+	var err error
+	if x.port, err = x.s.net.Attach(cfg); err != nil {
+		x.port = nil
+		return nil, err
+	}
+	ports, err := x.publish(req, r.sockets)
+	if err != nil {
+		x.detach()
+		return nil, err
+	}
+	go x.watch(x.port)
+	x.log.Info("sandbox attached", "addr", x.lease.Addr4, "driver", req.Driver, "ports", len(ports.Ports))
+	return ports, nil
+}
+
+// publish makes the forwarders. All ports or none: a container of which half
+// the ports answer is worse than an error.
+func (x *session) publish(req AttachRequest, sockets *os.File) (Ports, error) {
+	var err error
+	if x.sockets, err = newGuestSockets(x.lease, sockets); err != nil {
+		x.sockets = nil
+		return Ports{}, err
+	}
+	sub4, sub6 := x.s.ipam.Subnets()
+	subnets := []netip.Prefix{sub4}
+	if sub6.IsValid() {
+		subnets = append(subnets, sub6)
+	}
+	driver := req.PortDriver
+	if sockets == nil && (driver == "" || driver == portfwd.DriverAuto) {
+		driver = portfwd.DriverStack
+	}
+	if x.forward, err = portfwd.New(portfwd.Config{Driver: driver, Guest: x.sockets, Stack: x.s.net, StateDir: req.StateDir,
+		Gateway4: x.lease.Gateway4, Gateway6: x.lease.Gateway6, Subnets: subnets, Logger: x.log}); err != nil {
+		x.forward = nil
+		return Ports{}, err
+	}
+	out := Ports{Ports: []port.Status{}}
+	for _, spec := range req.Publish {
+		st, err := x.forward.AddPort(x.ctx, spec)
 		if err != nil {
+			return Ports{}, err
+		}
+		out.Ports = append(out.Ports, *st)
+	}
+	return out, nil
+}
+
+// watch ends the connection when the link fails, so that the monitor hears of it.
+func (x *session) watch(p *netstack.Port) {
+	<-p.Done()
+	if err := p.Err(); err != nil {
+		x.log.Error("the link failed", "err", err)
+		x.cancel()
+	}
+}
+
+func (x *session) doPorts(m *wire.Message) (any, error) {
+	switch m.Type {
+	case msgAddPort:
+		var spec port.Spec
+		if err := m.Decode(&spec); err != nil {
 			return nil, err
 		}
-		list = append(list, *st)
+		return x.forward.AddPort(x.ctx, spec)
+	case msgRmPort:
+		var id portID
+		if err := m.Decode(&id); err != nil {
+			return nil, err
+		}
+		return nil, x.forward.RemovePort(x.ctx, id.ID)
 	}
-	return list, nil
+	list, err := x.forward.ListPorts(x.ctx)
+	return Ports{list}, err
 }
 
-// detach undoes attach and lease, in reverse order.
+func (x *session) stats() Stats {
+	st := Stats{DNS: x.s.dns.Stats(), Refused: x.s.refused.Load(), Leases: len(x.s.ipam.Leases())}
+	x.s.mu.Lock()
+	st.Conns = len(x.s.sessions)
+	x.s.mu.Unlock()
+	st.Attached = len(x.s.net.Stats().Ports)
+	if x.port != nil {
+		st.Port = x.port.Stats()
+	}
+	if x.forward != nil {
+		f := x.forward.Stats()
+		st.Forward = &f
+	}
+	return st
+}
+
+// detach takes back what attach made: forwarders first, so that nothing new
+// comes in; then the port, which closes the link.
 func (x *session) detach() {
 	warn := func(what string, err error) {
 		if err != nil {
-			x.s.log.Warn(what, "sandbox", x.id, "err", err)
+			x.log.Warn("detach", "what", what, "err", err)
 		}
 	}
-	if x.fwd != nil {
-		warn("close published ports", x.fwd.Close())
+	if x.forward != nil {
+		warn("published ports", x.forward.Close())
+		x.forward = nil
 	}
-	if x.guest != nil {
-		warn("close the socket service", x.guest.close())
+	if x.sockets != nil {
+		x.sockets.close()
+		x.sockets = nil
 	}
 	if x.port != nil {
-		warn("close the link", x.port.Close())
+		warn("link", x.port.Close())
+		x.port = nil
 	}
-	if x.id != "" && x.s.ipam.Release(x.id) {
-		x.s.mu.Lock()
-		closing := x.s.closing
-		x.s.mu.Unlock()
-		if !closing { // else the file is gone for good
-			warn("save the leases", x.s.save())
-		}
-	}
-	x.s.mu.Lock()
-	defer x.s.mu.Unlock()
-	delete(x.s.sessions, x)
-	x.s.active = time.Now()
-}
-
-func (s *server) stats() *Stats {
-	st := &Stats{PID: os.Getpid(), Network: s.net.Stats(), DNS: s.dns.Stats(), Ports: map[string]portfwd.Stats{}}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for x := range s.sessions {
-		if x.fwd != nil {
-			st.Ports[x.id] = x.fwd.Stats()
-		}
-	}
-	return st
 }

@@ -21,12 +21,13 @@
 package proto
 
 import (
-	"net"
 	"net/netip"
+	"time"
 
 	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/image"
+	"github.com/rootless-sbx/sbx/netstack"
 	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
 )
 
@@ -77,7 +78,7 @@ type Start struct {
 	Sysctls  map[string]string `json:"sysctls,omitempty"`
 
 	// NetdLinger is passed on to a network process that the monitor has to start.
-	NetdLinger string `json:"netdLinger,omitempty"`
+	NetdLinger time.Duration `json:"netdLinger,omitempty"`
 
 	Network Network       `json:"network"`
 	Process workload.Spec `json:"process"`
@@ -132,12 +133,8 @@ type Exited struct {
 
 // Net is the network device that init makes.
 type Net struct {
-	Loopback bool             `json:"loopback"` // only lo
-	Driver   string           `json:"driver,omitempty"`
-	MAC      net.HardwareAddr `json:"mac,omitempty"`
-	Addrs    []netip.Prefix   `json:"addrs,omitempty"`
-	Gateways []netip.Addr     `json:"gateways,omitempty"`
-	MTU      int              `json:"mtu,omitempty"`
+	Loopback bool                 `json:"loopback"` // only lo
+	Guest    netstack.GuestConfig `json:"guest"`
 }
 
 // Link describes the device's descriptor.

@@ -1,3 +1,0 @@
-package image
-
-func storeChild(mode string) int { return 2 }

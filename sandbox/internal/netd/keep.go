@@ -1,0 +1,304 @@
+package netd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
+	"github.com/rootless-sbx/sbx/internal/wire"
+)
+
+const (
+	keepFirst = 20 * time.Millisecond // wait before the second attempt, doubled up to
+	keepMost  = 2 * time.Second
+	// portRetry is how often a port that could not be published again is tried.
+	portRetry = 5 * time.Second
+)
+
+// KeepConfig is an attachment to be kept.
+type KeepConfig struct {
+	// Config for Ensure, when the process has to be started again.
+	Config
+	// Lease is the client's.
+	Lease *Lease
+	// Attach is what to ask for.
+	Attach AttachRequest
+	// Link is the near end of the sandbox's link. It stays the caller's and must
+	// be open until Close.
+	Link *os.File
+	// Sockets serves the forwarders; nil: published ports go through the stack.
+	Sockets *SocketServer
+	// Logger; nil discards.
+	Logger *slog.Logger
+}
+
+// Keeper keeps a sandbox attached to its network for as long as the sandbox
+// lives: when netd dies, it starts another one and attaches the link again,
+// with the same addresses and published ports. It is a port.Manager whose ids
+// stay the same throughout.
+type Keeper struct {
+	cfg    KeepConfig
+	log    *slog.Logger
+	ctx    context.Context
+	cancel context.CancelFunc
+	ended  chan struct{}
+
+	op chan struct{} // of one: held while client and ports are being changed
+
+	mu     sync.Mutex // guards what follows
+	client *Client
+	ports  []*keptPort
+	nextID int
+	times  int
+}
+
+type keptPort struct {
+	id     int
+	spec   port.Spec // with the host port that was bound first
+	remote int       // netd's id; 0: not published at the moment
+}
+
+// ErrDetached is returned by calls on a Keeper after Close.
+var ErrDetached = errors.New("the sandbox is detached from its network")
+
+// Keep attaches the sandbox over client, which it takes over on success, and
+// keeps it attached until Close.
+func Keep(ctx context.Context, client *Client, cfg KeepConfig) (*Keeper, error) {
+	if cfg.Lease == nil || cfg.Link == nil {
+		return nil, errors.New("netd: KeepConfig.Lease and Link are required")
+	}
+	k := &Keeper{cfg: cfg, log: cfg.Logger, client: client, op: make(chan struct{}, 1), ended: make(chan struct{})}
+	if k.log == nil {
+		k.log = slog.New(slog.DiscardHandler)
+	}
+	// A new process must not choose other subnets.
+	info := client.Info()
+	k.cfg.Subnet4, k.cfg.Subnet6 = info.Subnet4, info.Subnet6
+	list, err := k.attach(ctx, client, cfg.Attach)
+	if err != nil {
+		return nil, err
+	}
+	for _, st := range list {
+		k.remember(st)
+	}
+	k.ctx, k.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	go k.run()
+	return k, nil
+}
+
+func (k *Keeper) attach(ctx context.Context, c *Client, req AttachRequest) ([]port.Status, error) {
+	var sockets *os.File
+	if k.cfg.Sockets != nil {
+		var err error
+		if sockets, err = k.cfg.Sockets.Connect(); err != nil {
+			return nil, err
+		}
+		defer sockets.Close()
+	}
+	return c.Attach(ctx, req, k.cfg.Link, sockets)
+}
+
+func (k *Keeper) remember(st port.Status) *keptPort {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.nextID++
+	p := &keptPort{k.nextID, st.Spec, st.ID}
+	k.ports = append(k.ports, p)
+	return p
+}
+
+// run waits for the end of netd.
+func (k *Keeper) run() {
+	defer close(k.ended)
+	retry := time.NewTicker(portRetry)
+	defer retry.Stop()
+	for {
+		select {
+		case <-k.ctx.Done():
+			return
+		case <-k.current().Done():
+			if !k.again() {
+				return
+			}
+		case <-retry.C:
+			if k.begin(k.ctx) == nil {
+				k.republish()
+				k.end()
+			}
+		}
+	}
+}
+
+// again attaches over a new connection; false after Close.
+func (k *Keeper) again() bool {
+	k.log.Warn("the network's process has gone: attaching again")
+	if k.begin(k.ctx) != nil {
+		return false
+	}
+	defer k.end()
+	k.current().Close()
+	k.mu.Lock()
+	for _, p := range k.ports {
+		p.remote = 0
+	}
+	k.mu.Unlock()
+	for wait := keepFirst; ; wait = min(2*wait, keepMost) {
+		c, err := k.once()
+		if err == nil {
+			k.mu.Lock()
+			k.client = c
+			k.times++
+			k.mu.Unlock()
+			k.republish()
+			k.log.Info("attached again", "pid", c.Info().PID)
+			return true
+		}
+		if k.ctx.Err() != nil {
+			return false
+		}
+		k.log.Warn("attach again", "err", err)
+		select {
+		case <-k.ctx.Done():
+			return false
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (k *Keeper) once() (*Client, error) {
+	c, err := Ensure(k.ctx, k.cfg.Config)
+	if err != nil {
+		return nil, err
+	}
+	was := k.cfg.Lease
+	ctx, cancel := context.WithTimeout(k.ctx, 10*time.Second)
+	defer cancel()
+	l, err := c.Lease(ctx, LeaseRequest{ID: was.ID, Name: was.Name, Addr4: was.Addr4, Addr6: was.Addr6, MAC: was.MAC})
+	if err == nil && (l.Gateway4 != was.Gateway4 || l.Gateway6 != was.Gateway6 || l.Prefix4 != was.Prefix4) {
+		err = &wire.Error{Code: CodeAddrBad, Step: "attach again", Msg: fmt.Sprintf("the network is now %s with gateway %s", l.Prefix4, l.Gateway4)}
+	}
+	if err == nil {
+		req := k.cfg.Attach
+		req.Publish = nil // one by one, below: a port that is taken must not cost the rest
+		_, err = k.attach(ctx, c, req)
+	}
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// republish publishes what is not published at the moment. op is held.
+func (k *Keeper) republish() {
+	k.mu.Lock()
+	c, ports := k.client, slices.Clone(k.ports)
+	k.mu.Unlock()
+	for _, p := range ports {
+		if p.remote != 0 {
+			continue
+		}
+		st, err := c.AddPort(k.ctx, p.spec)
+		if err != nil {
+			if gone(err) || k.ctx.Err() != nil {
+				return
+			}
+			k.log.Warn("publish a port again", "port", p.spec.ParentPort, "err", err)
+			continue
+		}
+		p.remote = st.ID
+	}
+}
+
+func (k *Keeper) begin(ctx context.Context) error {
+	select {
+	case k.op <- struct{}{}:
+		if k.ctx.Err() == nil {
+			return nil
+		}
+		<-k.op
+		return ErrDetached
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-k.ctx.Done():
+		return ErrDetached
+	}
+}
+
+func (k *Keeper) end() { <-k.op }
+
+func (k *Keeper) current() *Client {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.client
+}
+
+// AddPort publishes a port.
+func (k *Keeper) AddPort(ctx context.Context, spec port.Spec) (*port.Status, error) {
+	if err := k.begin(ctx); err != nil {
+		return nil, err
+	}
+	defer k.end()
+	st, err := k.current().AddPort(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	st.ID = k.remember(*st).id
+	return st, nil
+}
+
+// RemovePort takes a port back.
+func (k *Keeper) RemovePort(ctx context.Context, id int) error {
+	if err := k.begin(ctx); err != nil {
+		return err
+	}
+	defer k.end()
+	k.mu.Lock()
+	i := slices.IndexFunc(k.ports, func(p *keptPort) bool { return p.id == id })
+	k.mu.Unlock()
+	if i < 0 {
+		return wire.Errorf(CodeMisuse, "no published port has the id %d", id)
+	}
+	if remote := k.ports[i].remote; remote != 0 {
+		if err := k.current().RemovePort(ctx, remote); err != nil && !gone(err) {
+			return err
+		}
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.ports = slices.Delete(k.ports, i, i+1)
+	return nil
+}
+
+// ListPorts returns the published ports, also such as are being published again.
+func (k *Keeper) ListPorts(context.Context) ([]port.Status, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	out := make([]port.Status, 0, len(k.ports))
+	for _, p := range k.ports {
+		out = append(out, port.Status{ID: p.id, Spec: p.spec})
+	}
+	return out, nil
+}
+
+// Stats asks netd for the counters. Reattached says how often the attachment
+// was made again.
+func (k *Keeper) Stats(ctx context.Context) (st Stats, reattached int, err error) {
+	st, err = k.current().Stats(ctx)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return st, k.times, err
+}
+
+// Close detaches the sandbox.
+func (k *Keeper) Close() error {
+	k.cancel()
+	<-k.ended
+	return k.current().Close()
+}
