@@ -222,6 +222,7 @@ func TestDirectories(t *testing.T) {
 		}
 	})
 	t.Run("XDG_RUNTIME_DIR is a symlink", func(t *testing.T) {
+		e := e.In(t)
 		link := filepath.Join(e.Dir(), "run-link")
 		if err := os.Symlink(e.Runtime, link); err != nil {
 			t.Fatal(err)
@@ -271,7 +272,7 @@ func TestMissingDevices(t *testing.T) {
 // TestNoSubordinateIDs: without newuidmap the one id has to do.
 func TestNoSubordinateIDs(t *testing.T) {
 	e := harness.New(t, harness.BB)
-	e.InNamespace("for f in /etc/subuid /etc/subgid /usr/bin/newuidmap /usr/bin/newgidmap; do mount --bind /dev/null $f; done")
+	e.InNamespaceAsUser("for f in /etc/subuid /etc/subgid /usr/bin/newuidmap /usr/bin/newgidmap; do mount --bind /dev/null $f; done")
 	got := e.Must("run", "--rm", harness.BB, "awk", "{print $3}", "/proc/self/uid_map")
 	if got != "1\n" {
 		t.Errorf("%q", got)

@@ -16,6 +16,7 @@ func TestImageTree(t *testing.T) {
 	e := harness.New(t, harness.BB)
 	for _, driver := range storageDrivers {
 		t.Run(driver, func(t *testing.T) {
+			e := e.In(t)
 			script := strings.Join([]string{
 				"cd /data",
 				"test ! -e gone && echo whiteout",
@@ -44,6 +45,7 @@ func TestWritableLayer(t *testing.T) {
 	e := harness.New(t, harness.BB)
 	for _, driver := range storageDrivers {
 		t.Run(driver, func(t *testing.T) {
+			e := e.In(t)
 			args := []string{"run", "--rm", "--storage-driver", driver, harness.BB, "sh", "-c"}
 			got := e.Must(append(args, "echo x >/data/keep; rm /data/changed; mkdir -p /data/opaque/sub; mv /data/first /data/third; chown 5:6 /data/owned; cat /data/keep; ls /data/third")...)
 			if got != "x\n/data/third\n" {
@@ -77,6 +79,7 @@ func TestVolumes(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Run("bind", func(t *testing.T) {
+		e := e.In(t)
 		if got := e.Must("run", "--rm", "-v", host+":/mnt", harness.BB, "sh", "-c", "cat /mnt/file; echo back >/mnt/new; stat -c %u /mnt/file"); got != "from the host\n0\n" {
 			t.Errorf("%q", got)
 		}
@@ -91,11 +94,13 @@ func TestVolumes(t *testing.T) {
 		}
 	}
 	t.Run("bind a file", func(t *testing.T) {
+		e := e.In(t)
 		if got := e.Must("run", "--rm", "-v", filepath.Join(host, "file")+":/etc/new/file:ro", harness.BB, "cat", "/etc/new/file"); got != "from the host\n" {
 			t.Errorf("%q", got)
 		}
 	})
 	t.Run("named volume keeps and is filled from the image", func(t *testing.T) {
+		e := e.In(t)
 		vol := "e2e-" + filepath.Base(e.Dir())
 		if got := e.Must("run", "--rm", "-v", vol+":/data", harness.BB, "sh", "-c", "cat /data/keep; echo kept >/data/keep"); got != "keep\n" {
 			t.Errorf("%q", got)
@@ -105,6 +110,7 @@ func TestVolumes(t *testing.T) {
 		}
 	})
 	t.Run("tmpfs", func(t *testing.T) {
+		e := e.In(t)
 		if got := e.Must("run", "--rm", "--mount", "type=tmpfs,target=/t,tmpfs-size=1m", harness.BB, "sh", "-c", "grep ' /t ' /proc/mounts | cut -d' ' -f3"); got != "tmpfs\n" {
 			t.Errorf("%q", got)
 		}

@@ -39,6 +39,7 @@ func TestPublish(t *testing.T) {
 		{"explicit protocol", "127.0.0.1:PORT:80/tcp", []string{"127.0.0.1"}, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			e := e.In(t)
 			port := e.FreePort()
 			p := serve(t, e, []string{"-p", strings.ReplaceAll(c.spec, "PORT", strconv.Itoa(port))}, "serve", "80")
 			url := func(a string) string { return fmt.Sprintf("http://%s:%d/", strings.ReplaceAll(a, "HOST", host4), port) }
@@ -104,6 +105,7 @@ func TestPublishedBehaviour(t *testing.T) {
 	for _, driver := range portDrivers {
 		for _, link := range linkDrivers {
 			t.Run(driver+"/"+link, func(t *testing.T) {
+				e := e.In(t)
 				port, echo := e.FreePort(), e.FreePort()
 				flags := []string{"--port-driver", driver, "--link-driver", link, "-p", fmt.Sprintf("%d:80", port),
 					"-p", fmt.Sprintf("%d:7", echo), "-p", fmt.Sprintf("127.0.0.1:%d:7/udp", echo), "-p", fmt.Sprintf("[::1]:%d:7/udp", echo)}

@@ -162,7 +162,7 @@ func matchingLines(file, what string, dirs ...string) []string {
 // itself are waited for by os/exec before the check begins.
 func reap() {
 	for _, pid := range descendants(os.Getpid()) {
-		if state(pid) == 'Z' && !helpers[pid] {
+		if procState(pid) == 'Z' && !helpers[pid] {
 			var ws unix.WaitStatus
 			_, _ = unix.Wait4(pid, &ws, unix.WNOHANG, nil) // not ours to reap: it will go with its parent
 		}
@@ -219,7 +219,7 @@ func stat(dir string) []string {
 	return strings.Fields(string(data[i+1:]))
 }
 
-func state(pid int) byte {
+func procState(pid int) byte {
 	f := stat("/proc/" + strconv.Itoa(pid))
 	if len(f) == 0 {
 		return 0
@@ -232,7 +232,7 @@ func describe(pid int) string {
 	cmdline, _ := os.ReadFile(dir + "/cmdline")
 	comm, _ := os.ReadFile(dir + "/comm")
 	line := strings.TrimSpace(strings.ReplaceAll(string(cmdline), "\x00", " "))
-	return fmt.Sprintf("process %d (%s, state %c): %s", pid, strings.TrimSpace(string(comm)), state(pid), line)
+	return fmt.Sprintf("process %d (%s, state %c): %s", pid, strings.TrimSpace(string(comm)), procState(pid), line)
 }
 
 func openFiles() int {
