@@ -366,6 +366,60 @@ func guestOp(op string, req request) (resp response, files []wire.File, err erro
 		defer c.Close()
 		resp.Text = c.RemoteAddr().String()
 		return resp, nil, nil
+	case "hangup": // connect, say one byte, reset
+		c, err := guestDial(req)
+		if err != nil {
+			return resp, nil, err
+		}
+		if _, err := c.Write([]byte{'E'}); err != nil {
+			return resp, nil, err
+		}
+		return resp, nil, errors.Join(c.(*net.TCPConn).SetLinger(0), c.Close())
+	case "read": // connect, and read until the end
+		c, err := guestDial(req)
+		if err != nil {
+			return resp, nil, err
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(req.Timeout))
+		b, err := io.ReadAll(c)
+		resp.Text = string(b)
+		return resp, nil, err
+	case "dns-tcp": // two queries on one connection
+		c, err := guestDial(req)
+		if err != nil {
+			return resp, nil, err
+		}
+		defer c.Close()
+		for range 2 {
+			if _, err := c.Write([]byte("\x00\x05query")); err != nil {
+				return resp, nil, err
+			}
+			var b [2]byte
+			if _, err := io.ReadFull(c, b[:]); err != nil {
+				return resp, nil, err
+			}
+			answer := make([]byte, binary.BigEndian.Uint16(b[:]))
+			if _, err := io.ReadFull(c, answer); err != nil {
+				return resp, nil, err
+			}
+			resp.Text += string(answer) + ";"
+		}
+		return resp, nil, nil
+	case "exchange": // one datagram, its answer
+		c, err := guestDial(req)
+		if err != nil {
+			return resp, nil, err
+		}
+		defer c.Close()
+		if _, err := c.Write([]byte("query")); err != nil {
+			return resp, nil, err
+		}
+		c.SetDeadline(time.Now().Add(req.Timeout))
+		b := make([]byte, 65536)
+		n, err := c.Read(b)
+		resp.Text = string(b[:n])
+		return resp, nil, err
 	case "udp":
 		return resp, nil, guestUDP(req)
 	case "ping":
