@@ -144,10 +144,10 @@ func (r *linkReader) run(stop func() bool, fn func(*frame)) error {
 		}
 		return true
 	})
-	if failed == nil && err != nil && !errors.Is(err, os.ErrClosed) {
-		failed = err
+	if stop() {
+		return nil // closed, and the read says so
 	}
-	return failed
+	return errors.Join(failed, err)
 }
 
 // read reads one frame. A runt gives nil.

@@ -13,7 +13,7 @@ const (
 	maxDatagrams  = 64
 	maxFragBytes  = 1 << 20
 	fragTimeout   = 15 * time.Second
-	maxFragPieces = 64 // 64 KiB at an MTU of 1280 are 53
+	maxFragPieces = 128 // 64 KiB at an MTU of 576 are 119
 )
 
 // reassembler joins the fragments of a port's datagrams. Overlaps end the

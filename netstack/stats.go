@@ -11,7 +11,7 @@ const (
 	DropMalformed   Drop = iota // headers or virtio header make no sense
 	DropSpoofed                 // source MAC, IP, ARP or ND address is not the port's
 	DropEtherType               // neither IPv4, IPv6 nor ARP
-	DropNeighbor                // ARP or ND nobody may answer, or may not cross the switch
+	DropNeighbor                // ARP, ND or group reports nobody may answer, or that may not cross the switch
 	DropNoMember                // destination MAC or IP that no port has
 	DropChecksum                // wrong IP or transport checksum
 	DropFragments               // fragment table full, fragment too old or overlapping

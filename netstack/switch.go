@@ -38,7 +38,13 @@ func (p *Port) input(f *frame) {
 			return
 		}
 		if !p.owns(ip.src) {
-			p.count.drop(DropSpoofed)
+			if ip.v6() && ip.src.IsUnspecified() {
+				// A group membership report: the kernel sends one before its
+				// interface has an address.
+				p.count.drop(DropNeighbor)
+			} else {
+				p.count.drop(DropSpoofed)
+			}
 			return
 		}
 		if dst == p.net.gwMAC {

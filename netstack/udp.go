@@ -184,10 +184,8 @@ func (m *mapping) serve(s *hostSocket) {
 		}
 		return true
 	})
-	if err == nil && !m.isClosed() {
-		err = failed
-	}
-	if err != nil && !errors.Is(err, os.ErrClosed) {
+	if !m.isClosed() {
+		err = errors.Join(err, failed)
 		m.port.net.log.Warn("host socket failed", "port", m.port.cfg.ID, "source", m.src, "error", err)
 		m.port.nat.remove(m)
 	}

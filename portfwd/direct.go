@@ -61,7 +61,7 @@ func (p *published) dialTCP(client netip.Addr) (*net.TCPConn, error) {
 		if first == nil {
 			first = err
 		}
-		if !errors.Is(err, syscall.ECONNREFUSED) {
+		if ctx.Err() != nil {
 			break
 		}
 	}

@@ -48,7 +48,8 @@
 // descriptors, accepting waits (5 ms to 1 s) and copying goes through memory.
 //
 // Limits of the builtin driver are RootlessKit's own: none on connections, a
-// 64 KiB buffer per UDP port and client, flows idle for 90 s, no counters.
+// 64 KiB buffer per UDP port and client, flows idle for 90 s, no counters, and UDP
+// replies leave from the host's first address.
 //
 // A range of host ports for one container port (8000-8010:80) is refused: a
 // port.Spec has no place for it. IPv6 addresses with a zone cannot be published

@@ -2,14 +2,18 @@ package portfwd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -30,6 +34,10 @@ func TestMain(m *testing.M) {
 		if hold := os.Getenv(holdEnv); hold != "" {
 			os.Exit(holdPort(hold))
 		}
+		os.Exit(m.Run())
+	}
+	if slices.ContainsFunc(os.Args, func(a string) bool { return strings.HasPrefix(a, "-test.fuzz=") || a == "-test.fuzzworker" }) {
+		// Parsers need no namespace, and a worker talks over inherited descriptors.
 		os.Exit(m.Run())
 	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
@@ -89,8 +97,29 @@ func setUpHost() error {
 		if err := linkUp("lo"); err != nil {
 			return err
 		}
-		return addAddrs("eth0", 24, clientLan4, clientLan6)
+		if err := addAddrs("eth0", 24, clientLan4, clientLan6); err != nil {
+			return err
+		}
+		return waitReachable(hostLan4, hostLan6)
 	})
+}
+
+// waitReachable waits until addresses answer: the kernel takes a new link's
+// into use a moment after they were added.
+func waitReachable(addrs ...netip.Addr) (err error) {
+	for _, a := range addrs {
+		for range 100 {
+			_, err = net.DialTimeout("tcp", net.JoinHostPort(a.String(), "1"), 50*time.Millisecond)
+			if errors.Is(err, syscall.ECONNREFUSED) {
+				err = nil
+				break
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func linkUp(name string) error {
@@ -201,7 +230,10 @@ func newGuest(t *testing.T) *guest {
 		if err := linkUp("peer0"); err != nil {
 			return err
 		}
-		return addAddrs("eth0", 24, guest4, guest6)
+		if err := addAddrs("eth0", 24, guest4, guest6); err != nil {
+			return err
+		}
+		return waitReachable(guest4, guest6)
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -230,9 +262,8 @@ func (n *netns) listenUDP(t *testing.T, network, addr string) *net.UDPConn {
 	return c.(*net.UDPConn)
 }
 
-// dial connects from the namespace; a nil netns is the host.
-func (n *netns) dial(t *testing.T, network, addr string) net.Conn {
-	t.Helper()
+// tryDial connects from the namespace; a nil netns is the host.
+func (n *netns) tryDial(network, addr string, f func(net.Conn) error) error {
 	var c net.Conn
 	call := func() (err error) { c, err = net.Dial(network, addr); return err }
 	var err error
@@ -242,6 +273,15 @@ func (n *netns) dial(t *testing.T, network, addr string) net.Conn {
 		err = n.do(call)
 	}
 	if err != nil {
+		return err
+	}
+	return f(c)
+}
+
+// dial returns a connection that is closed with the test.
+func (n *netns) dial(t *testing.T, network, addr string) (c net.Conn) {
+	t.Helper()
+	if err := n.tryDial(network, addr, func(got net.Conn) error { c = got; return nil }); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })

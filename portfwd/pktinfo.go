@@ -74,12 +74,12 @@ func parseLocal(oob []byte) (localAddr, error) {
 func (l localAddr) control() []byte {
 	switch {
 	case l.ip.Is4():
-		b := header(unix.IPPROTO_IP, unix.IP_PKTINFO, unix.SizeofInet4Pktinfo)
+		b := cmsg(unix.IPPROTO_IP, unix.IP_PKTINFO, unix.SizeofInet4Pktinfo)
 		ip := l.ip.As4()
 		copy(b[unix.CmsgLen(0)+4:], ip[:])
 		return b
 	case l.ip.Is6():
-		b := header(unix.IPPROTO_IPV6, unix.IPV6_PKTINFO, unix.SizeofInet6Pktinfo)
+		b := cmsg(unix.IPPROTO_IPV6, unix.IPV6_PKTINFO, unix.SizeofInet6Pktinfo)
 		ip := l.ip.As16()
 		copy(b[unix.CmsgLen(0):], ip[:])
 		binary.NativeEndian.PutUint32(b[unix.CmsgLen(0)+16:], l.ifindex)
@@ -88,7 +88,7 @@ func (l localAddr) control() []byte {
 	return nil
 }
 
-func header(level, typ int32, size int) []byte {
+func cmsg(level, typ int32, size int) []byte {
 	b := make([]byte, unix.CmsgSpace(size))
 	h := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
 	h.Level, h.Type = level, typ

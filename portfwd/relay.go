@@ -77,10 +77,10 @@ func (r *relayer) half(i int) int64 {
 
 // waitReset waits until a connection is gone; false if the wait was ended.
 func (r *relayer) waitReset(rc syscall.RawConn) bool {
-	const tcpClose = 7
+	const stateClose = 7 // TCP_CLOSE
 	return rc.Read(func(fd uintptr) bool {
 		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
-		return err != nil || info.State == tcpClose
+		return err != nil || info.State == stateClose
 	}) == nil
 }
 

@@ -82,8 +82,8 @@ func (p *published) serve(c *net.TCPConn) {
 	g, err := p.dialTCP(client.Addr())
 	<-p.dials
 	if err != nil {
-		reset(c)
 		p.failed(client, err)
+		reset(c)
 		return
 	}
 	p.m.count.direct.Add(1)
