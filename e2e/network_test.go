@@ -71,6 +71,7 @@ func TestIperf3(t *testing.T) {
 	if err := srv.Start(); err != nil {
 		t.Fatal(err)
 	}
+	harness.Helper(srv.Process.Pid)
 	defer func() {
 		_ = srv.Process.Kill() // it may have ended
 		_ = srv.Wait()         // killed, as asked

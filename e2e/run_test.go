@@ -133,7 +133,7 @@ func TestImageConfig(t *testing.T) {
 		args       []string
 	}{
 		{"entrypoint and cmd", "entry first second\n", []string{harness.App}},
-		{"cmd replaced", "entry other\n", []string{harness.App, "other"}},
+		{"cmd replaced", "entry other \n", []string{harness.App, "other"}},
 		{"entrypoint replaced", "x\n", []string{"--entrypoint", "/bin/echo", harness.App, "x"}},
 		{"entrypoint replaced, cmd gone", "\n", []string{"--entrypoint", "/bin/echo", harness.App}},
 		{"user", "1000 1000 1000 1000 [1000 2000]\n", []string{"--entrypoint", "/probe", harness.App, "ids"}},
