@@ -25,8 +25,9 @@ type MainConfig struct {
 	Log *os.File
 }
 
-// claimPatience is how long a killed predecessor may take to be gone.
-const claimPatience = 3 * time.Second
+// claimPatience is how long a killed predecessor may take to be gone. Ensure
+// tries again after it.
+const claimPatience = time.Second
 
 // Main is the body of a network's process. conn is the connection to the
 // starter; Main reads the start message, answers it and closes conn. It returns
