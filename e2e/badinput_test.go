@@ -3,11 +3,13 @@ package e2e
 import (
 	"archive/tar"
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/static"
@@ -216,7 +218,13 @@ func TestDirectories(t *testing.T) {
 		if got := e.Must("run", "--rm", harness.BB, "echo", "ok"); got != "ok\n" {
 			t.Errorf("%q", got)
 		}
-		// The stand-in below TMPDIR stays, for the next sbx.
+		// The stand-in below TMPDIR stays for the next sbx; it is removed once nobody uses it.
+		harness.Eventually(t, 10*time.Second, func() error {
+			if pids := e.Role("sbx-netd"); len(pids) > 0 {
+				return fmt.Errorf("still there: %v", pids)
+			}
+			return nil
+		})
 		if err := os.RemoveAll(filepath.Join(e.Tmp, "sbx-"+itoa(os.Getuid()))); err != nil {
 			t.Error(err)
 		}
