@@ -17,9 +17,9 @@ type portKey struct {
 
 func keyOf(s port.Spec) portKey { return portKey{s.Proto, s.ParentPort} }
 
-// publish opens a port for the session's sandbox. That another sandbox of this
+// addPort opens a port for the session's sandbox. That another sandbox of this
 // network has it is known here alone: to the system they are all this process.
-func (x *session) publish(ctx context.Context, spec port.Spec) (*port.Status, error) {
+func (x *session) addPort(ctx context.Context, spec port.Spec) (*port.Status, error) {
 	st, err := x.forward.AddPort(ctx, spec)
 	var used *portfwd.ErrPortInUse
 	if errors.As(err, &used) && used.OwnerPID == os.Getpid() {

@@ -287,7 +287,7 @@ func (x *session) publish(req AttachRequest, sockets *os.File) (Ports, error) {
 	}
 	out := Ports{Ports: []port.Status{}}
 	for _, spec := range req.Publish {
-		st, err := x.publish(x.ctx, spec)
+		st, err := x.addPort(x.ctx, spec)
 		if err != nil {
 			return Ports{}, err
 		}
@@ -312,7 +312,7 @@ func (x *session) doPorts(m *wire.Message) (any, error) {
 		if err := m.Decode(&spec); err != nil {
 			return nil, err
 		}
-		return x.publish(x.ctx, spec)
+		return x.addPort(x.ctx, spec)
 	case msgRmPort:
 		var id portID
 		if err := m.Decode(&id); err != nil {
