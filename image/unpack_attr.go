@@ -2,6 +2,7 @@ package image
 
 import (
 	"archive/tar"
+	"context"
 	"fmt"
 	"os"
 	"path"
@@ -101,7 +102,7 @@ func (u *unpacker) dirAttrs(fd int, real string, h *tar.Header) error {
 
 // finish sets modes and times of directories, deepest first: each is reached
 // through parents that still have theirs to come.
-func (u *unpacker) finish() error {
+func (u *unpacker) finish(ctx context.Context) error {
 	list := make([]uint64, 0, len(u.dirs))
 	for ino := range u.dirs {
 		list = append(list, ino)
@@ -114,6 +115,9 @@ func (u *unpacker) finish() error {
 		return strings.Compare(x.path, y.path)
 	})
 	for _, ino := range list {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		if err := u.finishDir(ino, u.dirs[ino]); err != nil {
 			return err
 		}
@@ -130,7 +134,7 @@ func depth(p string) int {
 }
 
 func (u *unpacker) finishDir(ino uint64, m *dirMeta) error {
-	dirfd, _, err := u.tree.dir(path.Dir("/" + m.path)[1:], false)
+	dirfd, _, err := u.tree.dir(path.Dir("/" + m.path)[1:])
 	if err != nil {
 		return err
 	}
@@ -143,10 +147,15 @@ func (u *unpacker) finishDir(ino uint64, m *dirMeta) error {
 		return &os.PathError{Op: "open", Path: m.path, Err: err}
 	}
 	defer unix.Close(fd)
-	if m.implied && len(u.res.Implied) < maxNotes {
-		u.res.Implied = append(u.res.Implied, m.path)
+	if m.implied {
+		if len(u.res.Implied) < maxNotes {
+			u.res.Implied = append(u.res.Implied, m.path)
+		}
+		if err := u.inherit(fd, m); err != nil {
+			return err
+		}
 	}
-	if u.job.Single && (m.implied || m.times == nil) {
+	if u.job.Single && m.times == nil { // from nowhere
 		if err := u.override(fd, m.path, 0, 0, m.mode); err != nil {
 			return err
 		}
@@ -237,19 +246,8 @@ func (u *unpacker) xattrs(fd int, name string, h *tar.Header, late bool) error {
 		if strings.IndexByte(attr, 0) >= 0 || attr == "" {
 			return bad(name, "bad name of an xattr")
 		}
-		err := unix.Fsetxattr(fd, attr, []byte(val), 0)
-		switch err {
-		case nil:
-		case unix.ENOTSUP, unix.EPERM, unix.EACCES, unix.EINVAL, unix.E2BIG, unix.ERANGE:
-			u.note("%s: xattr %s not kept: %v", name, attr, err)
-		case unix.ENOSPC:
-			// ext4 keeps all xattrs of a file in one block.
-			if len(val) < holeSize/2 {
-				return &os.PathError{Op: "setxattr " + attr, Path: name, Err: err}
-			}
-			u.note("%s: xattr %s not kept: too large for the file system", name, attr)
-		default:
-			return &os.PathError{Op: "setxattr " + attr, Path: name, Err: err}
+		if err := u.setXattr(fd, name, attr, []byte(val)); err != nil {
+			return err
 		}
 	}
 	if late || h.Typeflag != tar.TypeDir {
@@ -259,6 +257,25 @@ func (u *unpacker) xattrs(fd int, name string, h *tar.Header, late bool) error {
 		u.note("%s: xattr %s not kept on a directory", name, xattrCaps)
 	}
 	return nil
+}
+
+// setXattr sets one xattr, or notes that it cannot be kept.
+func (u *unpacker) setXattr(fd int, name, attr string, val []byte) error {
+	err := unix.Fsetxattr(fd, attr, val, 0)
+	switch err {
+	case nil:
+		return nil
+	case unix.ENOTSUP, unix.EPERM, unix.EACCES, unix.EINVAL, unix.E2BIG, unix.ERANGE:
+		u.note("%s: xattr %s not kept: %v", name, attr, err)
+		return nil
+	case unix.ENOSPC:
+		// ext4 keeps all xattrs of a file in one block.
+		if len(val) >= holeSize/2 {
+			u.note("%s: xattr %s not kept: too large for the file system", name, attr)
+			return nil
+		}
+	}
+	return &os.PathError{Op: "setxattr " + attr, Path: name, Err: err}
 }
 
 // reserved are xattrs with which a layer could redirect or fake what the

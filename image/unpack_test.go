@@ -468,7 +468,7 @@ func TestWhiteoutFallback(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer u.tree.close()
-	if err := errors.Join(u.layer(context.Background()), u.finish()); err != nil {
+	if err := errors.Join(u.layer(context.Background()), u.finish(context.Background())); err != nil {
 		t.Fatal(err)
 	}
 	if !u.res.WhiteoutFiles {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 
 	"github.com/rootless-sbx/sbx/fsoverlay"
+	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
 	"github.com/rootless-sbx/sbx/sandbox/internal/doctor"
 	"github.com/rootless-sbx/sbx/userns"
 	"golang.org/x/sys/unix"
@@ -89,11 +90,11 @@ func (e *Engine) Info(ctx context.Context) (*SystemInfo, error) {
 		return nil, err
 	}
 	info.Images = len(imgs)
-	names, err := filepath.Glob(filepath.Join(e.dataDir, "containers", "*", "name"))
+	running, err := boxdir.Running(ctx, e.containers())
 	if err != nil {
 		return nil, err
 	}
-	info.Running = len(names)
+	info.Running = len(running)
 	info.Choices, _ = e.choices(ctx)
 	return info, nil
 }

@@ -26,10 +26,12 @@ type Engine struct {
 
 	mu       sync.Mutex // guards what follows
 	store    *image.Store
+	swept    time.Time                  // when Create last looked for left-overs
 	mappings map[string]*userns.Mapping // by key
 }
 
-// NewEngine checks the directories and removes what killed processes left in them.
+// NewEngine finds the directories and checks them. What killed processes left there
+// is removed by Create and Sweep.
 func NewEngine(opts Options) (*Engine, error) {
 	e := &Engine{log: opts.Logger, linger: opts.NetdLinger, mappings: map[string]*userns.Mapping{}}
 	if e.log == nil {
@@ -66,7 +68,7 @@ func (e *Engine) RuntimeDir() string { return e.runtimeDir }
 
 // Volumes are the user's named volumes.
 func (e *Engine) Volumes() *fsoverlay.Volumes {
-	return &fsoverlay.Volumes{Root: filepath.Join(e.dataDir, "volumes")}
+	return &fsoverlay.Volumes{Root: filepath.Join(e.dataDir, "volumes"), RemoveTree: e.removeTree, Logger: e.log}
 }
 
 // Images opens the image store. Layers are unpacked and removed by workers inside

@@ -16,26 +16,26 @@ import (
 // change a descriptor's owner and flags, reopen it through /proc, and push
 // characters into a terminal. With a terminal there is one pty, made inside.
 type stdio struct {
-	in        io.Reader
-	out, err  io.Writer
-	tty       bool
-	child     []wire.File    // the workload's ends
-	parent    []*os.File     // ours
-	copies    sync.WaitGroup // of output
-	stdinPipe *os.File
-	mu        sync.Mutex // guards pty
-	pty       *os.File
+	in       io.Reader
+	out, err io.Writer
+	child    []wire.File // the workload's ends
+	outputs  []*output
+	input    *input
+
+	mu         sync.Mutex // guards what follows
+	pty        *os.File
+	rows, cols uint16 // asked for before there was a terminal
 }
 
 func newStdio(cfg *Config) (*stdio, error) {
-	st := &stdio{in: cfg.Stdin, out: cfg.Stdout, err: cfg.Stderr, tty: cfg.TTY}
+	st := &stdio{in: cfg.Stdin, out: cfg.Stdout, err: cfg.Stderr}
 	if st.out == nil {
 		st.out = io.Discard
 	}
 	if st.err == nil {
 		st.err = io.Discard
 	}
-	if st.tty {
+	if cfg.TTY {
 		return st, nil
 	}
 	if err := st.makePipes(); err != nil {
@@ -53,38 +53,46 @@ func (st *stdio) makePipes() error {
 		}
 		st.child = append(st.child, wire.File{Name: "stdin", File: null})
 	} else {
-		r, w, err := os.Pipe()
+		r, w, err := pipe(true)
 		if err != nil {
 			return err
 		}
 		st.child = append(st.child, wire.File{Name: "stdin", File: r})
-		st.stdinPipe = w
-		// Not waited for: the reader may block for ever, as on a terminal.
-		go func() {
-			io.Copy(w, st.in)
-			w.Close()
-		}()
+		st.input = &input{r: st.in, w: w, closeEnd: true}
 	}
 	for _, o := range []struct {
 		name string
 		w    io.Writer
 	}{{"stdout", st.out}, {"stderr", st.err}} {
-		r, w, err := os.Pipe()
+		w, r, err := pipe(false)
 		if err != nil {
 			return err
 		}
 		st.child = append(st.child, wire.File{Name: o.name, File: w})
-		st.parent = append(st.parent, r)
-		st.copies.Add(1)
-		go func() {
-			defer st.copies.Done()
-			if _, err := io.Copy(o.w, r); err != nil && !errors.Is(err, os.ErrClosed) {
-				// Nobody takes the output any more: let the workload see that.
-				r.Close()
-			}
-		}()
+		st.outputs = append(st.outputs, newOutput(r, o.w))
 	}
 	return nil
+}
+
+// pipe makes a pipe for the workload, whose own end blocks, as every program
+// expects of its standard streams; both of os.Pipe's do not, and the flag belongs to
+// the open file, which is shared with the workload. Our end is served by Go's
+// poller: closing it ends what waits on it.
+func pipe(workloadReads bool) (workload, ours *os.File, err error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, os.NewSyscallError("pipe2", err)
+	}
+	theirs, own := fds[0], fds[1]
+	if !workloadReads {
+		theirs, own = own, theirs
+	}
+	if err := unix.SetNonblock(own, true); err != nil {
+		unix.Close(theirs)
+		unix.Close(own)
+		return nil, nil, os.NewSyscallError("fcntl O_NONBLOCK", err)
+	}
+	return os.NewFile(uintptr(theirs), "|workload"), os.NewFile(uintptr(own), "|sbx"), nil
 }
 
 func (st *stdio) childFiles() []wire.File { return st.child }
@@ -96,26 +104,40 @@ func (st *stdio) closeChild() {
 	st.child = nil
 }
 
-// attachTerminal starts the copies between the caller's streams and the pty.
-func (st *stdio) attachTerminal(pty *os.File) {
-	st.mu.Lock()
-	st.pty = pty
-	st.mu.Unlock()
-	if st.in != nil {
-		go io.Copy(pty, st.in)
+// run starts the copies, once the workload runs: a sandbox that does not start
+// takes nothing of the caller's input. pty is the terminal, if there is one.
+func (st *stdio) run(pty *os.File) error {
+	st.closeChild()
+	if pty != nil {
+		st.outputs = []*output{newOutput(pty, st.out)}
+		if st.in != nil {
+			st.input = &input{r: st.in, w: pty}
+		}
+		st.mu.Lock()
+		st.pty = pty
+		rows, cols := st.rows, st.cols
+		st.mu.Unlock()
+		if rows > 0 && cols > 0 {
+			if err := st.resize(rows, cols); err != nil {
+				return err
+			}
+		}
 	}
-	st.copies.Add(1)
-	go func() {
-		defer st.copies.Done()
-		// Ends with EIO when the last process has closed the terminal.
-		io.Copy(st.out, pty)
-	}()
+	for _, o := range st.outputs {
+		go o.run()
+	}
+	if st.input != nil {
+		return st.input.start()
+	}
+	return nil
 }
 
+// resize of a terminal that is not there yet is remembered.
 func (st *stdio) resize(rows, cols uint16) error {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if st.pty == nil {
+		st.rows, st.cols = rows, cols
 		return nil
 	}
 	rc, err := st.pty.SyscallConn() // Fd would make it blocking
@@ -126,24 +148,33 @@ func (st *stdio) resize(rows, cols uint16) error {
 	err = rc.Control(func(fd uintptr) {
 		serr = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: cols})
 	})
+	if errors.Is(err, os.ErrClosed) {
+		return nil // the sandbox has ended, or its output could not be written
+	}
 	return errors.Join(err, serr)
 }
 
-// drain waits until all output has been written; every writer is gone by now.
-func (st *stdio) drain() { st.copies.Wait() }
+// drain waits until all output has been written. Every process of the sandbox is
+// gone by now.
+func (st *stdio) drain() error {
+	var errs []error
+	for _, o := range st.outputs {
+		errs = append(errs, o.drain())
+	}
+	return errors.Join(errs...)
+}
 
 func (st *stdio) close() {
 	st.closeChild()
-	for _, f := range st.parent {
-		f.Close()
+	if st.input != nil {
+		st.input.close()
 	}
-	if st.stdinPipe != nil {
-		st.stdinPipe.Close()
+	for _, o := range st.outputs {
+		o.r.Close()
 	}
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if st.pty != nil {
 		st.pty.Close()
-		st.pty = nil
 	}
 }

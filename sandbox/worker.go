@@ -12,6 +12,7 @@ import (
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/image"
 	"github.com/rootless-sbx/sbx/internal/wire"
+	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
 	"github.com/rootless-sbx/sbx/userns"
@@ -100,6 +101,11 @@ func (e *Engine) removeTree(ctx context.Context, path string) error {
 	if err == nil || !errors.Is(err, fs.ErrPermission) {
 		return err
 	}
+	return e.inWorker(ctx, proto.MsgRemoveTree, proto.Path{Path: path})
+}
+
+// inWorker makes one request to a worker that has all of the user's ids.
+func (e *Engine) inWorker(ctx context.Context, typ string, req any) error {
 	m, err := userns.ResolveMapping(userns.MappingConfig{})
 	if err != nil {
 		return err
@@ -109,24 +115,27 @@ func (e *Engine) removeTree(ctx context.Context, path string) error {
 		return err
 	}
 	defer w.close()
-	return w.call(ctx, proto.MsgRemoveTree, proto.Path{Path: path}, nil)
+	return w.call(ctx, typ, req, nil)
 }
 
 // probeStorage tries the storage drivers on the file system of the data directory.
-func (e *Engine) probeStorage(ctx context.Context, m *userns.Mapping) ([]fsoverlay.ProbeResult, error) {
-	d, err := e.createDir("probe-"+newID()[:12], nil)
+func (e *Engine) probeStorage(ctx context.Context, m *userns.Mapping) (res []fsoverlay.ProbeResult, err error) {
+	d, err := boxdir.Create(ctx, e.containers(), "probe-"+workload.NewID()[:12], nil)
 	if err != nil {
 		return nil, err
 	}
-	defer d.release()
-	defer e.removeTree(context.WithoutCancel(ctx), d.path)
+	defer func() {
+		if rerr := e.removeBox(context.WithoutCancel(ctx), d); rerr != nil {
+			e.log.Warn("the directory of a storage probe could not be removed", "dir", d.Path, "err", rerr)
+		}
+		d.Release()
+	}()
 	w, err := e.startWorker(ctx, m)
 	if err != nil {
 		return nil, err
 	}
 	defer w.close()
-	var res []fsoverlay.ProbeResult
-	err = w.call(ctx, proto.MsgProbe, proto.Path{Path: d.path}, &res)
+	err = w.call(ctx, proto.MsgProbe, proto.Path{Path: d.Path}, &res)
 	return res, err
 }
 
@@ -166,6 +175,12 @@ func work(ctx context.Context, m *wire.Message) (any, error) {
 			return nil, err
 		}
 		return nil, fsoverlay.RemoveTree(req.Path)
+	case proto.MsgRemoveBox:
+		var req proto.Path
+		if err := m.Decode(&req); err != nil {
+			return nil, err
+		}
+		return nil, boxdir.Remove(ctx, req.Path)
 	case proto.MsgProbe:
 		var req proto.Path
 		if err := m.Decode(&req); err != nil {

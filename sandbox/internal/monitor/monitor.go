@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"runtime"
 	"sync"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/internal/wire"
+	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/userns"
 	"golang.org/x/sys/unix"
@@ -24,12 +26,14 @@ import (
 
 type monitor struct {
 	caller *wire.Conn
+	log    *slog.Logger // to the caller
 	spec   proto.Start
 	root   fsoverlay.RootSpec
 
 	mu      sync.Mutex // guards what follows
 	init    *userns.Child
 	started bool
+	failure error // what init reported before it ended
 
 	storage *fsoverlay.Prepared
 	net     *network
@@ -54,7 +58,7 @@ func Main(ctx context.Context, conn *wire.Conn) error {
 	if req.Type != proto.MsgStart {
 		return fmt.Errorf("expected %q, got %q", proto.MsgStart, req.Type)
 	}
-	m := &monitor{caller: conn}
+	m := &monitor{caller: conn, log: slog.New(slog.NewTextHandler(logWriter{conn}, &slog.HandlerOptions{ReplaceAttr: plain}))}
 	if err := req.Decode(&m.spec); err != nil {
 		return err
 	}
@@ -82,7 +86,7 @@ func Main(ctx context.Context, conn *wire.Conn) error {
 		m.kill()
 		m.wait()
 		m.cleanup()
-		return conn.Reply(req, nil, err)
+		return errors.Join(conn.Send(proto.MsgExited, proto.Exited{Notes: m.notes}), conn.Reply(req, nil, err))
 	}
 	var files []wire.File
 	if m.pty != nil {
@@ -204,10 +208,10 @@ func (m *monitor) cleanup() {
 	if m.storage != nil {
 		note("end the storage driver", m.storage.Close())
 	}
-	vols := &fsoverlay.Volumes{Root: m.spec.VolumesDir}
+	vols := &fsoverlay.Volumes{Root: m.spec.VolumesDir, Logger: m.log}
 	note("let go of the volumes", m.hold.Close())
 	for _, v := range m.volumes {
 		note("remove volume "+v, vols.Remove(context.Background(), v))
 	}
-	note("remove "+m.spec.Dir, fsoverlay.RemoveTree(m.spec.Dir))
+	note("remove "+m.spec.Dir, boxdir.Remove(context.Background(), m.spec.Dir))
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"sync"
 
 	"github.com/rootless-sbx/sbx/portfwd"
@@ -97,7 +96,7 @@ func (m *monitor) attach(ctx context.Context, link proto.Link, st *proto.Started
 		return fmt.Errorf("open the sandbox's network namespace: %w", err)
 	}
 	defer ns.Close()
-	if n.sockets, err = netd.NewSocketServer(ns, nil); err != nil {
+	if n.sockets, err = netd.NewSocketServer(ns, m.log); err != nil {
 		return err
 	}
 	nctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
@@ -107,13 +106,14 @@ func (m *monitor) attach(ctx context.Context, link proto.Link, st *proto.Started
 		HostPorts: spec.HostAccess, Publish: spec.Ports, PortDriver: spec.PortDriver,
 	}
 	if spec.PortDriver == portfwd.DriverBuiltin && len(spec.Ports) > 0 {
-		req.StateDir = filepath.Join(m.spec.RuntimeDir, "b", m.spec.ID[:12])
+		req.StateDir = proto.BuiltinDir(m.spec.RuntimeDir, m.spec.ID)
 		if err := n.startBuiltin(nctx, req.StateDir, ns); err != nil {
 			return err
 		}
 	}
 	n.keeper, err = netd.Keep(ctx, n.client, netd.KeepConfig{
 		Config: m.netdConfig(), Lease: n.lease, Attach: req, Link: n.link, Sockets: n.sockets,
+		Logger: m.log,
 	})
 	if err != nil {
 		return err

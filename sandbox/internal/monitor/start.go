@@ -2,12 +2,14 @@ package monitor
 
 import (
 	"context"
+	"maps"
 	"os"
 	"path/filepath"
 	"syscall"
 
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/internal/wire"
+	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/userns"
 	"golang.org/x/sys/unix"
@@ -69,8 +71,29 @@ func (m *monitor) startInit(ctx context.Context, stdio []*os.File) error {
 	if ctx.Err() != nil { // the caller went while init was not yet there to be killed
 		return context.Cause(ctx)
 	}
-	go child.Serve(func(*wire.Message) {})
-	return nil
+	go m.serveInit(child)
+	// Before the workload can shake off the death signal that ties it to us.
+	return boxdir.Record(m.spec.Dir, child.PID)
+}
+
+// serveInit takes init's answers, and its last words if it panics. They are kept
+// before the Call that waits for an answer sees the end of the connection.
+func (m *monitor) serveInit(child *userns.Child) {
+	err := child.Conn.Serve(func(msg *wire.Message) {
+		if msg.Type != userns.MsgError {
+			return
+		}
+		var e *wire.Error
+		if err := msg.Decode(&e); err != nil || e == nil {
+			e = wire.Errorf("", "init failed and its message cannot be read: %v", err)
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.failure = e
+	})
+	if err != nil {
+		m.log.Warn("connection to init", "err", err)
+	}
 }
 
 // prepareRoot writes the files of the init layer and starts the storage driver.
@@ -92,7 +115,7 @@ func (m *monitor) prepareRoot(ctx context.Context) error {
 	if err := fsoverlay.BuildInitLayer(dirs["init"], fsoverlay.InitLayerConfig{Lowers: s.Lowers, Mounts: s.Mounts}); err != nil {
 		return err
 	}
-	driver, err := fsoverlay.NewDriver(s.Driver, nil)
+	driver, err := fsoverlay.NewDriver(s.Driver, m.log)
 	if err != nil {
 		return err
 	}
@@ -170,7 +193,15 @@ func (m *monitor) buildRoot(ctx context.Context, st *proto.Started) error {
 
 // resolveVolumes turns named and anonymous volumes into directories.
 func (m *monitor) resolveVolumes(ctx context.Context) (err error) {
-	vols := &fsoverlay.Volumes{Root: m.spec.VolumesDir}
+	vols := &fsoverlay.Volumes{Root: m.spec.VolumesDir, Logger: m.log}
+	for i := range m.spec.Mounts {
+		// If we are killed, whoever clears up finds the volume by its label.
+		if v := &m.spec.Mounts[i]; v.Type == fsoverlay.TypeVolume && v.Source == "" {
+			labels := map[string]string{proto.LabelSandbox: m.spec.ID}
+			maps.Copy(labels, v.Labels)
+			v.Labels = labels
+		}
+	}
 	m.spec.Mounts, m.volumes, m.hold, err = vols.Resolve(ctx, m.spec.Mounts)
 	return err
 }
@@ -186,8 +217,8 @@ func (m *monitor) runWorkload(ctx context.Context) error {
 		reply.CloseFiles() // --init: the reaper answers and stays
 		return nil
 	}
-	if isEOF(err) {
-		return nil
+	if isEOF(err) && m.reported() == nil {
+		return nil // if init was killed before it got there, its status says so
 	}
 	return m.initError(err)
 }

@@ -25,8 +25,9 @@ type MainConfig struct {
 	Log *os.File
 }
 
-// claimPatience is how long a killed predecessor may take to be gone.
-const claimPatience = 3 * time.Second
+// claimPatience is how long a killed predecessor may take to be gone. Ensure
+// tries again after it.
+const claimPatience = time.Second
 
 // Main is the body of a network's process. conn is the connection to the
 // starter; Main reads the start message, answers it and closes conn. It returns
@@ -72,11 +73,12 @@ type server struct {
 	cancel  context.CancelFunc
 	refused atomic.Uint64
 
-	mu       sync.Mutex // guards what follows
-	sessions map[*session]struct{}
-	byID     map[string]*session
-	leaving  bool
-	idle     *time.Timer // runs while there are no sessions
+	mu        sync.Mutex // guards what follows
+	sessions  map[*session]struct{}
+	byID      map[string]*session
+	published map[portKey]*session
+	leaving   bool
+	idle      *time.Timer // runs while there are no sessions
 
 	idleC   chan struct{}
 	wg      sync.WaitGroup // sessions
@@ -84,7 +86,7 @@ type server struct {
 }
 
 func newServer(ctx context.Context, m *wire.Message, mc MainConfig) (_ *server, err error) {
-	s := &server{sessions: map[*session]struct{}{}, byID: map[string]*session{}, idleC: make(chan struct{}, 1)}
+	s := &server{sessions: map[*session]struct{}{}, byID: map[string]*session{}, published: map[portKey]*session{}, idleC: make(chan struct{}, 1)}
 	if m.Type != msgStart {
 		return nil, wire.Errorf(CodeMisuse, "the first message is %.40q, not %q", m.Type, msgStart)
 	}

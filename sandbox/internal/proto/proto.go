@@ -7,13 +7,15 @@
 //	caller    monitor   start         Start          stdin stdout       Started; pty with a terminal
 //	                                                 stderr lock
 //	caller    monitor   signal        Signal                            empty
-//	caller    monitor   resize        Size                              empty
-//	monitor   caller    exited        Exited                            none: the last message
+//	monitor   caller    log           Log                               none
+//	monitor   caller    exited        Exited                            none: the last message, also before
+//	                                                                    start is answered with an error
 //	monitor   init      net           Net                               Link; link
 //	monitor   init      root          Root                              Rooted; pty with a terminal
 //	monitor   init      exec          workload.Spec                     the end of the connection, or an error
 //	caller    worker    unpack        Unpack         blob               image.UnpackResult
 //	caller    worker    remove-tree   Path                              empty
+//	caller    worker    remove-box    Path                              empty
 //	caller    worker    probe         Path                              []fsoverlay.ProbeResult
 //
 // The end of a connection is a message too: a monitor whose caller has gone kills
@@ -22,6 +24,7 @@ package proto
 
 import (
 	"net/netip"
+	"path/filepath"
 	"time"
 
 	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
@@ -35,15 +38,24 @@ import (
 const (
 	MsgStart      = "start"
 	MsgSignal     = "signal"
-	MsgResize     = "resize"
+	MsgLog        = "log"
 	MsgExited     = "exited"
 	MsgNet        = "net"
 	MsgRoot       = "root"
 	MsgExec       = "exec"
 	MsgUnpack     = "unpack"
 	MsgRemoveTree = "remove-tree"
+	MsgRemoveBox  = "remove-box"
 	MsgProbe      = "probe"
 )
+
+// LabelSandbox names the sandbox that an anonymous volume belongs to.
+const LabelSandbox = "rootless-sbx.sandbox"
+
+// BuiltinDir is where the builtin port driver of a sandbox has its sockets.
+func BuiltinDir(runtimeDir, id string) string {
+	return filepath.Join(runtimeDir, "b", id[:min(12, len(id))])
+}
 
 // Roles: argv[0] of the processes that the binary is started as.
 const (
@@ -58,6 +70,8 @@ type Start struct {
 	ID       string `json:"id"`
 	Name     string `json:"name"`
 	Hostname string `json:"hostname"`
+	// Labels are the image's and the user's.
+	Labels map[string]string `json:"labels,omitempty"`
 	// Dir is the sandbox's own directory; the monitor removes it at the end.
 	Dir        string `json:"dir"`
 	RuntimeDir string `json:"runtimeDir"`
@@ -65,7 +79,6 @@ type Start struct {
 
 	Driver string   `json:"driver"`
 	Lowers []string `json:"lowers"` // top first
-	RootFS string   `json:"rootfs,omitempty"`
 	Single bool     `json:"single,omitempty"`
 
 	Mounts   []fsoverlay.Mount `json:"mounts,omitempty"`
@@ -100,7 +113,9 @@ type Network struct {
 
 // Started is what the monitor knows once the workload runs.
 type Started struct {
-	PID        int           `json:"pid"` // of the workload, in the caller's pid namespace
+	// PID is the sandbox's pid 1 in the caller's pid namespace: the workload, or
+	// with Config.Init its parent.
+	PID        int           `json:"pid"`
 	Addr4      netip.Addr    `json:"addr4,omitzero"`
 	Addr6      netip.Addr    `json:"addr6,omitzero"`
 	Gateway4   netip.Addr    `json:"gateway4,omitzero"`
@@ -117,10 +132,9 @@ type Signal struct {
 	Number int `json:"number"`
 }
 
-// Size is a terminal's size in characters.
-type Size struct {
-	Rows uint16 `json:"rows"`
-	Cols uint16 `json:"cols"`
+// Log is what the monitor has to say while the sandbox runs.
+type Log struct {
+	Text string `json:"text"`
 }
 
 // Exited is how the workload ended.
