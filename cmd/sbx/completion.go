@@ -48,7 +48,7 @@ var flagValues = map[string][]string{
 	"ulimit":       {"core=", "cpu=", "data=", "fsize=", "locks=", "memlock=", "msgqueue=", "nice=", "nofile=", "nproc=", "rss=", "rtprio=", "rttime=", "sigpending=", "stack="},
 	"sysctl":       {"net.core.somaxconn=", "net.ipv4.ip_forward=", "net.ipv4.ip_local_port_range=", "net.ipv4.ip_unprivileged_port_start=", "net.ipv4.tcp_syncookies=", "net.ipv6.conf.all.disable_ipv6=", "kernel.msgmax=", "kernel.sem=", "kernel.shmmax=", "fs.mqueue.msg_max="},
 	"add-host":     {"host.docker.internal:host-gateway"},
-	"format":       {"json", "table ", "{{json .}}"},
+	"format":       {"json", "table", "{{json .}}"},
 	"filter":       {"reference=", "label=", "dangling=true", "dangling=false"},
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -11,8 +12,8 @@ import (
 
 // printItems prints every item on a line of its own, as format asks: "json", a Go
 // template, or "table TEMPLATE" in columns under their headers, which headers has
-// by the names in the template.
-func printItems[T any](w io.Writer, format string, headers map[string]string, items []T) error {
+// by the names in the template. options are those of text/template.
+func printItems[T any](w io.Writer, format string, headers map[string]string, items []T, options ...string) error {
 	if format == "json" {
 		enc := json.NewEncoder(w)
 		enc.SetEscapeHTML(false)
@@ -31,6 +32,7 @@ func printItems[T any](w io.Writer, format string, headers map[string]string, it
 	if err != nil {
 		return err
 	}
+	t.Option(options...)
 	out := w
 	var tw *tabwriter.Writer
 	if table {
@@ -53,6 +55,41 @@ func printItems[T any](w io.Writer, format string, headers map[string]string, it
 		return tw.Flush()
 	}
 	return nil
+}
+
+// printInspection prints what was found as one list, or each by a template with
+// the names of the fields or, as docker inspect, the keys of the JSON.
+func printInspection[T any](w io.Writer, format string, list []T) error {
+	if format == "" || format == "json" {
+		enc := json.NewEncoder(w)
+		enc.SetEscapeHTML(false)
+		if format == "" {
+			enc.SetIndent("", "    ")
+		}
+		return enc.Encode(list)
+	}
+	var b bytes.Buffer
+	err := printItems(&b, format, nil, list)
+	if err != nil {
+		raw := make([]any, len(list))
+		for i, it := range list {
+			text, jerr := json.Marshal(it)
+			if jerr != nil {
+				return jerr
+			}
+			dec := json.NewDecoder(bytes.NewReader(text))
+			dec.UseNumber()
+			if jerr := dec.Decode(&raw[i]); jerr != nil {
+				return jerr
+			}
+		}
+		b.Reset()
+		if printItems(&b, format, nil, raw, "missingkey=error") != nil {
+			return err // which says more than that of the keys
+		}
+	}
+	_, err = w.Write(b.Bytes())
+	return err
 }
 
 // printObject prints one object as --format asks; false if that was not given.

@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -274,17 +273,4 @@ func inspectCommand(g *globals) *cobra.Command {
 	c.Flags().StringVarP(&format, "format", "f", "", "`FORMAT` of the output: json, or a Go template")
 	completeFlags(c)
 	return c
-}
-
-// printInspection prints what was found as one list, also if something was not.
-func printInspection[T any](w io.Writer, format string, list []T) error {
-	if format != "" && format != "json" {
-		return printItems(w, format, nil, list)
-	}
-	enc := json.NewEncoder(w)
-	enc.SetEscapeHTML(false)
-	if format == "" {
-		enc.SetIndent("", "    ")
-	}
-	return enc.Encode(list)
 }

@@ -117,12 +117,12 @@ func (g *signals) handle(t target, sig syscall.Signal, interrupts int) {
 		g.resize(t)
 		return
 	case unix.SIGPIPE: // also comes from a workload that closes its input
-		if outputBroken() {
+		if unread(1) {
 			g.end(t, brokenPipeGrace)
 		}
 		return
 	}
-	if sig == unix.SIGHUP && hungUp() {
+	if sig == unix.SIGHUP && hungUp(0, 1, 2) {
 		// Not the request to read a configuration again: the terminal was closed.
 		g.complain("forward SIGHUP", t.s.Signal(context.Background(), sig))
 		g.end(t, 0)

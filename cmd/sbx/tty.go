@@ -96,9 +96,9 @@ func windowSize() (rows, cols uint16, ok bool) {
 	return 0, 0, false
 }
 
-// hungUp says whether the terminal that sbx was started on has been closed.
-func hungUp() bool {
-	for fd := range 3 {
+// hungUp says whether one of these descriptors is a terminal that has been closed.
+func hungUp(fds ...int) bool {
+	for _, fd := range fds {
 		if _, err := unix.IoctlGetTermios(fd, unix.TCGETS); err == unix.EIO {
 			return true
 		}
@@ -106,9 +106,9 @@ func hungUp() bool {
 	return false
 }
 
-// outputBroken says whether nobody reads standard output any more.
-func outputBroken() bool {
-	p := []unix.PollFd{{Fd: 1}}
+// unread says whether fd is a pipe that nobody reads any more.
+func unread(fd int) bool {
+	p := []unix.PollFd{{Fd: int32(fd)}}
 	n, err := unix.Poll(p, 0)
 	return err == nil && n == 1 && p[0].Revents&unix.POLLERR != 0
 }

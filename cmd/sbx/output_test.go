@@ -1,0 +1,346 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/containerd/console"
+	"github.com/rootless-sbx/sbx/image"
+	"github.com/rootless-sbx/sbx/sandbox"
+)
+
+// pullEvents are those of an image with a configuration and two layers, one of
+// which was there.
+func pullEvents() []image.Event {
+	a, b := "sha256:"+strings.Repeat("a", 64), "sha256:"+strings.Repeat("b", 64)
+	return []image.Event{
+		{Layer: "docker.io/library/debian:12", Phase: image.PhaseResolve},
+		{Layer: a, Phase: image.PhaseWait, Total: 1000},
+		{Layer: b, Phase: image.PhaseWait, Total: 3000},
+		{Layer: a, Phase: image.PhaseExists, Done: 1000, Total: 1000},
+		{Layer: b, Phase: image.PhaseDownload, Total: 3000},
+		{Layer: b, Phase: image.PhaseDownload, Done: 1000, Total: 3000},
+		{Layer: b, Phase: image.PhaseRetry, Err: errors.New("reset")},
+		{Layer: b, Phase: image.PhaseDownload, Done: 2000, Total: 3000},
+		{Layer: b, Phase: image.PhaseDone, Done: 3000, Total: 3000},
+	}
+}
+
+func feed(p *progress) {
+	for _, e := range pullEvents() {
+		p.event(e)
+	}
+	p.close()
+}
+
+func TestProgressLines(t *testing.T) {
+	var b bytes.Buffer
+	feed(&progress{w: &b, now: time.Now, blobs: map[string]*blobState{}})
+	want := `Pulling docker.io/library/debian:12
+aaaaaaaaaaaa: Already exists
+bbbbbbbbbbbb: Downloading 3kB
+bbbbbbbbbbbb: trying again: reset
+bbbbbbbbbbbb: Complete
+`
+	if b.String() != want {
+		t.Errorf("got:\n%s\nwant:\n%s", b.String(), want)
+	}
+	b.Reset()
+	feed(&progress{w: &b, quiet: true, now: time.Now, blobs: map[string]*blobState{}})
+	if b.Len() != 0 {
+		t.Errorf("quiet: %q", b.String())
+	}
+}
+
+func TestProgressBar(t *testing.T) {
+	var b bytes.Buffer
+	now := time.Unix(0, 0)
+	p := &progress{w: &b, width: func() int { return 100 }, blobs: map[string]*blobState{}, now: func() time.Time {
+		now = now.Add(time.Second)
+		return now
+	}}
+	feed(p)
+	got := b.String()
+	for _, want := range []string{
+		"\rPulling docker.io/library/debian:12 [=======>                      ]  25% 1kB/4kB\x1b[K",
+		"\r\x1b[Kbbbbbbbbbbbb: trying again: reset\n",
+		" 75% 3kB/4kB ",
+		"B/s\x1b[K",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %q in %q", want, got)
+		}
+	}
+	if !strings.HasSuffix(got, "\r\x1b[K") || strings.Count(got, "\n") != 1 {
+		t.Errorf("the bar stays: %q", got)
+	}
+	for width := range 200 {
+		if text := p.text(width, now); utf8.RuneCountInString(text) > width {
+			t.Errorf("%d columns wide for %d: %q", utf8.RuneCountInString(text), width, text)
+		}
+	}
+}
+
+func TestProgressBarIsNotRedrawnAllTheTime(t *testing.T) {
+	var b bytes.Buffer
+	now := time.Unix(0, 0)
+	p := &progress{w: &b, width: func() int { return 80 }, blobs: map[string]*blobState{}, now: func() time.Time { return now }}
+	for range 1000 {
+		now = now.Add(time.Millisecond)
+		p.event(image.Event{Layer: "sha256:a", Phase: image.PhaseDownload, Done: 1, Total: 2})
+	}
+	if n := strings.Count(b.String(), "\r"); n < 5 || n > 11 {
+		t.Errorf("drawn %d times in a second", n)
+	}
+}
+
+func TestTerminalWriter(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "out")
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	w := &terminal{f: f}
+	for _, raw := range []bool{false, true} {
+		w.raw.Store(raw)
+		if n, err := w.Write([]byte("a\nb\n")); n != 4 || err != nil {
+			t.Errorf("wrote %d, %v", n, err)
+		}
+	}
+	got, err := os.ReadFile(name)
+	if err != nil || string(got) != "a\nb\na\r\nb\r\n" {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+func TestWarnings(t *testing.T) {
+	var b bytes.Buffer
+	log := newLogger(&b, false)
+	log.Info("not for users")
+	log.With("name", "web").Warn("left over", "err", errors.New("one\ntwo"))
+	if want := "sbx: warning: left over: name=web err=one; two\n"; b.String() != want {
+		t.Errorf("got %q, want %q", b.String(), want)
+	}
+	b.Reset()
+	newLogger(&b, true).Debug("detail")
+	if !strings.Contains(b.String(), "detail") {
+		t.Errorf("debug: %q", b.String())
+	}
+}
+
+func TestReport(t *testing.T) {
+	r := &sandbox.Report{OK: false, Choices: []sandbox.Choice{{What: "storage driver", Chosen: "copy", Why: "no fuse"}}}
+	r.Checks = []sandbox.Check{{Name: "kernel", Status: "ok", Detail: "fine"}, {Name: "tun", Status: "missing", Detail: "gone", Fix: "do\nthis"}}
+	var b bytes.Buffer
+	if err := printReport(&b, r, false); err != nil {
+		t.Fatal(err)
+	}
+	want := `ok        kernel  fine
+missing   tun     gone
+                  fix: do
+                       this
+
+Storage driver:   copy (no fuse)
+
+Sandboxes cannot run here until what is missing is fixed.
+`
+	if b.String() != want {
+		t.Errorf("got:\n%s\nwant:\n%s", b.String(), want)
+	}
+	b.Reset()
+	if err := printReport(&b, r, true); err != nil || !strings.Contains(b.String(), "\x1b[31mmissing \x1b[0m") {
+		t.Errorf("colours: %q %v", b.String(), err)
+	}
+}
+
+func TestColour(t *testing.T) {
+	pty := newPty(t)
+	for _, tc := range []struct {
+		no, force, term string
+		terminal, want  bool
+	}{
+		{"", "", "xterm", true, true},
+		{"", "", "xterm", false, false},
+		{"", "", "dumb", true, false},
+		{"1", "", "xterm", true, false},
+		{"", "1", "xterm", false, true},
+		{"", "0", "xterm", false, false},
+		{"1", "1", "xterm", true, false},
+	} {
+		t.Setenv("NO_COLOR", tc.no)
+		t.Setenv("CLICOLOR_FORCE", tc.force)
+		t.Setenv("TERM", tc.term)
+		f := pty
+		if !tc.terminal {
+			var err error
+			if f, err = os.Open(os.DevNull); err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+		}
+		if got := useColour(f); got != tc.want {
+			t.Errorf("%+v: %v", tc, got)
+		}
+	}
+}
+
+// newPty returns the user's end of a terminal; its other end closes with the test.
+func newPty(t *testing.T) *os.File {
+	t.Helper()
+	master, name, err := console.NewPty()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { master.Close() })
+	f, err := os.OpenFile(name, os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
+func TestHungUp(t *testing.T) {
+	master, name, err := console.NewPty()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(name, os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if hungUp(int(f.Fd())) {
+		t.Error("an open terminal counts as closed")
+	}
+	if err := master.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if !hungUp(int(f.Fd())) {
+		t.Error("a closed terminal counts as open")
+	}
+}
+
+func TestUnread(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if unread(int(w.Fd())) {
+		t.Error("a pipe with a reader counts as broken")
+	}
+	r.Close()
+	if !unread(int(w.Fd())) {
+		t.Error("a pipe without a reader counts as read")
+	}
+}
+
+func TestCaughtSignals(t *testing.T) {
+	got := map[syscall.Signal]bool{}
+	for _, s := range caught() {
+		got[s.(syscall.Signal)] = true
+	}
+	for s, want := range map[syscall.Signal]bool{
+		syscall.SIGINT: true, syscall.SIGTERM: true, syscall.SIGUSR1: true, syscall.SIGWINCH: true, syscall.SIGTSTP: true, syscall.SIGPIPE: true, 34: true, 64: true,
+		syscall.SIGKILL: false, syscall.SIGSTOP: false, syscall.SIGCHLD: false, syscall.SIGURG: false, syscall.SIGTTOU: false, 32: false, 33: false,
+	} {
+		if got[s] != want {
+			t.Errorf("%v caught: %v", s, got[s])
+		}
+	}
+}
+
+func TestCIDFile(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "cid")
+	c, err := newCIDFile(name)
+	if err == nil {
+		err = c.close()
+	}
+	if _, serr := os.Stat(name); err != nil || !errors.Is(serr, os.ErrNotExist) {
+		t.Errorf("without a sandbox the file stays: %v, %v", err, serr)
+	}
+	if c, err = newCIDFile(name); err == nil {
+		err = errors.Join(c.write("0123"), c.close())
+	}
+	if b, rerr := os.ReadFile(name); err != nil || rerr != nil || string(b) != "0123" {
+		t.Errorf("%q %v %v", b, err, rerr)
+	}
+	if _, err = newCIDFile(name); err == nil || !strings.Contains(err.Error(), "exists already") {
+		t.Errorf("an existing file: %v", err)
+	}
+}
+
+func TestCompletionScripts(t *testing.T) {
+	for _, shell := range shellNames {
+		out, errs, code := sbx(t, "completion", shell)
+		if code != 0 || errs != "" || !strings.Contains(out, "sbx") {
+			t.Errorf("%s: %d %q", shell, code, errs)
+		}
+		prog, err := exec.LookPath(shell)
+		if err != nil && shell != "bash" {
+			continue // bash is everywhere; the others are checked where they are
+		}
+		if shell == "powershell" {
+			continue
+		}
+		cmd := exec.Command(prog, "-n", "/dev/stdin")
+		cmd.Stdin = strings.NewReader(out)
+		if msg, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%s -n: %v\n%s", shell, err, msg)
+		}
+	}
+}
+
+func TestCompletion(t *testing.T) {
+	newStore(t, "debian:12", "app:latest")
+	for _, tc := range []struct {
+		line string
+		want string // the offers, without their descriptions
+	}{
+		{"ru", "run"},
+		{"run --netw", "--network"},
+		{"run --network ", "default bridge none host"},
+		{"run --network=n", "default bridge none host"},
+		{"run --pull ", "missing always never"},
+		{"run --userns ", "auto single keep-id"},
+		{"run --storage-driver ", "native fuse copy"},
+		{"run --link-driver ", "tap packet"},
+		{"run --port-driver ", "direct stack builtin"},
+		{"run ", "app debian:12 demo"},
+		{"run -it --rm ", "app debian:12 demo"},
+		{"run -e A=1 debian:12 ", ""},
+		{"run debian:12 --", ""},
+		{"run --rootfs /x ", ""},
+		{"run --memory ", ""},
+		{"rmi ", "app debian:12"},
+		{"rmi app ", "debian:12"},
+		{"tag ", "app debian:12"},
+		{"image inspect ", "app debian:12"},
+		{"completion ", "bash zsh fish powershell"},
+		{"help image p", "inspect load ls prune pull rm tag"},
+		{"images --format ", "json table {{json .}}"},
+	} {
+		words := strings.Split(tc.line, " ")
+		out, _, code := sbx(t, append([]string{"__complete"}, words...)...)
+		var got []string
+		for _, l := range strings.Split(strings.TrimSuffix(out, "\n"), "\n") {
+			if !strings.HasPrefix(l, ":") {
+				offer, _, _ := strings.Cut(l, "\t")
+				got = append(got, offer)
+			}
+		}
+		if g := strings.Join(got, " "); code != 0 || g != tc.want {
+			t.Errorf("%q: %d %q, want %q", tc.line, code, g, tc.want)
+		}
+	}
+}
