@@ -15,7 +15,7 @@ import (
 // Errors of New, Attach and the forwarding calls.
 var (
 	ErrClosed        = errors.New("network is closed")
-	ErrAddressInUse  = errors.New("address is in use by another port of the network")
+	ErrAddressTaken  = errors.New("address is in use by another port of the network")
 	ErrNoSuchGuest   = errors.New("no port of the network has this address")
 	ErrTooManyFlows  = errors.New("too many flows for this sandbox")
 	ErrTupleInUse    = errors.New("a flow between these addresses and ports exists")
@@ -48,7 +48,8 @@ type Config struct {
 	// Redirect, if not nil, is asked for the real destination of each new flow
 	// that policy allows, e.g. to apply a policy of one's own. proto is "tcp",
 	// "udp" or "icmp" (port 0). An error refuses the flow; an errno in it
-	// decides what the guest sees, as with a failed connect(2).
+	// decides what the guest sees, as with a failed connect(2). It must not
+	// block: for UDP and ICMP it runs on the goroutine that reads the link.
 	Redirect func(proto string, src, dst netip.AddrPort) (netip.AddrPort, error)
 	// Control, if not nil, is called on each host socket before it is bound or
 	// connected, as in net.Dialer.

@@ -126,10 +126,10 @@ func (n *Network) addMember(p *Port) error {
 	}
 	old := n.members.Load()
 	if _, ok := old.byID[p.cfg.ID]; ok {
-		return fmt.Errorf("%w: id %q", ErrAddressInUse, p.cfg.ID)
+		return fmt.Errorf("%w: id %q", ErrAddressTaken, p.cfg.ID)
 	}
 	if _, ok := old.byMAC[p.mac]; ok || p.mac == n.gwMAC {
-		return fmt.Errorf("%w: %s", ErrAddressInUse, p.cfg.MAC)
+		return fmt.Errorf("%w: %s", ErrAddressTaken, p.cfg.MAC)
 	}
 	t := &members{byMAC: maps.Clone(old.byMAC), byIP: maps.Clone(old.byIP), byID: maps.Clone(old.byID)}
 	if t.byMAC == nil {
@@ -137,7 +137,7 @@ func (n *Network) addMember(p *Port) error {
 	}
 	for _, a := range p.addrs {
 		if _, ok := old.byIP[a]; ok || a == n.cfg.Gateway4 || a == n.cfg.Gateway6 {
-			return fmt.Errorf("%w: %s", ErrAddressInUse, a)
+			return fmt.Errorf("%w: %s", ErrAddressTaken, a)
 		}
 		t.byIP[a] = p
 	}

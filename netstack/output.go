@@ -42,7 +42,11 @@ func (p *Port) sendIP(src, dst netip.Addr, proto, ttl uint8, l4, payload []byte,
 		ipLen, etherType = ip6Len, etherIPv6
 	}
 	n := len(l4) + len(payload)
-	if n+ipLen > 65535 {
+	limit := 65535 // of the length field, which for IPv6 leaves out the header
+	if !v6 {
+		limit -= ipLen
+	}
+	if n > limit {
 		p.count.drop(DropMalformed)
 		return
 	}

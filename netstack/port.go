@@ -103,7 +103,8 @@ func (p *Port) start() {
 }
 
 // Close detaches the port: it closes the link and resets the port's flows. It
-// waits until nothing of the port runs any more.
+// waits until nothing of the port runs any more; the kernel takes up to 30 ms
+// for the last descriptor of a packet link.
 func (p *Port) Close() error {
 	p.closeWith(nil)
 	<-p.done

@@ -59,7 +59,7 @@ func (p *Port) fromGuest(ip *packet, src, dst netip.AddrPort, a, b []byte) {
 	}
 	v6 := dst.Addr().Is6()
 	gw := p.net.gateway(v6)
-	v := p.check(protoUDP, dst)
+	v := p.check(dst)
 	switch v {
 	case ignore:
 		p.count.drop(DropPolicy)

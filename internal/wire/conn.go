@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -16,81 +17,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Version is the protocol's. Both ends of a Conn are the same binary, except
-// after an upgrade while sandboxes run; then the older side refuses.
-const Version = 1
-
-const (
-	maxDatagram = 64 << 10
-	maxBody     = 16 << 20
-	maxFiles    = 32
-)
-
-// ErrVersion is returned for a message of another protocol version.
-var ErrVersion = errors.New("the other process runs a different version of sbx")
-
-// Message is the header of one datagram and, unless spilled, its body.
-type Message struct {
-	V    int    `json:"v"`
-	Type string `json:"t"`
-	// ID pairs a reply with its request; 0 for a message without reply.
-	ID uint64 `json:"id,omitempty"`
-	// Reply marks an answer to the request ID.
-	Reply bool            `json:"re,omitempty"`
-	Body  json.RawMessage `json:"b,omitempty"`
-	// Spill says that the body is in the first descriptor.
-	Spill bool `json:"spill,omitempty"`
-	// Files names the descriptors, in order.
-	Files []string `json:"files,omitempty"`
-	Err   *Error   `json:"err,omitempty"`
-
-	fds []*os.File
-}
-
-// Decode unmarshals the body into v.
-func (m *Message) Decode(v any) error {
-	if len(m.Body) == 0 {
-		return nil
-	}
-	if err := json.Unmarshal(m.Body, v); err != nil {
-		return fmt.Errorf("message %q: %w", m.Type, err)
-	}
-	return nil
-}
-
-// Take hands over the descriptor that the sender called name. The caller closes it.
-func (m *Message) Take(name string) (*os.File, error) {
-	for i, n := range m.Files {
-		if n == name && m.fds[i] != nil {
-			f := m.fds[i]
-			m.fds[i] = nil
-			return f, nil
-		}
-	}
-	return nil, fmt.Errorf("message %q carries no descriptor %q", m.Type, name)
-}
-
-// CloseFiles closes the descriptors that nobody took.
-func (m *Message) CloseFiles() {
-	for i, f := range m.fds {
-		if f != nil {
-			f.Close()
-			m.fds[i] = nil
-		}
-	}
-}
-
-// File is a descriptor to send, with its name. Sending does not close it.
-type File struct {
-	Name string
-	File *os.File
-}
+// sendTimeout is how long a peer may leave its messages unread.
+const sendTimeout = 30 * time.Second
 
 // Conn is one end of a control connection. Send, Call and Reply may be used
 // from several goroutines; Recv and Serve from one.
 type Conn struct {
 	uc   *net.UnixConn
-	wmu  sync.Mutex // guards writes, so that a spilled body keeps its place
+	wsem chan struct{} // of one: held by the writer, who may set the write deadline
 	next atomic.Uint64
 
 	mu      sync.Mutex // guards what follows
@@ -115,7 +49,7 @@ func NewConn(f *os.File) (*Conn, error) {
 
 // NewUnixConn wraps a connected "unixpacket" connection.
 func NewUnixConn(uc *net.UnixConn) *Conn {
-	return &Conn{uc: uc, pending: map[uint64]chan *Message{}}
+	return &Conn{uc: uc, wsem: make(chan struct{}, 1), pending: map[uint64]chan *Message{}}
 }
 
 // Pair makes two connected sockets, to be given to NewConn on either side.
@@ -152,7 +86,7 @@ func (c *Conn) PeerUID() (uint32, error) {
 
 // Send sends a message that has no reply.
 func (c *Conn) Send(typ string, body any, files ...File) error {
-	return c.send(&Message{V: Version, Type: typ}, body, files)
+	return c.send(context.Background(), &Message{V: Version, Type: typ}, body, files)
 }
 
 // Reply answers request m with a body, or with an error if rerr is not nil.
@@ -161,10 +95,10 @@ func (c *Conn) Reply(m *Message, body any, rerr error, files ...File) error {
 	if rerr != nil {
 		body, files = nil, nil
 	}
-	return c.send(out, body, files)
+	return c.send(context.Background(), out, body, files)
 }
 
-func (c *Conn) send(m *Message, body any, files []File) error {
+func (c *Conn) send(ctx context.Context, m *Message, body any, files []File) error {
 	if len(files) >= maxFiles {
 		return fmt.Errorf("message %q: %d descriptors, limit %d", m.Type, len(files), maxFiles-1)
 	}
@@ -186,15 +120,27 @@ func (c *Conn) send(m *Message, body any, files []File) error {
 		}
 		defer f.Close()
 		m.Spill = true
-		fds = append(fds, rawFd(f))
+		fd, err := rawFd(f)
+		if err != nil {
+			return fmt.Errorf("message %q: %w", m.Type, err)
+		}
+		fds = append(fds, fd)
 	} else {
 		m.Body = raw
 	}
 	for _, f := range files {
+		fd, err := rawFd(f.File)
+		if err != nil {
+			return fmt.Errorf("message %q: descriptor %q: %w", m.Type, f.Name, err)
+		}
 		m.Files = append(m.Files, f.Name)
-		fds = append(fds, rawFd(f.File))
+		fds = append(fds, fd)
 	}
 	b, err := json.Marshal(m)
+	if err == nil && len(b) > maxDatagram && m.Err != nil {
+		m.Err = m.Err.clip() // a shortened answer is better than none
+		b, err = json.Marshal(m)
+	}
 	if err != nil {
 		return fmt.Errorf("message %q: %w", m.Type, err)
 	}
@@ -205,49 +151,68 @@ func (c *Conn) send(m *Message, body any, files []File) error {
 	if len(fds) > 0 {
 		oob = unix.UnixRights(fds...)
 	}
-	c.wmu.Lock()
-	defer c.wmu.Unlock()
-	if _, _, err = c.uc.WriteMsgUnix(b, oob, nil); err != nil {
+	err = c.write(ctx, b, oob)
+	runtime.KeepAlive(files)
+	if err != nil {
 		return fmt.Errorf("send %q: %w", m.Type, err)
 	}
 	return nil
 }
 
-// rawFd returns f's descriptor without making it blocking, as File.Fd would: the
-// flag belongs to the open file, which the receiver shares.
-func rawFd(f *os.File) int {
-	fd := -1
-	if rc, err := f.SyscallConn(); err == nil {
-		rc.Control(func(n uintptr) { fd = int(n) })
+// write sends one datagram. A peer that does not read fills the socket's buffer;
+// ctx and sendTimeout bound how long we put up with it.
+func (c *Conn) write(ctx context.Context, b, oob []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
+	defer cancel()
+	select {
+	case c.wsem <- struct{}{}:
+		defer func() { <-c.wsem }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
-	return fd
+	fired := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		c.uc.SetWriteDeadline(time.Unix(1, 0))
+		close(fired)
+	})
+	_, _, err := c.uc.WriteMsgUnix(b, oob, nil)
+	if !stop() {
+		<-fired
+		c.uc.SetWriteDeadline(time.Time{}) // for the next writer
+		if err != nil {
+			err = context.Cause(ctx)
+		}
+	}
+	return err
 }
 
-// spill puts a body into a memfd that can no longer change.
-func spill(b []byte) (*os.File, error) {
-	fd, err := unix.MemfdCreate("sbx-message", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+// rawFd returns f's descriptor without making it blocking, as File.Fd would: the
+// flag belongs to the open file, which the receiver shares.
+func rawFd(f *os.File) (int, error) {
+	rc, err := f.SyscallConn()
 	if err != nil {
-		return nil, os.NewSyscallError("memfd_create", err)
+		return 0, err
 	}
-	f := os.NewFile(uintptr(fd), "sbx-message")
-	if _, err := f.Write(b); err != nil {
-		f.Close()
-		return nil, err
-	}
-	seals := unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE | unix.F_SEAL_SEAL
-	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals); err != nil {
-		f.Close()
-		return nil, os.NewSyscallError("fcntl F_ADD_SEALS", err)
-	}
-	return f, nil
+	var fd int
+	err = rc.Control(func(n uintptr) { fd = int(n) })
+	return fd, err
 }
+
+var buffers = sync.Pool{New: func() any { b := make([]byte, maxDatagram); return &b }}
 
 // Recv reads the next message. The caller answers a request and calls
 // CloseFiles. At the end of the connection it returns io.EOF.
 func (c *Conn) Recv() (*Message, error) {
-	buf := make([]byte, maxDatagram)
+	bp := buffers.Get().(*[]byte) // parse keeps nothing of it
+	defer buffers.Put(bp)
+	buf := *bp
 	oob := make([]byte, unix.CmsgSpace(maxFiles*4))
 	n, oobn, flags, _, err := c.uc.ReadMsgUnix(buf, oob)
+	if errors.Is(err, syscall.ECONNRESET) {
+		// The other side has gone without reading all that we sent. The kernel says
+		// so once, before it hands out what the other side sent last: its error.
+		n, oobn, flags, _, err = c.uc.ReadMsgUnix(buf, oob)
+	}
 	fds := parseRights(oob[:oobn])
 	fail := func(err error) (*Message, error) {
 		for _, f := range fds {
@@ -256,7 +221,7 @@ func (c *Conn) Recv() (*Message, error) {
 		return nil, err
 	}
 	if err != nil {
-		if errors.Is(err, syscall.ECONNRESET) {
+		if errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF) {
 			err = io.EOF
 		}
 		return fail(err)
@@ -265,14 +230,11 @@ func (c *Conn) Recv() (*Message, error) {
 		return fail(io.EOF)
 	}
 	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
-		return fail(errors.New("control message over the size limit"))
+		return fail(errors.New("control message cut short: it or its descriptors are over a limit"))
 	}
-	m := &Message{}
-	if err := json.Unmarshal(buf[:n], m); err != nil {
-		return fail(fmt.Errorf("control message: %w", err))
-	}
-	if m.V != Version {
-		return fail(ErrVersion)
+	m, err := parse(buf[:n])
+	if err != nil {
+		return fail(err)
 	}
 	if m.Spill {
 		if len(fds) == 0 {
@@ -293,41 +255,6 @@ func (c *Conn) Recv() (*Message, error) {
 	return m, nil
 }
 
-func unspill(f *os.File) ([]byte, error) {
-	seals, err := unix.FcntlInt(f.Fd(), unix.F_GET_SEALS, 0)
-	if err != nil || seals&unix.F_SEAL_WRITE == 0 {
-		return nil, errors.New("body is not a sealed memory file")
-	}
-	fi, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if fi.Size() > maxBody {
-		return nil, fmt.Errorf("body of %d bytes, limit %d", fi.Size(), maxBody)
-	}
-	b := make([]byte, fi.Size())
-	_, err = f.ReadAt(b, 0)
-	return b, err
-}
-
-func parseRights(oob []byte) []*os.File {
-	cmsgs, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return nil
-	}
-	var files []*os.File
-	for i := range cmsgs {
-		fds, err := unix.ParseUnixRights(&cmsgs[i])
-		if err != nil {
-			continue
-		}
-		for _, fd := range fds {
-			files = append(files, os.NewFile(uintptr(fd), "received"))
-		}
-	}
-	return files
-}
-
 // Serve reads messages until the connection ends: replies go to the Call that
 // waits for them, everything else to handle, which runs on the reading
 // goroutine and so must not Call on the same Conn. The end of the connection is
@@ -343,10 +270,11 @@ func (c *Conn) Serve(handle func(*Message)) error {
 			c.mu.Lock()
 			ch := c.pending[m.ID]
 			delete(c.pending, m.ID)
-			c.mu.Unlock()
 			if ch != nil {
-				ch <- m
-			} else {
+				ch <- m // has room for the one reply; under mu, so that forget cannot miss it
+			}
+			c.mu.Unlock()
+			if ch == nil {
 				m.CloseFiles() // its caller has given up
 			}
 			continue
@@ -393,7 +321,7 @@ func (c *Conn) Call(ctx context.Context, typ string, req, resp any, files ...Fil
 		default:
 		}
 	}
-	if err := c.send(&Message{V: Version, Type: typ, ID: id}, req, files); err != nil {
+	if err := c.send(ctx, &Message{V: Version, Type: typ, ID: id}, req, files); err != nil {
 		forget()
 		return nil, err
 	}

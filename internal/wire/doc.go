@@ -12,6 +12,7 @@
 // process reaches its parent as data and not as a line on stderr.
 //
 // Limits: a datagram of 64 KiB, a spilled body of 16 MiB, 32 descriptors a
-// message. What exceeds them is refused by both sides. Descriptors that nobody
-// asked for are closed.
+// message (31 beside a spilled body). What exceeds them is refused by both sides,
+// except that an Error is shortened until it fits. Descriptors that nobody asked
+// for are closed. A peer that does not read for 30 seconds makes a send fail.
 package wire

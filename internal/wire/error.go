@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"syscall"
 )
 
@@ -68,6 +69,12 @@ func ToError(step string, err error) *Error {
 	var we *Error
 	if errors.As(err, &we) {
 		out := *we
+		// Keep what was wrapped around it.
+		if around, ok := strings.CutSuffix(err.Error(), we.Error()); ok {
+			if around = strings.TrimRight(around, ": "); around != "" {
+				out.Step = strings.TrimSuffix(around+": "+out.Step, ": ")
+			}
+		}
 		if out.Step == "" {
 			out.Step = step
 		} else if out.Step != step && step != "" {
@@ -112,4 +119,19 @@ func trimErrno(s string, eno syscall.Errno) string {
 // Errorf makes an Error with a code.
 func Errorf(code, format string, args ...any) *Error {
 	return &Error{Code: code, Msg: fmt.Sprintf(format, args...)}
+}
+
+// clip shortens an error so that its message fits into a datagram whatever its
+// bytes become in JSON (six for one at worst).
+func (e *Error) clip() *Error {
+	out := *e
+	for _, f := range []struct {
+		s   *string
+		max int
+	}{{&out.Code, 256}, {&out.Step, 1024}, {&out.Path, 4096}, {&out.Msg, 1024}, {&out.Fix, 512}, {&out.Stack, 2048}} {
+		if len(*f.s) > f.max {
+			*f.s = strings.ToValidUTF8((*f.s)[:f.max], "") + "..."
+		}
+	}
+	return &out
 }

@@ -73,11 +73,12 @@ type server struct {
 	cancel  context.CancelFunc
 	refused atomic.Uint64
 
-	mu       sync.Mutex // guards what follows
-	sessions map[*session]struct{}
-	byID     map[string]*session
-	leaving  bool
-	idle     *time.Timer // runs while there are no sessions
+	mu        sync.Mutex // guards what follows
+	sessions  map[*session]struct{}
+	byID      map[string]*session
+	published map[portKey]*session
+	leaving   bool
+	idle      *time.Timer // runs while there are no sessions
 
 	idleC   chan struct{}
 	wg      sync.WaitGroup // sessions
@@ -85,7 +86,7 @@ type server struct {
 }
 
 func newServer(ctx context.Context, m *wire.Message, mc MainConfig) (_ *server, err error) {
-	s := &server{sessions: map[*session]struct{}{}, byID: map[string]*session{}, idleC: make(chan struct{}, 1)}
+	s := &server{sessions: map[*session]struct{}{}, byID: map[string]*session{}, published: map[portKey]*session{}, idleC: make(chan struct{}, 1)}
 	if m.Type != msgStart {
 		return nil, wire.Errorf(CodeMisuse, "the first message is %.40q, not %q", m.Type, msgStart)
 	}

@@ -1,0 +1,61 @@
+# make build      the static binary bin/sbx
+# make demo       set up, build, run the built-in image, fetch its page
+# make test       every test; as root they run as an ordinary user
+# make install    PREFIX=/usr/local
+# See CONTRIBUTING.md for the rest.
+
+GO       ?= scripts/go
+PREFIX   ?= /usr/local
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || cat VERSION 2>/dev/null || echo unknown)
+LDFLAGS  := -s -w -X main.version=$(VERSION)
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+export GOFLAGS := -buildvcs=false
+
+.PHONY: build setup demo test test-packages test-e2e test-world test-race bench lint fmt install uninstall clean
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/sbx ./cmd/sbx
+
+setup:
+	@scripts/setup.sh
+
+demo: setup build
+	@scripts/demo.sh
+
+test: setup build
+	@scripts/test.sh all
+
+test-packages: setup
+	@scripts/test.sh packages
+
+test-e2e: setup build
+	@scripts/test.sh e2e
+
+test-world: setup build
+	@scripts/test.sh world
+
+# The race detector needs cgo and a C compiler (apt-get install gcc libc6-dev).
+test-race: setup
+	@command -v $${CC:-gcc} >/dev/null || { echo "make test-race needs a C compiler: apt-get install gcc libc6-dev" >&2; exit 1; }
+	SBX_TEST_FLAGS=-race CGO_ENABLED=1 scripts/test.sh packages
+
+bench: build
+	CGO_ENABLED=0 $(GO) test -run '^$$' -bench . -benchmem -exec scripts/as-user $$($(GO) list ./... | grep -v /e2e)
+
+lint:
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -d $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+
+fmt:
+	gofmt -w $$(git ls-files '*.go')
+
+install: build
+	install -D -m 755 bin/sbx $(DESTDIR)$(PREFIX)/bin/sbx
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/sbx
+
+clean:
+	rm -rf bin dist

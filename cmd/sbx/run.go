@@ -1,0 +1,156 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/rootless-sbx/sbx/sandbox"
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+func runCommand(g *globals) *cobra.Command {
+	o := &runOptions{}
+	c := &cobra.Command{
+		Use:   "run [OPTIONS] IMAGE [COMMAND] [ARG...]",
+		Short: "Run a command in a new sandbox",
+		Long: `Runs IMAGE in the foreground and exits as its command does: 125 if sbx failed,
+126 if the command cannot be invoked, 127 if it was not found, 128+N after
+signal N. Options end at IMAGE. The image "demo" is built in.`,
+		Example: `  sbx run --rm -p 8080:80 demo
+  sbx run --rm -it -v "$PWD:/work" -w /work debian:12 bash
+  sbx run --rm --network none --read-only --tmpfs /tmp debian:12 id`,
+		ValidArgsFunction: completeRunArgs,
+		RunE:              func(c *cobra.Command, args []string) error { return runAction(c.Context(), g, o, args) },
+	}
+	o.define(c)
+	completeFlags(c)
+	return c
+}
+
+// runAction checks everything that needs no image first: a mistake shows before
+// a long pull.
+func runAction(ctx context.Context, g *globals, o *runOptions, args []string) (err error) {
+	cfg, err := o.config(args)
+	if err != nil {
+		return err
+	}
+	if err := o.connect(&cfg); err != nil {
+		return err
+	}
+	e, err := newEngine(g)
+	if err != nil {
+		return err
+	}
+	cid, err := newCIDFile(o.cidFile)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, cid.close()) }()
+
+	ctx, signals := catchSignals(ctx, g.term)
+	defer signals.stop()
+	bars := newProgress(g.term.f, o.quiet)
+	cfg.Progress = bars.event
+	s, err := e.Create(ctx, cfg)
+	bars.close()
+	if err != nil {
+		return err
+	}
+	if err := cid.write(s.ID()); err != nil {
+		s.Remove(ctx)
+		return err
+	}
+	tty, err := rawTerminal(cfg, g.term)
+	if err != nil {
+		s.Remove(ctx)
+		return err
+	}
+	defer tty.restore()
+	if err := s.Start(ctx); err != nil {
+		return err
+	}
+	for _, n := range s.Notes() {
+		fmt.Fprintf(g.term, "sbx: note: %s\n", n)
+	}
+	signals.forward(s, tty, o.sigProxy)
+	status, err := s.Wait(context.WithoutCancel(ctx))
+	if err != nil {
+		return err
+	}
+	if status.Code != 0 {
+		return exitStatus(status.Code)
+	}
+	return nil
+}
+
+// connect chooses the standard streams, as docker run does: all outputs, and the
+// input with -i; with -a only those.
+func (o *runOptions) connect(cfg *sandbox.Config) error {
+	want := func(stream string) bool { return len(o.attach) == 0 || slices.Contains(o.attach, stream) }
+	if want("stdout") {
+		cfg.Stdout = os.Stdout
+	}
+	if want("stderr") {
+		cfg.Stderr = os.Stderr
+	}
+	if o.interactive || slices.Contains(o.attach, "stdin") {
+		cfg.Stdin = os.Stdin
+	}
+	if !cfg.TTY {
+		return nil
+	}
+	if cfg.Stdin != nil && !term.IsTerminal(int(os.Stdin.Fd())) {
+		return &usage{msg: "-t needs a terminal, and standard input is none", fix: "leave out -t, as in a script or a CI job; -i alone connects the input"}
+	}
+	if rows, cols, ok := windowSize(); ok {
+		cfg.Rows, cfg.Cols = rows, cols
+	}
+	return nil
+}
+
+// cidFile is made before the sandbox and stays after it, as docker's; it goes
+// again if no sandbox could be made.
+type cidFile struct {
+	f       *os.File
+	written bool
+}
+
+func newCIDFile(path string) (*cidFile, error) {
+	if path == "" {
+		return &cidFile{}, nil
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if errors.Is(err, os.ErrExist) {
+		return nil, &usage{msg: fmt.Sprintf("--cidfile: %s exists already", path), fix: "make sure that no other sandbox uses it, and remove it: rm " + path}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("--cidfile: %w", err)
+	}
+	return &cidFile{f: f}, nil
+}
+
+func (c *cidFile) write(id string) error {
+	if c.f == nil {
+		return nil
+	}
+	if _, err := c.f.WriteString(id); err != nil {
+		return fmt.Errorf("--cidfile: %w", err)
+	}
+	c.written = true
+	return nil
+}
+
+func (c *cidFile) close() error {
+	if c.f == nil {
+		return nil
+	}
+	err := c.f.Close()
+	if !c.written {
+		err = errors.Join(err, os.Remove(c.f.Name()))
+	}
+	return err
+}

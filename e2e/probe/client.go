@@ -1,0 +1,269 @@
+package probe
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+func get(args []string) error {
+	resp, err := http.Get(args[0])
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(os.Stdout, resp.Body)
+	return err
+}
+
+// Client has one connection per request, so that every transfer makes its own way.
+func Client() *http.Client {
+	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DisableCompression: true, ReadBufferSize: 256 << 10, WriteBufferSize: 256 << 10}}
+}
+
+// Down fetches n bytes of seed from base/bytes and compares them with what they should be.
+func Down(base string, n int64, seed uint64) error {
+	want, err := Sum(Stream(n, seed))
+	if err != nil {
+		return err
+	}
+	resp, err := Client().Get(fmt.Sprintf("%s/bytes?n=%d&seed=%d", base, n, seed))
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	got, err := Sum(resp.Body)
+	if err != nil {
+		return fmt.Errorf("after %s: %w", got, err)
+	}
+	if got != want {
+		return fmt.Errorf("received %s, sent %s", got, want)
+	}
+	return nil
+}
+
+// Up sends n bytes of seed to base/sum and compares the sum it is told.
+func Up(base string, n int64, seed uint64) error {
+	req, err := http.NewRequest(http.MethodPost, base+"/sum", Stream(n, seed))
+	if err != nil {
+		return err
+	}
+	req.ContentLength = n
+	resp, err := Client().Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	got, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return err
+	}
+	want, err := Sum(Stream(n, seed))
+	if err != nil {
+		return err
+	}
+	if s := strings.TrimSpace(string(got)); s != want {
+		return fmt.Errorf("received %s, sent %s", s, want)
+	}
+	return nil
+}
+
+func transferArgs(args []string) (int64, uint64, error) {
+	n, err1 := strconv.ParseInt(args[1], 10, 64)
+	seed, err2 := strconv.ParseUint(args[2], 10, 64)
+	return n, seed, errors.Join(err1, err2)
+}
+
+func down(args []string) error {
+	n, seed, err := transferArgs(args)
+	if err != nil {
+		return err
+	}
+	return Down(args[0], n, seed)
+}
+
+func up(args []string) error {
+	n, seed, err := transferArgs(args)
+	if err != nil {
+		return err
+	}
+	return Up(args[0], n, seed)
+}
+
+// dial prints "ok MS" or "ERRNO MS"; errnos are spelt as in errno(3).
+func dial(args []string) error {
+	start := time.Now()
+	c, err := net.DialTimeout(args[0], args[1], 5*time.Second)
+	word := "ok"
+	if err != nil {
+		word = errnoName(err)
+	} else if args[0] == "udp" {
+		word = udpAnswer(c)
+	}
+	fmt.Println(word, time.Since(start).Milliseconds())
+	if c != nil {
+		return c.Close()
+	}
+	return nil
+}
+
+// udpAnswer sends a datagram and says what came back, which may be an ICMP error.
+func udpAnswer(c net.Conn) string {
+	buf := make([]byte, 100)
+	for range 2 { // the second write meets the error that the first one caused
+		if _, err := c.Write([]byte("probe")); err != nil {
+			return errnoName(err)
+		}
+		if err := c.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
+			return err.Error()
+		}
+		if _, err := c.Read(buf); err == nil {
+			return "ok"
+		} else if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return errnoName(err)
+		}
+	}
+	return "ETIMEDOUT"
+}
+
+func errnoName(err error) string {
+	names := map[syscall.Errno]string{
+		syscall.ECONNREFUSED: "ECONNREFUSED", syscall.ENETUNREACH: "ENETUNREACH", syscall.EHOSTUNREACH: "EHOSTUNREACH",
+		syscall.ETIMEDOUT: "ETIMEDOUT", syscall.ECONNRESET: "ECONNRESET", syscall.EACCES: "EACCES", syscall.EPERM: "EPERM",
+	}
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		if n := names[errno]; n != "" {
+			return n
+		}
+		return fmt.Sprintf("E%d", int(errno))
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return "ETIMEDOUT"
+	}
+	return strings.ReplaceAll(err.Error(), " ", "-")
+}
+
+func many(args []string) error {
+	n, err1 := strconv.Atoi(args[1])
+	par, err2 := strconv.Atoi(args[2])
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	return Many(args[0], n, par)
+}
+
+// Many makes n short connections to an echo server, par at once, and returns the first errors.
+func Many(addr string, n, par int) error {
+	work := make(chan int)
+	var mu sync.Mutex
+	var errs []error
+	failed := 0
+	var wg sync.WaitGroup
+	for range par {
+		wg.Go(func() {
+			for i := range work {
+				if err := exchange(addr, fmt.Appendf(nil, "connection %d", i)); err != nil {
+					mu.Lock()
+					if failed++; failed <= 5 {
+						errs = append(errs, fmt.Errorf("connection %d: %w", i, err))
+					}
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	for i := range n {
+		work <- i
+	}
+	close(work)
+	wg.Wait()
+	if failed > 0 {
+		return fmt.Errorf("%d of %d connections failed: %w", failed, n, errors.Join(errs...))
+	}
+	return nil
+}
+
+func exchange(addr string, msg []byte) error {
+	c, err := net.DialTimeout("tcp", addr, 20*time.Second)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		return err
+	}
+	if _, err := c.Write(msg); err != nil {
+		return err
+	}
+	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+		return err
+	}
+	got, err := io.ReadAll(c)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(got, msg) {
+		return fmt.Errorf("got %q back", got)
+	}
+	return nil
+}
+
+func udp(args []string) error {
+	var sizes []int
+	for _, a := range args[1:] {
+		n, err := strconv.Atoi(a)
+		if err != nil {
+			return err
+		}
+		sizes = append(sizes, n)
+	}
+	return UDP(args[0], sizes)
+}
+
+// UDP sends a datagram of each size to an echo server and compares the answers.
+// It tries each size three times: a datagram may be lost.
+func UDP(addr string, sizes []int) error {
+	c, err := net.Dial("udp", addr)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	buf := make([]byte, 1<<16)
+	for _, size := range sizes {
+		want, err := io.ReadAll(Stream(int64(size), uint64(size)))
+		if err != nil {
+			return err
+		}
+		var got []byte
+		for range 3 {
+			if _, err = c.Write(want); err != nil {
+				break
+			}
+			if err = c.SetReadDeadline(time.Now().Add(2 * time.Second)); err != nil {
+				break
+			}
+			var n int
+			if n, err = c.Read(buf); err == nil {
+				got = buf[:n]
+				break
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("datagram of %d bytes: %w", size, err)
+		}
+		if !bytes.Equal(got, want) {
+			return fmt.Errorf("datagram of %d bytes: got %d other bytes back", size, len(got))
+		}
+	}
+	return nil
+}

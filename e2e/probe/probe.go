@@ -1,0 +1,89 @@
+// Package probe is what the end-to-end tests run inside sandboxes, and as servers
+// in the world outside: an HTTP server of reproducible bytes, echo servers, dialers
+// that report the errno they got, and reports on the process itself. It is compiled
+// into the test binaries, which are copied into the images as /probe.
+package probe
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+)
+
+type command struct {
+	usage string
+	args  int // at least so many
+	run   func(args []string) error
+}
+
+// Commands are grouped by file: serve.go, client.go, process.go.
+func commands() map[string]command {
+	return map[string]command{
+		"serve":  {"serve PORT...: HTTP on each port; see serve.go", 1, serve},
+		"echo":   {"echo [ADDR:]PORT...: TCP and UDP echo", 1, echo},
+		"get":    {"get URL: print the body", 1, get},
+		"down":   {"down URL N SEED: fetch N bytes, compare", 3, down},
+		"up":     {"up URL N SEED: send N bytes, compare sums", 3, up},
+		"dial":   {"dial NETWORK ADDR: connect and print ok or the errno", 2, dial},
+		"many":   {"many ADDR N PARALLEL: short connections to an echo server", 3, many},
+		"udp":    {"udp ADDR SIZE...: datagrams to an echo server", 2, udp},
+		"exit":   {"exit STATUS", 1, exit},
+		"signal": {"signal: print each signal; TERM ends with 42", 0, signals},
+		"status": {"status KEY...: lines of /proc/self/status", 1, status},
+		"fds":    {"fds: the open descriptors", 0, fds},
+		"ids":    {"ids: real and effective ids and groups", 0, ids},
+		"calls":  {"calls NAME...: make system calls, print their errno", 1, calls},
+		"rlimit": {"rlimit: the open-files limit", 0, rlimit},
+		"stdin":  {"stdin: count and sum what comes in", 0, stdin},
+		"flood":  {"flood N: N bytes to stdout, N to stderr", 1, flood},
+	}
+}
+
+// ErrUsage is returned for a command line that is not one of ours.
+var ErrUsage = errors.New("probe: no such command")
+
+// IsProbe tells whether this process was started as /probe in an image.
+func IsProbe() bool {
+	return slices.Contains([]string{"probe", "suid-probe"}, filepath.Base(os.Args[0]))
+}
+
+// Main runs the command line and returns the exit status.
+func Main() int {
+	if err := Run(os.Args[1:]); err != nil {
+		var code exitCode
+		if errors.As(err, &code) {
+			return int(code)
+		}
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// Run runs one command.
+func Run(args []string) error {
+	if len(args) == 0 {
+		return ErrUsage
+	}
+	cmd, ok := commands()[args[0]]
+	if !ok || len(args)-1 < cmd.args {
+		return fmt.Errorf("%w: %q: %s", ErrUsage, args, cmd.usage)
+	}
+	return cmd.run(args[1:])
+}
+
+// exitCode is the error that means nothing but a status.
+type exitCode int
+
+func (c exitCode) Error() string { return "status " + strconv.Itoa(int(c)) }
+
+func exit(args []string) error {
+	n, err := strconv.Atoi(args[0])
+	if err != nil {
+		return err
+	}
+	return exitCode(n)
+}

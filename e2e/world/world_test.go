@@ -1,0 +1,204 @@
+// Package world tests sbx against the namespaces of scripts/world.sh: other
+// machines with their own addresses, a DNS zone, a link with latency, destinations
+// that are unreachable and one that swallows everything. make test-world runs it.
+package world
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rootless-sbx/sbx/e2e/harness"
+	"github.com/rootless-sbx/sbx/e2e/probe"
+)
+
+func TestMain(m *testing.M) {
+	if os.Getenv("SBX_WORLD") == "" && !probe.IsProbe() {
+		fmt.Fprintln(os.Stderr, "e2e/world needs the namespaces of scripts/world.sh: make test-world, as root")
+		os.Exit(1)
+	}
+	os.Exit(harness.Main(m))
+}
+
+const (
+	near4, near6 = "198.51.100.10", "2001:db8:100::10"
+	far4, far6   = "192.0.2.10", "2001:db8:2::10"
+	hole4, hole6 = "198.18.1.1", "2001:db8:dead::1"
+	bad4, bad6   = "198.18.2.1", "2001:db8:bad::1"
+)
+
+func addr(ip, port string) string {
+	if strings.Contains(ip, ":") {
+		ip = "[" + ip + "]"
+	}
+	return ip + ":" + port
+}
+
+func TestTCP(t *testing.T) {
+	e := harness.New(t, harness.BB)
+	for _, link := range []string{"tap", "packet"} {
+		for _, ip := range []string{near4, near6, far4, far6} {
+			size := "200000000"
+			if ip == far4 || ip == far6 {
+				size = "20000000"
+			}
+			for _, way := range []string{"up", "down"} {
+				e.Must("run", "--rm", "--link-driver", link, harness.BB, "/probe", way, "http://"+addr(ip, "80"), size, "5")
+			}
+			e.Must("run", "--rm", "--link-driver", link, harness.BB, "/probe", "many", addr(ip, "7"), "1000", "32")
+		}
+	}
+}
+
+func TestUDP(t *testing.T) {
+	e := harness.New(t, harness.BB)
+	for _, ip := range []string{near4, near6, far4, far6} {
+		e.Must("run", "--rm", harness.BB, "/probe", "udp", addr(ip, "7"), "1", "2", "512", "1400", "1473", "9000", "60000")
+	}
+}
+
+func TestPing(t *testing.T) {
+	e := harness.New(t, harness.Debian)
+	for _, ip := range []string{near4, near6, far4, far6, "near.world.test", "v6.world.test"} {
+		e.Must("run", "--rm", harness.Debian, "ping", "-c", "2", "-i", "0.2", "-W", "5", ip)
+	}
+	out := e.Must("run", "--rm", harness.Debian, "ping", "-q", "-c", "3", "-i", "0.2", far4)
+	_, rtt, _ := strings.Cut(out, "min/avg/max/mdev = ")
+	if ms, err := strconv.ParseFloat(strings.SplitN(rtt, "/", 2)[0], 64); err != nil || ms < 49 {
+		t.Errorf("the answer comes from far away, and is not made up nearby: %v ms, %v", ms, err)
+	}
+	for _, ip := range []string{hole4, hole6} {
+		if r := e.Run("run", "--rm", harness.Debian, "ping", "-c", "1", "-W", "2", ip); r.Code == 0 {
+			t.Errorf("an echo from the black hole: %v", r)
+		}
+	}
+}
+
+// TestFailures: refused is refused and unreachable is unreachable, soon.
+func TestFailures(t *testing.T) {
+	e := harness.New(t, harness.BB)
+	for _, c := range []struct {
+		network, ip, port string
+		want              []string
+	}{
+		{"tcp", near4, "81", []string{"ECONNREFUSED"}},
+		{"tcp", near6, "81", []string{"ECONNREFUSED"}},
+		{"tcp", far4, "81", []string{"ECONNREFUSED"}},
+		{"udp", near4, "81", []string{"ECONNREFUSED"}},
+		{"udp", far6, "81", []string{"ECONNREFUSED"}},
+		{"tcp", bad4, "80", []string{"EHOSTUNREACH", "ENETUNREACH"}},
+		{"tcp", bad6, "80", []string{"EHOSTUNREACH", "ENETUNREACH"}},
+	} {
+		out := e.Must("run", "--rm", harness.BB, "/probe", "dial", c.network, addr(c.ip, c.port))
+		word, ms, _ := strings.Cut(strings.TrimSpace(out), " ")
+		took, err := strconv.Atoi(ms)
+		if err != nil || !strings.Contains(strings.Join(c.want, " "), word) || took > 4000 {
+			t.Errorf("%s %s: %q, want one of %v within 4 s", c.network, addr(c.ip, c.port), out, c.want)
+		}
+	}
+}
+
+// TestBlackHole: two hundred connections into nowhere delay nobody else, neither in
+// the same sandbox nor in another one.
+func TestBlackHole(t *testing.T) {
+	e := harness.New(t, harness.BB)
+	p := e.Start("run", "--rm", harness.BB, "sh", "-c", fmt.Sprintf(
+		"for i in $(seq 100); do /probe dial tcp %s >/dev/null & /probe dial tcp %s >/dev/null & done; sleep 1; echo in-hole; time /probe many %s 100 8 && echo same-ok; sleep 20",
+		addr(hole4, "80"), addr(hole6, "80"), addr(near4, "7")))
+	p.WaitOut("in-hole", 60*time.Second)
+	start := time.Now()
+	e.Must("run", "--rm", harness.BB, "/probe", "many", addr(near4, "7"), "100", "8")
+	if d := time.Since(start); d > 10*time.Second {
+		t.Errorf("another sandbox waited %v", d)
+	}
+	p.WaitOut("same-ok", 15*time.Second)
+	p.Stop()
+}
+
+func TestDNS(t *testing.T) {
+	e := harness.New(t, harness.Debian)
+	for _, c := range []struct{ query, want string }{
+		{"near.world.test A", near4},
+		{"near.world.test AAAA", near6},
+		{"alias.world.test A", "near.world.test.\n" + near4},
+		{"small.world.test TXT", `"hello"`},
+		{"world.test MX", "10 near.world.test."},
+		{"_http._tcp.world.test SRV", "1 2 80 near.world.test."},
+		{"-x " + near4, "near.world.test."},
+	} {
+		for _, how := range []string{"+notcp", "+tcp"} {
+			out := e.Must(append([]string{"run", "--rm", harness.Debian, "dig", "+short", "+tries=2", how}, strings.Fields(c.query)...)...)
+			if strings.TrimSpace(out) != c.want {
+				t.Errorf("%s %s: %q, want %q", how, c.query, out, c.want)
+			}
+		}
+	}
+	out := e.Must("run", "--rm", harness.Debian, "dig", "big.world.test", "TXT")
+	if n := strings.Count(out, "xxxx"); !strings.Contains(out, "NOERROR") || n == 0 || len(out) < 1800 {
+		t.Errorf("a long answer: %q", out)
+	}
+	for query, status := range map[string]string{"none.world.test": "NXDOMAIN", "v4.world.test AAAA": "NOERROR", "outside.example": "REFUSED"} {
+		out := e.Must(append([]string{"run", "--rm", harness.Debian, "dig"}, strings.Fields(query)...)...)
+		if !strings.Contains(out, "status: "+status) {
+			t.Errorf("%s: want %s: %s", query, status, out)
+		}
+	}
+	// Search domain and resolver of the host, through libc.
+	if out := e.Must("run", "--rm", harness.Debian, "curl", "-fsS", "http://near/"); out != "probe /\n" {
+		t.Errorf("search domain: %q", out)
+	}
+	if out := e.Must("run", "--rm", "--dns", "198.51.100.53", harness.Debian, "curl", "-fsS", "http://near.world.test/"); out != "probe /\n" {
+		t.Errorf("--dns: %q", out)
+	}
+}
+
+func TestIperf3(t *testing.T) {
+	e := harness.New(t, harness.Debian)
+	for _, ip := range []string{near4, near6, far4, far6} {
+		for _, flags := range [][]string{nil, {"-R"}, {"-P", "4"}} {
+			args := append([]string{"run", "--rm", harness.Debian, "iperf3", "-c", ip, "-t", "2"}, flags...)
+			harness.Eventually(t, 30*time.Second, func() error {
+				if r := e.Run(args...); r.Code != 0 {
+					return fmt.Errorf("%v", r)
+				}
+				return nil
+			})
+		}
+	}
+}
+
+// TestClientAddress: a client on another machine is seen with its own address,
+// whatever the family and the protocol.
+func TestClientAddress(t *testing.T) {
+	e := harness.New(t, harness.BB)
+	for _, driver := range []string{"", "stack"} {
+		port := e.FreePort()
+		args := []string{"run", "--rm", "-p", fmt.Sprintf("%d:80", port)}
+		if driver != "" {
+			args = append(args, "--port-driver", driver)
+		}
+		p := e.Start(append(args, harness.BB, "/probe", "serve", "80")...)
+		p.WaitOut("ready", 30*time.Second)
+		for host, client := range map[string]string{"203.0.113.10": "203.0.113.1", "2001:db8:113::10": "2001:db8:113::1"} {
+			// The tests run where sbx runs; the client is the router, which has an agent there.
+			out, err := fromRouter("http://" + addr(host, strconv.Itoa(port)) + "/client")
+			if err != nil || !strings.Contains(out, client) {
+				t.Errorf("driver %q: the sandbox saw %q, want %s: %v", driver, out, client, err)
+			}
+		}
+		if got, err := harness.Get(fmt.Sprintf("http://127.0.0.1:%d/client", port)); err != nil || got == "" {
+			t.Errorf("from loopback: %q %v", got, err)
+		}
+		p.Stop()
+	}
+}
+
+// fromRouter fetches a page from the router's side: its HTTP server does it for us.
+func fromRouter(url string) (string, error) {
+	out, err := exec.Command("curl", "-fsS", "-m", "20", "-G", "--data-urlencode", "url="+url, "http://203.0.113.1/fetch").CombinedOutput()
+	return string(out), err
+}

@@ -1,0 +1,222 @@
+package fsoverlay
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func openFDs(t testing.TB) int {
+	t.Helper()
+	// The runtime's poller keeps two descriptors from its first use on.
+	if r, w, err := os.Pipe(); err == nil {
+		r.Close()
+		w.Close()
+	}
+	es, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(es)
+}
+
+// The walk by single names must find what the kernel finds.
+func TestWalkAgreesWithOpenat2(t *testing.T) {
+	before := openFDs(t)
+	rnd := rand.New(rand.NewPCG(1, 2))
+	names := []string{"a", "b", "c", "..", ".", "", "l", "missing"}
+	path := func(n int) string {
+		var p []string
+		for range 1 + rnd.IntN(n) {
+			p = append(p, names[rnd.IntN(len(names))])
+		}
+		return strings.Repeat("/", rnd.IntN(2)) + strings.Join(p, "/")
+	}
+	found, missing := 0, 0
+	for range 60 {
+		dir := t.TempDir()
+		for range 25 {
+			p := filepath.Join(dir, filepath.Join("/", path(4)))
+			switch rnd.IntN(4) {
+			case 0:
+				os.WriteFile(p, nil, 0o644)
+			case 1, 2:
+				os.MkdirAll(p, 0o755)
+			case 3:
+				os.Symlink(path(5), p)
+			}
+		}
+		root, err := openDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 200 {
+			p := path(6)
+			l := lookup{noLinks: rnd.IntN(4) == 0}
+			how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+			if l.noLinks {
+				how.Resolve |= unix.RESOLVE_NO_SYMLINKS
+			}
+			rel := strings.TrimLeft(p, "/")
+			if rel == "" {
+				rel = "."
+			}
+			want, werr := unix.Openat2(root, rel, &how)
+			got, gerr := walkIn(root, p, l)
+			switch {
+			case werr == nil && gerr == nil:
+				found++
+				var a, b unix.Stat_t
+				unix.Fstat(want, &a)
+				unix.Fstat(got, &b)
+				if a.Ino != b.Ino {
+					t.Errorf("%q: inode %d, want %d", p, b.Ino, a.Ino)
+				}
+			case werr != nil && gerr != nil:
+				missing++
+			// The kernel insists that "f/." and "f/" are directories; the walk
+			// drops "." and "".
+			case errors.Is(werr, unix.ENOTDIR):
+			// ".." after something that is missing or a file.
+			default:
+				t.Errorf("%q: %v, want %v", p, gerr, werr)
+			}
+			for _, fd := range []int{want, got} {
+				if fd >= 0 {
+					unix.Close(fd)
+				}
+			}
+		}
+		unix.Close(root)
+	}
+	if found < 500 || missing < 500 {
+		t.Errorf("only %d found and %d missing", found, missing)
+	}
+	if n := openFDs(t); n != before {
+		t.Errorf("%d descriptors, %d before", n, before)
+	}
+}
+
+func TestOpenInCreates(t *testing.T) {
+	old := syscall.Umask(0o077)
+	defer syscall.Umask(old)
+	dir, outside := t.TempDir(), t.TempDir()
+	root, err := openDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(root)
+	for link, target := range map[string]string{
+		"abs": outside, "up": "../../../../" + outside, "dangling": "some/where", "loop": "loop", "file-link": "/x/y/z",
+	} {
+		if err := os.Symlink(target, filepath.Join(dir, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, c := range []struct {
+		path  string
+		kind  nodeKind
+		lands string
+		err   error
+	}{
+		{"/new/dir", makeDir, "new/dir", nil},
+		{"/new/file", makeFile, "new/file", nil},
+		{"/abs/x", makeDir, outside + "/x", nil},
+		{"/up/y", makeFile, outside + "/y", nil},
+		{"/dangling/d", makeDir, "some/where/d", nil},
+		{"/dangling/../f", makeFile, "some/f", nil},
+		{"/file-link", makeFile, "x/y/z", nil},
+		{"/../../top", makeDir, "top", nil},
+		{"/loop/x", makeDir, "", unix.ELOOP},
+		{"/new/file/x", makeDir, "", unix.ENOTDIR},
+		{"/" + strings.Repeat("d/", 300), makeDir, "", unix.ENAMETOOLONG},
+		{"/" + strings.Repeat("n", 300), makeDir, "", unix.ENAMETOOLONG},
+	} {
+		fd, err := openIn(root, c.path, lookup{create: c.kind})
+		if c.err != nil {
+			if !errors.Is(err, c.err) {
+				t.Errorf("%.20s: %v, want %v", c.path, err, c.err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s: %v", c.path, err)
+			continue
+		}
+		unix.Close(fd)
+		st, err := os.Lstat(filepath.Join(dir, c.lands))
+		if err != nil || st.IsDir() != (c.kind == makeDir) {
+			t.Errorf("%s did not land at %s: %v", c.path, c.lands, err)
+			continue
+		}
+		if want := map[bool]os.FileMode{true: 0o755, false: 0o644}[st.IsDir()]; st.Mode().Perm() != want {
+			t.Errorf("%s: mode %v, want %v", c.path, st.Mode(), want)
+		}
+	}
+	if es, _ := os.ReadDir(outside); len(es) != 0 {
+		t.Errorf("outside: %v", es)
+	}
+	if _, err := openIn(root, "/abs", lookup{create: makeDir, noLinks: true}); !errors.Is(err, unix.ELOOP) {
+		t.Errorf("noLinks: %v", err)
+	}
+}
+
+func TestRemoveTree(t *testing.T) {
+	before := openFDs(t)
+	dir := t.TempDir()
+	outside := filepath.Join(dir, "outside")
+	write(t, outside+"/keep", "x")
+	top := filepath.Join(dir, "tree")
+	must(t, os.Mkdir(top, 0o755))
+	must(t, os.Symlink(outside, top+"/link"))
+	must(t, unix.Mkfifo(top+"/fifo", 0))
+	write(t, top+"/locked/in/f", "x")
+	must(t, os.Chmod(top+"/locked/in", 0))
+	must(t, os.Chmod(top+"/locked", 0o500))
+	// Deeper than any path can say.
+	fd, err := unix.Open(top, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	must(t, err)
+	const name = "a-name-that-makes-the-path-longer-than-the-kernel-accepts"
+	for i := range 1500 {
+		must(t, unix.Mkdirat(fd, name, 0o755))
+		if i%100 == 0 {
+			must(t, unix.Symlinkat(outside, fd, "out"))
+			must(t, unix.Mkdirat(fd, ".sbx-removed-1", 0o755))
+		}
+		sub, err := unix.Openat(fd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		must(t, err)
+		unix.Close(fd)
+		fd = sub
+	}
+	unix.Close(fd)
+	must(t, os.Mkdir(top+"/wide", 0o755))
+	for i := range 3000 {
+		must(t, os.WriteFile(fmt.Sprintf("%s/wide/%d", top, i), nil, 0))
+	}
+	// No more descriptors than promised.
+	var lim unix.Rlimit
+	must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &lim))
+	low := lim
+	low.Cur = uint64(before + 2*removeDepth + 16)
+	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &low))
+	err = RemoveTree(top)
+	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &lim))
+	must(t, err)
+	wantGone(t, top)
+	wantFile(t, outside+"/keep", "x")
+	must(t, RemoveTree(top)) // again
+	must(t, RemoveTree(dir+"/no/such"))
+	must(t, os.Symlink(outside, top))
+	must(t, RemoveTree(top))
+	wantFile(t, outside+"/keep", "x")
+	if n := openFDs(t); n != before {
+		t.Errorf("%d descriptors, %d before", n, before)
+	}
+}

@@ -1,0 +1,206 @@
+package fsoverlay
+
+import (
+	"errors"
+	"io/fs"
+	"path"
+
+	"golang.org/x/sys/unix"
+)
+
+// opaqueXattr on a directory hides what lower layers have below it.
+const opaqueXattr = "user.overlay.opaque"
+
+// stack is the merged view of layer directories, read without mounting them. The
+// layers do not change while it is used.
+type stack struct {
+	roots []int // top first
+}
+
+// node is one name in the merged view.
+type node struct {
+	rel string
+	// layers that it comes from, top first: one, or for a directory all that merge.
+	layers []int
+	st     unix.Stat_t // of the top one
+}
+
+func (n *node) isDir() bool  { return n.st.Mode&unix.S_IFMT == unix.S_IFDIR }
+func (n *node) isLink() bool { return n.st.Mode&unix.S_IFMT == unix.S_IFLNK }
+
+func openStack(lowers []string) (*stack, error) {
+	fds, err := openLowers(&RootSpec{Lowers: lowers})
+	if err != nil {
+		return nil, err
+	}
+	return &stack{roots: fds}, nil
+}
+
+func (s *stack) close() { closeAll(s.roots) }
+
+// root is the top directory. One layer may hide all below it.
+func (s *stack) root() (node, error) { return s.merge(".", s.all()) }
+
+func (s *stack) all() []int {
+	out := make([]int, len(s.roots))
+	for i := range out {
+		out[i] = i
+	}
+	return out
+}
+
+// lookup finds name in dir, or fs.ErrNotExist. A link is not followed.
+func (s *stack) lookup(dir node, name string) (node, error) {
+	return s.merge(path.Join(dir.rel, name), dir.layers)
+}
+
+// merge applies the overlay's rules to rel in the given layers. Every component
+// of rel but the last is known to be a directory in each of them, so no link is
+// followed on the way.
+func (s *stack) merge(rel string, layers []int) (node, error) {
+	n := node{rel: rel}
+	for _, i := range layers {
+		var st unix.Stat_t
+		err := unix.Fstatat(s.roots[i], rel, &st, unix.AT_SYMLINK_NOFOLLOW)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return n, &fs.PathError{Op: "stat", Path: rel, Err: err}
+		}
+		kind := st.Mode & unix.S_IFMT
+		if kind == unix.S_IFCHR && st.Rdev == 0 {
+			break // whiteout
+		}
+		if kind != unix.S_IFDIR {
+			if len(n.layers) == 0 {
+				n.layers, n.st = []int{i}, st
+			}
+			break
+		}
+		if len(n.layers) == 0 {
+			n.st = st
+		}
+		n.layers = append(n.layers, i)
+		opaque, err := s.opaque(i, rel)
+		if err != nil {
+			return n, err
+		}
+		if opaque {
+			break
+		}
+	}
+	if len(n.layers) == 0 {
+		return n, &fs.PathError{Op: "lookup", Path: rel, Err: unix.ENOENT}
+	}
+	return n, nil
+}
+
+func (s *stack) opaque(layer int, rel string) (bool, error) {
+	if layer == len(s.roots)-1 {
+		return false, nil // nothing below to hide
+	}
+	fd, err := unix.Openat(s.roots[layer], rel, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false, &fs.PathError{Op: "open", Path: rel, Err: err}
+	}
+	defer unix.Close(fd)
+	var b [4]byte
+	n, err := unix.Fgetxattr(fd, opaqueXattr, b[:])
+	if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.EOPNOTSUPP) {
+		return false, nil
+	}
+	return n == 1 && b[0] == 'y', err
+}
+
+// list returns the names that the layers of dir have, without repetition. Some
+// may turn out not to exist, by a whiteout.
+func (s *stack) list(dir node) ([]string, error) {
+	var out []string
+	seen := map[string]bool{}
+	for _, i := range dir.layers {
+		names, err := dirNames(s.roots[i], dir.rel)
+		if err != nil {
+			return nil, &fs.PathError{Op: "list", Path: dir.rel, Err: err}
+		}
+		if len(dir.layers) == 1 {
+			return names, nil
+		}
+		for _, n := range names {
+			if !seen[n] {
+				seen[n] = true
+				out = append(out, n)
+			}
+		}
+	}
+	return out, nil
+}
+
+// open opens what n shows, for reading. It never blocks on a fifo.
+func (s *stack) open(n node) (int, error) {
+	return unix.Openat(s.roots[n.layers[0]], n.rel, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+}
+
+func (s *stack) readlink(n node) (string, error) {
+	return readlinkAt(s.roots[n.layers[0]], n.rel)
+}
+
+// resolve follows p inside the view as a process with this root would. It
+// returns the directories passed, the last of which exists, and the names that
+// are missing after it; none if p exists, which is then the last of found.
+func (s *stack) resolve(p string) (found []node, missing []string, err error) {
+	top, err := s.root()
+	if err != nil {
+		return nil, nil, err
+	}
+	found = []node{top}
+	todo := splitPath(p)
+	for links := 0; len(todo) > 0; {
+		name := todo[0]
+		todo = todo[1:]
+		if name == ".." {
+			if len(missing) > 0 {
+				return nil, nil, unix.ENOENT
+			}
+			if len(found) > 1 {
+				found = found[:len(found)-1]
+			}
+			continue
+		}
+		if len(missing) > 0 {
+			missing = append(missing, name)
+			continue
+		}
+		cur := found[len(found)-1]
+		if !cur.isDir() {
+			return nil, nil, unix.ENOTDIR
+		}
+		n, err := s.lookup(cur, name)
+		if errors.Is(err, fs.ErrNotExist) {
+			missing = append(missing, name)
+			continue
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		if n.isLink() {
+			if links++; links > maxLinks {
+				return nil, nil, unix.ELOOP
+			}
+			target, err := s.readlink(n)
+			if err != nil {
+				return nil, nil, err
+			}
+			if path.IsAbs(target) {
+				found = found[:1]
+			}
+			todo = append(splitPath(target), todo...)
+			if len(todo) > 2*maxDepth {
+				return nil, nil, unix.ENAMETOOLONG
+			}
+			continue
+		}
+		found = append(found, n)
+	}
+	return found, missing, nil
+}

@@ -1,0 +1,235 @@
+package sandbox
+
+import (
+	"fmt"
+	"net/netip"
+	"path"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
+	"github.com/rootless-sbx/sbx/fsoverlay"
+	"github.com/rootless-sbx/sbx/image"
+	"github.com/rootless-sbx/sbx/portfwd"
+	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
+	"github.com/rootless-sbx/sbx/userns"
+)
+
+// ConfigError says which part of a Config is wrong.
+type ConfigError struct {
+	Field string
+	Err   error
+}
+
+func (e *ConfigError) Error() string { return fmt.Sprintf("%s: %v", e.Field, e.Err) }
+func (e *ConfigError) Unwrap() error { return e.Err }
+
+func badConfig(field, format string, args ...any) error {
+	return &ConfigError{Field: field, Err: fmt.Errorf(format, args...)}
+}
+
+// checkConfig refuses what can be refused before anything is done, and fills in
+// the defaults.
+func (s *Sandbox) checkConfig() error {
+	for _, check := range []func(*Config) error{checkLimits, checkChoices, checkNames, checkWorkload, checkNetwork, checkMounts} {
+		if err := check(&s.cfg); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkLimits(c *Config) error {
+	switch {
+	case (c.Image == "") == (c.RootFS == ""):
+		return badConfig("image", "give an image or a root directory (--rootfs), one of them")
+	case c.StopTimeout < 0:
+		return badConfig("stop timeout", "%v is negative", c.StopTimeout)
+	case c.MTU != 0 && (c.MTU < 576 || c.MTU > 65520):
+		return badConfig("mtu", "%d is not between 576 and 65520", c.MTU)
+	case c.ShmSize < 0:
+		return badConfig("shm size", "%d is negative", c.ShmSize)
+	}
+	if c.StopTimeout == 0 {
+		c.StopTimeout = 10 * time.Second
+	}
+	return nil
+}
+
+func checkChoices(c *Config) error {
+	if c.Network == "bridge" { // Docker's name for it
+		c.Network = NetworkDefault
+	}
+	mode := string(c.UserNS)
+	for _, f := range []struct {
+		field   string
+		v       *string
+		allowed []string // the first is the default
+	}{
+		{"pull policy", &c.Pull, []string{PullMissing, PullAlways, PullNever}},
+		{"network", &c.Network, []string{NetworkDefault, NetworkNone, NetworkHost}},
+		{"link driver", &c.LinkDriver, []string{"", "tap", "packet"}},
+		{"port driver", &c.PortDriver, []string{"", portfwd.DriverDirect, portfwd.DriverStack, portfwd.DriverBuiltin}},
+		{"storage driver", &c.StorageDriver, append([]string{""}, fsoverlay.Drivers...)},
+		{"user namespace", &mode, []string{string(userns.ModeAuto), string(userns.ModeSingle), string(userns.ModeKeepID)}},
+	} {
+		if err := oneOf(f.field, f.v, f.allowed...); err != nil {
+			return err
+		}
+	}
+	c.UserNS = userns.Mode(mode)
+	return nil
+}
+
+func checkNames(c *Config) error {
+	if c.Name != "" && !validName(c.Name) {
+		return badConfig("name", "%q: only [a-zA-Z0-9][a-zA-Z0-9_.-]* is allowed, at most 128 characters", c.Name)
+	}
+	if c.Hostname != "" {
+		if _, err := fsoverlay.HostnameFile(c.Hostname); err != nil {
+			return &ConfigError{Field: "hostname", Err: err}
+		}
+	}
+	size := 0
+	for k, v := range c.Labels {
+		if k == "" || strings.ContainsAny(k, "=\x00\n") || strings.ContainsRune(v, 0) {
+			return badConfig("label", "%q: a label needs a name without '='", k+"="+v)
+		}
+		size += len(k) + len(v)
+	}
+	if size > maxLabels {
+		return badConfig("label", "%d bytes in all, limit %d", size, maxLabels)
+	}
+	if c.Platform != "" {
+		if _, err := image.ParsePlatform(c.Platform); err != nil {
+			return &ConfigError{Field: "platform", Err: err}
+		}
+	}
+	return nil
+}
+
+// maxLabels is how many bytes of labels a sandbox may have.
+const maxLabels = 64 << 10
+
+func checkWorkload(c *Config) error {
+	if c.WorkDir != "" && !path.IsAbs(c.WorkDir) {
+		return badConfig("working directory", "%q is not an absolute path", c.WorkDir)
+	}
+	if c.StopSignal != "" {
+		if _, err := workload.ParseSignal(c.StopSignal); err != nil {
+			return &ConfigError{Field: "stop signal", Err: err}
+		}
+	}
+	for _, e := range c.Env {
+		if e == "" || e[0] == '=' || strings.ContainsRune(e, 0) {
+			return badConfig("environment", "%q is not NAME=VALUE", e)
+		}
+	}
+	if _, err := workload.ParseCapabilities(c.CapAdd, c.CapDrop); err != nil {
+		return &ConfigError{Field: "capability", Err: err}
+	}
+	return nil
+}
+
+func checkNetwork(c *Config) error {
+	for _, d := range c.DNS {
+		if _, err := netip.ParseAddr(d); err != nil {
+			return badConfig("dns", "%q is not an IP address", d)
+		}
+	}
+	for _, h := range c.AddHost {
+		e, err := fsoverlay.ParseAddHost(h)
+		if err == nil && e.Gateway && c.Network != NetworkDefault {
+			err = fmt.Errorf("%q: there is no gateway with --network %s", h, c.Network)
+		}
+		if err != nil {
+			return &ConfigError{Field: "host", Err: err}
+		}
+	}
+	for _, p := range c.HostAccess {
+		if p == 0 {
+			return badConfig("host access", "0 is not a port")
+		}
+	}
+	for _, p := range c.Publish {
+		if err := checkPort(p); err != nil {
+			return &ConfigError{Field: "published port", Err: err}
+		}
+	}
+	if _, err := portfwd.ParseExpose(c.Expose); err != nil {
+		return &ConfigError{Field: "exposed port", Err: err}
+	}
+	return nil
+}
+
+func checkPort(p port.Spec) error {
+	switch proto, _ := strings.CutSuffix(strings.TrimRight(p.Proto, "46"), "/"); {
+	case proto != "tcp" && proto != "udp":
+		return fmt.Errorf("%q is not tcp or udp", p.Proto)
+	case p.ChildPort < 1 || p.ChildPort > 65535:
+		return fmt.Errorf("%d is not a port of the sandbox", p.ChildPort)
+	case p.ParentPort < 0 || p.ParentPort > 65535:
+		return fmt.Errorf("%d is not a port of the host", p.ParentPort)
+	}
+	if p.ParentIP != "" {
+		if _, err := netip.ParseAddr(p.ParentIP); err != nil {
+			return fmt.Errorf("%q is not an address of the host", p.ParentIP)
+		}
+	}
+	return nil
+}
+
+func checkMounts(c *Config) error {
+	for _, m := range c.Mounts {
+		var err error
+		switch {
+		case m.Type != fsoverlay.TypeBind && m.Type != fsoverlay.TypeVolume && m.Type != fsoverlay.TypeTmpfs:
+			err = fmt.Errorf("%q is not bind, volume or tmpfs", m.Type)
+		case m.Type == fsoverlay.TypeBind && !filepath.IsAbs(m.Source):
+			err = fmt.Errorf("the host path %q is not absolute", m.Source)
+		case m.Type == fsoverlay.TypeVolume && m.Source != "" && !fsoverlay.ValidVolumeName(m.Source):
+			err = fmt.Errorf("%w %q", fsoverlay.ErrVolumeName, m.Source)
+		case m.Size < 0:
+			err = fmt.Errorf("size %d is negative", m.Size)
+		}
+		if err != nil {
+			return &ConfigError{Field: "mount", Err: err}
+		}
+	}
+	if err := fsoverlay.CheckMounts(c.Mounts); err != nil {
+		return &ConfigError{Field: "mount", Err: err}
+	}
+	return nil
+}
+
+// oneOf checks that *v is one of the allowed values; the first is the default.
+func oneOf(field string, v *string, allowed ...string) error {
+	if *v == "" {
+		*v = allowed[0]
+		return nil
+	}
+	for _, a := range allowed {
+		if *v == a && a != "" {
+			return nil
+		}
+	}
+	names := allowed
+	if names[0] == "" {
+		names = names[1:]
+	}
+	return badConfig(field, "%q is not one of %s", *v, strings.Join(names, ", "))
+}
+
+func validName(name string) bool {
+	if len(name) > 128 {
+		return false
+	}
+	for i, r := range name {
+		alnum := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
+		if !alnum && (i == 0 || !strings.ContainsRune("_.-", r)) {
+			return false
+		}
+	}
+	return name != ""
+}

@@ -1,0 +1,169 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/rootless-sbx/sbx/fsoverlay"
+	"github.com/rootless-sbx/sbx/image"
+	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
+	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
+)
+
+// ErrNameInUse is returned when another sandbox has the name.
+var ErrNameInUse = errors.New("name in use")
+
+// Create resolves cfg: the image is pulled and unpacked if it must be, and a
+// directory is made. Nothing runs yet. The caller ends with Start and Wait, or
+// with Remove. When ctx ends first, Create fails with its cause.
+func (e *Engine) Create(ctx context.Context, cfg Config) (*Sandbox, error) {
+	s := &Sandbox{e: e, cfg: cfg, id: workload.NewID(), name: cfg.Name, done: make(chan struct{})}
+	if err := s.checkConfig(); err != nil {
+		return nil, err
+	}
+	e.sweepNow(ctx)
+	err := s.prepare(ctx)
+	if err == nil {
+		return s, nil
+	}
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	s.release(context.WithoutCancel(ctx))
+	return nil, err
+}
+
+func (s *Sandbox) prepare(ctx context.Context) error {
+	p, err := s.e.resolve(ctx, s.cfg.UserNS)
+	if err != nil {
+		return err
+	}
+	if s.driver, err = fsoverlay.Choose(p.storage, s.cfg.StorageDriver); err != nil {
+		return err
+	}
+	s.mapping = p.mapping
+	if s.mapping.Reason != "" {
+		s.notes = append(s.notes, s.mapping.Reason)
+	}
+	imgCfg, err := s.openImage(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.claim(ctx); err != nil {
+		return err
+	}
+	if err := s.resolve(imgCfg); err != nil {
+		return err
+	}
+	s.stdio, err = newStdio(&s.cfg)
+	return err
+}
+
+// claim makes the directory and takes the name. A name that only a killed sandbox
+// has is taken from it.
+func (s *Sandbox) claim(ctx context.Context) error {
+	for retry := 0; ; retry++ {
+		holder := ""
+		dir, err := boxdir.Create(ctx, s.e.containers(), s.id, func(taken map[string]string) (string, error) {
+			if s.cfg.Name == "" {
+				for n := 0; s.name == "" || taken[s.name] != ""; n++ {
+					s.name = workload.RandomName(n)
+				}
+			}
+			if holder = taken[s.name]; holder != "" {
+				return "", fmt.Errorf("%w: %q is sandbox %.12s; choose another --name or stop that one", ErrNameInUse, s.name, holder)
+			}
+			return s.name, nil
+		})
+		if err == nil {
+			s.dir = dir
+			return nil
+		}
+		if holder == "" || retry > 0 {
+			return err
+		}
+		if swept, serr := s.e.sweepOne(ctx, holder); !swept || serr != nil {
+			return errors.Join(err, serr)
+		}
+	}
+}
+
+// openImage finds or pulls the image and holds its layers.
+func (s *Sandbox) openImage(ctx context.Context) (v1.Config, error) {
+	if s.cfg.RootFS != "" {
+		dir, err := filepath.Abs(s.cfg.RootFS)
+		if err == nil {
+			dir, err = filepath.EvalSymlinks(dir)
+		}
+		if err != nil {
+			return v1.Config{}, &ConfigError{Field: "rootfs", Err: err}
+		}
+		if fi, err := os.Stat(dir); err != nil || !fi.IsDir() {
+			return v1.Config{}, badConfig("rootfs", "%s is not a directory", dir)
+		}
+		s.lowers = []string{dir}
+		return v1.Config{}, nil
+	}
+	store, err := s.e.Images()
+	if err != nil {
+		return v1.Config{}, err
+	}
+	img, err := s.findImage(ctx, store)
+	if err != nil {
+		return v1.Config{}, err
+	}
+	if s.lease, err = store.Acquire(ctx, img, s.mapping.Key()); err != nil {
+		return v1.Config{}, fmt.Errorf("unpack %s: %w", s.cfg.Image, err)
+	}
+	s.lowers = s.lease.Layers
+	return img.Config.Config, nil
+}
+
+func (s *Sandbox) findImage(ctx context.Context, store *image.Store) (*image.Image, error) {
+	if s.cfg.Image == image.DemoName {
+		return store.Demo(ctx, s.e.initPath)
+	}
+	if s.cfg.Pull != PullAlways {
+		img, err := store.Get(ctx, s.cfg.Image)
+		if err == nil {
+			if err = s.checkPlatform(img); err == nil {
+				return img, nil
+			}
+		} else if !errors.Is(err, image.ErrNotFound) {
+			return nil, err
+		}
+		if s.cfg.Pull == PullNever {
+			return nil, fmt.Errorf("%w; it is not pulled because of --pull never", err)
+		}
+	}
+	return store.Pull(ctx, s.cfg.Image, image.PullOptions{
+		Platform: s.cfg.Platform, Insecure: s.cfg.Insecure, Progress: s.cfg.Progress,
+	})
+}
+
+// checkPlatform says whether a local image is for the platform that was asked for.
+// One that is for another machine runs if nobody asked, as with Docker: there may
+// be an emulator.
+func (s *Sandbox) checkPlatform(img *image.Image) error {
+	want, err := image.ParsePlatform(s.cfg.Platform)
+	if err != nil {
+		return err
+	}
+	have, err := image.ParsePlatform(img.Platform.String())
+	if err != nil || img.Platform.OS == "" {
+		return nil // it does not say what it is for
+	}
+	same := want.OS == have.OS && want.Architecture == have.Architecture
+	switch {
+	case same && (want.Variant == have.Variant || want.Variant == "" || have.Variant == ""):
+		return nil
+	case s.cfg.Platform == "":
+		s.notes = append(s.notes, fmt.Sprintf("the image is for %s, this machine is %s", have, want))
+		return nil
+	}
+	return fmt.Errorf("%w: the local image %s is for %s, not %s", image.ErrPlatform, s.cfg.Image, have, want)
+}

@@ -1,0 +1,188 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/user"
+	"path/filepath"
+
+	"github.com/rootless-sbx/sbx/fsoverlay"
+	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
+	"github.com/rootless-sbx/sbx/sandbox/internal/doctor"
+	"github.com/rootless-sbx/sbx/userns"
+	"golang.org/x/sys/unix"
+)
+
+// Check is one prerequisite, as sbx doctor shows it.
+type Check = doctor.Check
+
+// Choice is a rung of a ladder: what is used here, and why not a better one.
+type Choice struct {
+	What, Chosen string
+	Why          string `json:",omitempty"`
+}
+
+// Report is everything that Diagnose found.
+type Report struct {
+	OK      bool // sandboxes can run
+	Checks  []Check
+	Choices []Choice
+}
+
+// Diagnose checks what this machine offers. It works where NewEngine does not.
+func Diagnose(ctx context.Context, opts Options) *Report {
+	r := &Report{OK: true, Checks: doctor.Run(ctx, doctor.Env{RuntimeDir: os.Getenv("XDG_RUNTIME_DIR"), UserName: userName()})}
+	e, err := NewEngine(opts)
+	if err != nil {
+		r.add(Check{Name: "directories", Status: doctor.Missing, Detail: err.Error()})
+	} else {
+		choices, checks := e.choices(ctx)
+		r.Choices = choices
+		for _, c := range checks {
+			r.add(c)
+		}
+	}
+	return r
+}
+
+// add appends a check without which nothing runs.
+func (r *Report) add(c Check) {
+	r.Checks = append(r.Checks, c)
+	if c.Status == doctor.Missing {
+		r.OK = false
+	}
+}
+
+func userName() string {
+	u, err := user.Current()
+	if err != nil {
+		return ""
+	}
+	return u.Username
+}
+
+// SystemInfo is what sbx info shows.
+type SystemInfo struct {
+	Version             string
+	DataDir, RuntimeDir string
+	Kernel              string
+	Images, Running     int
+	Choices             []Choice
+}
+
+// Info describes the engine.
+func (e *Engine) Info(ctx context.Context) (*SystemInfo, error) {
+	info := &SystemInfo{DataDir: e.dataDir, RuntimeDir: e.runtimeDir}
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err == nil {
+		info.Kernel = unix.ByteSliceToString(uts.Release[:])
+	}
+	store, err := e.Images()
+	if err != nil {
+		return nil, err
+	}
+	imgs, err := store.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	info.Images = len(imgs)
+	running, err := boxdir.Running(ctx, e.containers())
+	if err != nil {
+		return nil, err
+	}
+	info.Running = len(running)
+	info.Choices, _ = e.choices(ctx)
+	return info, nil
+}
+
+// choices goes down each ladder as Create does.
+func (e *Engine) choices(ctx context.Context) (list []Choice, checks []Check) {
+	p, err := e.resolve(ctx, "")
+	if err != nil {
+		return list, []Check{{Name: "user-namespace", Status: doctor.Missing, Detail: err.Error(), Fix: FixOf(err)}}
+	}
+	list = append(list, Choice{"user namespace", string(p.mapping.Mode), p.mapping.Reason})
+	for _, r := range p.storage {
+		c := Check{Name: "storage-" + r.Driver, Status: doctor.OK, Detail: "works", Fix: r.Fix}
+		if !r.OK {
+			c.Status, c.Detail = doctor.Degraded, r.Reason
+		}
+		checks = append(checks, c)
+	}
+	driver, err := fsoverlay.Choose(p.storage, "")
+	if err != nil {
+		return list, append(checks, Check{Name: "storage", Status: doctor.Missing, Detail: err.Error(), Fix: FixOf(err)})
+	}
+	list = append(list, Choice{"storage driver", driver, firstReason(p.storage, driver)})
+	link, why := linkChoice()
+	return append(list, Choice{"link driver", link, why}), checks
+}
+
+func firstReason(results []fsoverlay.ProbeResult, chosen string) string {
+	for _, r := range results {
+		if r.Driver == chosen {
+			return ""
+		}
+		if !r.OK {
+			return r.Driver + ": " + r.Reason
+		}
+	}
+	return ""
+}
+
+// linkChoice tells which link a sandbox gets: inside its namespaces the device's
+// mode counts, as here.
+func linkChoice() (driver, why string) {
+	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+	if err == nil {
+		f.Close()
+		return "tap", ""
+	}
+	return "packet", err.Error()
+}
+
+// storageProbe returns what the storage drivers can do. The probe mounts for real
+// and costs tens of milliseconds, so what it found is kept for this kernel and
+// these programs.
+func (e *Engine) storageProbe(ctx context.Context, m *userns.Mapping) ([]fsoverlay.ProbeResult, error) {
+	key, err := fsoverlay.Prober{}.ProbeKey(e.dataDir)
+	if err != nil {
+		return nil, err
+	}
+	key += " " + m.Key()
+	path := filepath.Join(e.dataDir, "storage-"+string(m.Mode)+".json")
+	var cached fsoverlay.ProbeCache
+	if b, err := os.ReadFile(path); err == nil && json.Unmarshal(b, &cached) == nil && cached.Valid(key) {
+		return cached.Results, nil
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	results, err := e.probeStorage(ctx, m)
+	if err != nil {
+		return nil, fmt.Errorf("probe the storage drivers: %w", err)
+	}
+	b, err := json.Marshal(fsoverlay.ProbeCache{Key: key, Results: results})
+	if err != nil {
+		return nil, err
+	}
+	return results, writeFileAtomic(path, b)
+}
+
+func writeFileAtomic(path string, b []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+	}
+	return err
+}

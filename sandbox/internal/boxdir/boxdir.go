@@ -1,0 +1,243 @@
+package boxdir
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/rootless-sbx/sbx/fsoverlay"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	lockName = "lock"
+	nameName = "name"
+)
+
+// Dir is a directory that this process is an owner of.
+type Dir struct {
+	Path string
+	// Lock makes another process an owner too, if it is given to it.
+	Lock *os.File
+}
+
+// ID is the sandbox's id.
+func (d *Dir) ID() string { return filepath.Base(d.Path) }
+
+// Release gives up this process's share.
+func (d *Dir) Release() error { return d.Lock.Close() }
+
+// Create makes root/id. name, if not nil, chooses the sandbox's name among those
+// that are taken, a map of name to id; nobody else chooses at the same time.
+func Create(ctx context.Context, root, id string, name func(taken map[string]string) (string, error)) (_ *Dir, err error) {
+	unlock, err := lockRoot(ctx, root)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	var text string
+	if name != nil {
+		taken, err := names(root)
+		if err != nil {
+			return nil, err
+		}
+		if text, err = name(taken); err != nil {
+			return nil, err
+		}
+	}
+	d := &Dir{Path: filepath.Join(root, id)}
+	if err := os.Mkdir(d.Path, 0o711); err != nil {
+		return nil, fmt.Errorf("make the sandbox's directory: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.RemoveAll(d.Path))
+		}
+	}()
+	if err := os.Chmod(d.Path, 0o711); err != nil { // subordinate ids pass through, whatever the umask
+		return nil, err
+	}
+	if d.Lock, err = flock(filepath.Join(d.Path, lockName)); err != nil {
+		return nil, err
+	}
+	if name != nil {
+		if err := os.WriteFile(filepath.Join(d.Path, nameName), []byte(text), 0o600); err != nil {
+			d.Lock.Close()
+			return nil, err
+		}
+	}
+	return d, nil
+}
+
+func names(root string) (map[string]string, error) {
+	ids, err := List(root)
+	if err != nil {
+		return nil, err
+	}
+	taken := map[string]string{}
+	for _, id := range ids {
+		// What has no name that can be read takes none: a storage probe, or no
+		// directory of ours.
+		if b, err := readFile(filepath.Join(root, id, nameName)); err == nil {
+			taken[string(b)] = id
+		}
+	}
+	return taken, nil
+}
+
+// List returns the ids of all directories, with an owner or without.
+func List(root string) ([]string, error) {
+	entries, err := os.ReadDir(root)
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	for _, e := range entries {
+		if e.IsDir() && !strings.HasPrefix(e.Name(), ".") {
+			ids = append(ids, e.Name())
+		}
+	}
+	return ids, nil
+}
+
+// Running returns the ids of the sandboxes that have an owner.
+func Running(ctx context.Context, root string) ([]string, error) {
+	taken, err := names(root)
+	if err != nil {
+		return nil, err
+	}
+	unlock, err := lockRoot(ctx, root)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	var ids []string
+	for _, id := range taken {
+		f, err := flock(filepath.Join(root, id, lockName))
+		switch {
+		case err == nil:
+			f.Close()
+		case errors.Is(err, unix.EWOULDBLOCK):
+			ids = append(ids, id)
+		case !errors.Is(err, fs.ErrNotExist):
+			return nil, err
+		}
+	}
+	return ids, nil
+}
+
+// Claim makes this process the owner of a directory that has none; nil if it has
+// one, or is gone.
+func Claim(ctx context.Context, root, id string) (*Dir, error) {
+	unlock, err := lockRoot(ctx, root)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	d := &Dir{Path: filepath.Join(root, id)}
+	d.Lock, err = flock(filepath.Join(d.Path, lockName))
+	if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// Remove removes a directory, which its caller must be an owner of. That it has
+// gone already is no error.
+func Remove(ctx context.Context, path string) error {
+	entries, err := os.ReadDir(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		if e.Name() != lockName {
+			errs = append(errs, fsoverlay.RemoveTree(filepath.Join(path, e.Name())))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	unlock, err := lockRoot(ctx, filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	for _, f := range []string{filepath.Join(path, lockName), path} {
+		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// lockRoot waits for containers/.lock. Its holders are quick unless one is
+// stopped, so ctx bounds the wait.
+func lockRoot(ctx context.Context, root string) (unlock func(), err error) {
+	path := filepath.Join(root, ".lock")
+	for wait := time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
+		f, err := flock(path)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%s is locked by another process: %w", path, context.Cause(ctx))
+		case <-time.After(wait):
+		}
+	}
+}
+
+func flock(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, &fs.PathError{Op: "lock", Path: path, Err: err}
+	}
+	return f, nil
+}
+
+// readFile reads a small file that is nothing but a regular one.
+func readFile(path string) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !fi.Mode().IsRegular() || fi.Size() > 4096 {
+		return nil, &fs.PathError{Op: "read", Path: path, Err: fs.ErrInvalid}
+	}
+	b := make([]byte, fi.Size())
+	n, err := f.ReadAt(b, 0)
+	if n == len(b) {
+		err = nil
+	}
+	return b[:n], err
+}

@@ -1,0 +1,127 @@
+package boxdir
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const pidName = "pid"
+
+// killPatience is how long a process that was sent SIGKILL may take to be gone.
+const killPatience = 10 * time.Second
+
+// process names a process so that no other one is taken for it.
+type process struct {
+	PID   int    `json:"pid"`
+	Start string `json:"start"` // field 22 of /proc/PID/stat
+	PIDNS string `json:"pidns"` // the pid namespace that PID belongs to
+	Boot  string `json:"boot"`
+}
+
+// Record writes down that pid, a child of this process, is the sandbox's pid 1.
+func Record(path string, pid int) error {
+	p := process{PID: pid}
+	var err error
+	if p.Start, err = startTime(pid); err == nil {
+		p.PIDNS, p.Boot, err = here()
+	}
+	if err != nil {
+		return fmt.Errorf("record the sandbox's process: %w", err)
+	}
+	b, err := json.Marshal(p)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(path, pidName), b, 0o600)
+}
+
+// Kill ends the recorded process, and with it every process of the sandbox, and
+// returns when they have gone. The caller must be an owner of the directory.
+func Kill(ctx context.Context, path string) error {
+	const step = "end the sandbox's processes"
+	b, err := readFile(filepath.Join(path, pidName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", step, err)
+	}
+	var p process
+	if err := json.Unmarshal(b, &p); err != nil || p.PID <= 1 {
+		return nil // cut short: written just before the monitor was killed, and init's death signal still held
+	}
+	ns, boot, err := here()
+	if err != nil {
+		return fmt.Errorf("%s: %w", step, err)
+	}
+	if ns != p.PIDNS || boot != p.Boot {
+		return nil // the number means nothing here
+	}
+	fd, err := unix.PidfdOpen(p.PID, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%s: pidfd_open %d: %w", step, p.PID, err)
+	}
+	defer unix.Close(fd)
+	if start, err := startTime(p.PID); err != nil || start != p.Start {
+		if err == nil || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			return nil
+		}
+		return fmt.Errorf("%s: %w", step, err)
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("%s: kill %d: %w", step, p.PID, err)
+	}
+	return waitEnd(ctx, fd, p.PID)
+}
+
+func waitEnd(ctx context.Context, fd, pid int) error {
+	deadline := time.Now().Add(killPatience)
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 50)
+		switch {
+		case n == 1:
+			return nil
+		case err != nil && err != unix.EINTR:
+			return os.NewSyscallError("poll", err)
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case time.Now().After(deadline):
+			return fmt.Errorf("end the sandbox's processes: %d still runs %v after SIGKILL", pid, killPatience)
+		}
+	}
+}
+
+// startTime is when a process was started; it tells a reused number.
+func startTime(pid int) (string, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return "", err
+	}
+	// The name is the process's own choice, parentheses and all.
+	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
+	if len(f) < 20 {
+		return "", fmt.Errorf("/proc/%d/stat is cut short", pid)
+	}
+	return string(f[19]), nil
+}
+
+// here names the pid namespace and the boot that a number is good for.
+func here() (pidns, boot string, err error) {
+	if pidns, err = os.Readlink("/proc/self/ns/pid"); err != nil {
+		return "", "", err
+	}
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return pidns, string(bytes.TrimSpace(b)), err
+}

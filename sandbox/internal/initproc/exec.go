@@ -1,0 +1,22 @@
+package initproc
+
+import (
+	"context"
+
+	"github.com/rootless-sbx/sbx/internal/wire"
+	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
+)
+
+// exec turns init into the workload, or starts it as a child under --init. When it
+// works without --init it does not return: the control socket closes on exec, and
+// that is the monitor's answer.
+func (i *initd) exec(ctx context.Context, m *wire.Message) error {
+	var spec workload.Spec
+	if err := m.Decode(&spec); err != nil {
+		return i.conn.Reply(m, nil, err)
+	}
+	if i.root.Init {
+		return i.reap(ctx, m, spec)
+	}
+	return i.conn.Reply(m, nil, workload.Exec(spec))
+}

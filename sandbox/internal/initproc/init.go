@@ -1,0 +1,116 @@
+// Package initproc is pid 1 of a sandbox until the workload takes its place. It
+// runs in all of the sandbox's namespaces with every capability over them, answers
+// the monitor's requests one after the other, and executes the workload; with
+// --init it stays as reaper and the workload is its child.
+package initproc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/rootless-sbx/sbx/fsoverlay"
+	"github.com/rootless-sbx/sbx/internal/wire"
+	"github.com/rootless-sbx/sbx/netstack"
+	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
+	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
+	"golang.org/x/sys/unix"
+)
+
+// Main is the body of the init process. It runs on the main thread, which is
+// locked: what it changes about itself is inherited by the workload.
+func Main(ctx context.Context, conn *wire.Conn) error {
+	i := &initd{conn: conn}
+	for {
+		m, err := conn.Recv()
+		if err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil // the monitor has gone, and with us the sandbox goes
+			}
+			return err
+		}
+		if err := i.handle(ctx, m); err != nil {
+			return err
+		}
+	}
+}
+
+type initd struct {
+	conn *wire.Conn
+	root proto.Root
+}
+
+// handle answers one request. Its error is init's end.
+func (i *initd) handle(ctx context.Context, m *wire.Message) error {
+	defer m.CloseFiles()
+	switch m.Type {
+	case proto.MsgNet:
+		return i.network(ctx, m)
+	case proto.MsgRoot:
+		return i.buildRoot(ctx, m)
+	case proto.MsgExec:
+		return i.exec(ctx, m)
+	}
+	return i.conn.Reply(m, nil, fmt.Errorf("unknown request %q", m.Type))
+}
+
+// network makes the sandbox's device and hands its descriptor out.
+func (i *initd) network(ctx context.Context, m *wire.Message) error {
+	var req proto.Net
+	if err := m.Decode(&req); err != nil {
+		return i.conn.Reply(m, nil, err)
+	}
+	if err := netstack.SetupLoopback(); err != nil {
+		return i.conn.Reply(m, nil, err)
+	}
+	if req.Loopback {
+		return i.conn.Reply(m, proto.Link{}, nil)
+	}
+	link, err := netstack.SetupGuest(req.Guest)
+	if err != nil {
+		return i.conn.Reply(m, nil, err)
+	}
+	defer link.File.Close()
+	return i.conn.Reply(m, proto.Link{Driver: link.Driver, HdrLen: link.HdrLen, MTU: link.MTU, Reason: link.Reason}, nil,
+		wire.File{Name: "link", File: link.File})
+}
+
+// buildRoot mounts the root, everything in it, and changes into it.
+func (i *initd) buildRoot(ctx context.Context, m *wire.Message) error {
+	if err := m.Decode(&i.root); err != nil {
+		return i.conn.Reply(m, nil, err)
+	}
+	r := &i.root
+	if err := unix.Sethostname([]byte(r.Hostname)); err != nil {
+		return i.conn.Reply(m, nil, &wire.Error{Step: "set the hostname", Path: r.Hostname, Errno: err.(unix.Errno)})
+	}
+	// Before the plan makes /proc/sys read-only.
+	if err := workload.ApplySysctls(r.Sysctls); err != nil {
+		return i.conn.Reply(m, nil, err)
+	}
+	driver, err := fsoverlay.NewDriver(r.Spec.Driver, nil)
+	if err == nil {
+		err = driver.Mount(r.Spec)
+	}
+	if err != nil {
+		return i.conn.Reply(m, nil, wire.ToError("mount the root file system", err))
+	}
+	plan, err := fsoverlay.BuildPlan(r.Plan)
+	if err != nil {
+		return i.conn.Reply(m, nil, err)
+	}
+	notes, err := plan.Apply()
+	if err != nil {
+		return i.conn.Reply(m, nil, err)
+	}
+	if !r.TTY {
+		return i.conn.Reply(m, proto.Rooted{Notes: notes}, nil)
+	}
+	pty, err := openTerminal(r.Rows, r.Cols)
+	if err != nil {
+		return i.conn.Reply(m, nil, err)
+	}
+	defer pty.Close()
+	return i.conn.Reply(m, proto.Rooted{Notes: notes}, nil, wire.File{Name: "pty", File: pty})
+}

@@ -1,0 +1,36 @@
+package monitor
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/rootless-sbx/sbx/internal/wire"
+)
+
+func isEOF(err error) bool { return errors.Is(err, io.EOF) }
+
+// reported is what init said about its own failure, nil if nothing.
+func (m *monitor) reported() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.failure
+}
+
+// initError turns the silent end of init into an error that says how it ended.
+func (m *monitor) initError(err error) error {
+	if !isEOF(err) {
+		return err
+	}
+	ws, werr := m.init.Wait()
+	reported := m.reported()
+	switch {
+	case reported != nil:
+		return reported
+	case werr != nil:
+		return fmt.Errorf("init ended: %w", werr)
+	case ws.Signaled():
+		return &wire.Error{Code: "init-killed", Step: "start the sandbox", Msg: fmt.Sprintf("init was killed by signal %d (%s)", ws.Signal(), ws.Signal())}
+	}
+	return &wire.Error{Code: "init-died", Step: "start the sandbox", Msg: fmt.Sprintf("init ended with status %d", ws.ExitStatus())}
+}

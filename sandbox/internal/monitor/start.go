@@ -1,0 +1,224 @@
+package monitor
+
+import (
+	"context"
+	"maps"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"github.com/rootless-sbx/sbx/fsoverlay"
+	"github.com/rootless-sbx/sbx/internal/wire"
+	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
+	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
+	"github.com/rootless-sbx/sbx/userns"
+	"golang.org/x/sys/unix"
+)
+
+// start brings the sandbox up, in the order that a sandbox meets it:
+//
+//	lease addresses -> files, storage -> clone init -> link -> attach + root -> workload
+func (m *monitor) start(ctx context.Context, stdio []*os.File) (*proto.Started, error) {
+	st := &proto.Started{}
+	if err := m.lease(ctx, st); err != nil {
+		return nil, err
+	}
+	if err := m.prepareRoot(ctx); err != nil {
+		return nil, err
+	}
+	if err := m.startInit(ctx, stdio); err != nil {
+		return nil, err
+	}
+	st.PID = m.init.PID
+	if err := m.connect(ctx, st); err != nil {
+		return nil, err
+	}
+	if err := m.buildRoot(ctx, st); err != nil {
+		return nil, err
+	}
+	if err := m.runWorkload(ctx); err != nil {
+		return nil, err
+	}
+	st.Notes = m.notes
+	m.notes = nil
+	return st, nil
+}
+
+// startInit clones pid 1 into the rest of its namespaces.
+func (m *monitor) startInit(ctx context.Context, stdio []*os.File) error {
+	flags := uintptr(syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC |
+		syscall.CLONE_NEWUTS | unix.CLONE_NEWCGROUP)
+	if m.spec.Network.Mode != "host" {
+		flags |= syscall.CLONE_NEWNET
+	}
+	spec := userns.Spec{
+		Path:       "/proc/self/exe",
+		Args:       []string{proto.RoleInit},
+		Cloneflags: flags,
+		Setsid:     true,
+		Pdeathsig:  syscall.SIGKILL,
+	}
+	if len(stdio) == 3 {
+		spec.Stdin, spec.Stdout, spec.Stderr = stdio[0], stdio[1], stdio[2]
+	}
+	child, err := userns.Start(ctx, spec)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.init = child
+	m.mu.Unlock()
+	if ctx.Err() != nil { // the caller went while init was not yet there to be killed
+		return context.Cause(ctx)
+	}
+	go m.serveInit(child)
+	// Before the workload can shake off the death signal that ties it to us.
+	return boxdir.Record(m.spec.Dir, child.PID)
+}
+
+// serveInit takes init's answers, and its last words if it panics. They are kept
+// before the Call that waits for an answer sees the end of the connection.
+func (m *monitor) serveInit(child *userns.Child) {
+	err := child.Conn.Serve(func(msg *wire.Message) {
+		if msg.Type != userns.MsgError {
+			return
+		}
+		var e *wire.Error
+		if err := msg.Decode(&e); err != nil || e == nil {
+			e = wire.Errorf("", "init failed and its message cannot be read: %v", err)
+		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.failure = e
+	})
+	if err != nil {
+		m.log.Warn("connection to init", "err", err)
+	}
+}
+
+// prepareRoot writes the files of the init layer and starts the storage driver.
+func (m *monitor) prepareRoot(ctx context.Context) error {
+	s := &m.spec
+	dirs := map[string]string{}
+	for _, d := range []string{"upper", "work", "merged", "init"} {
+		dirs[d] = filepath.Join(s.Dir, d)
+		if err := os.Mkdir(dirs[d], 0o755); err != nil {
+			return err
+		}
+	}
+	if err := m.writeFiles(); err != nil {
+		return err
+	}
+	if err := m.resolveVolumes(ctx); err != nil {
+		return err
+	}
+	if err := fsoverlay.BuildInitLayer(dirs["init"], fsoverlay.InitLayerConfig{Lowers: s.Lowers, Mounts: s.Mounts}); err != nil {
+		return err
+	}
+	driver, err := fsoverlay.NewDriver(s.Driver, m.log)
+	if err != nil {
+		return err
+	}
+	m.root = fsoverlay.RootSpec{
+		Driver: s.Driver,
+		Lowers: append([]string{dirs["init"]}, s.Lowers...),
+		Upper:  dirs["upper"], Work: dirs["work"], Merged: dirs["merged"],
+	}
+	if m.storage, err = driver.Prepare(ctx, m.root); err != nil {
+		return err
+	}
+	m.notes = append(m.notes, m.storage.Notes...)
+	return nil
+}
+
+// writeFiles makes /etc/hosts, hostname and resolv.conf, which are bound into the
+// root and are no part of the writable layer.
+func (m *monitor) writeFiles() error {
+	s := &m.spec
+	hosts, err := m.hosts()
+	if err != nil {
+		return err
+	}
+	resolv, err := m.resolvConf()
+	if err != nil {
+		return err
+	}
+	for name, text := range map[string][]byte{
+		"hosts":       hosts,
+		"hostname":    []byte(s.Hostname + "\n"),
+		"resolv.conf": resolv,
+	} {
+		if err := os.WriteFile(filepath.Join(s.Dir, name), text, 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// buildRoot lets init mount the root and everything in it, and change into it.
+func (m *monitor) buildRoot(ctx context.Context, st *proto.Started) error {
+	s := &m.spec
+	req := proto.Root{
+		Spec: m.root,
+		Plan: fsoverlay.PlanConfig{
+			Root:        m.root.Merged,
+			ReadOnly:    s.ReadOnly,
+			Mounts:      s.Mounts,
+			Hosts:       filepath.Join(s.Dir, "hosts"),
+			Hostname:    filepath.Join(s.Dir, "hostname"),
+			ResolvConf:  filepath.Join(s.Dir, "resolv.conf"),
+			ShmSize:     s.ShmSize,
+			NetworkHost: s.Network.Mode == "host",
+			SingleID:    s.Single,
+			TTY:         s.TTY,
+		},
+		Hostname: s.Hostname, Sysctls: s.Sysctls,
+		TTY: s.TTY, Rows: s.Rows, Cols: s.Cols, Init: s.Init,
+	}
+	var res proto.Rooted
+	reply, err := m.init.Conn.Call(ctx, proto.MsgRoot, req, &res)
+	if err != nil {
+		return m.initError(err)
+	}
+	defer reply.CloseFiles()
+	m.notes = append(m.notes, res.Notes...)
+	if s.TTY {
+		if m.pty, err = reply.Take("pty"); err != nil {
+			return err
+		}
+	}
+	// init has its own view of a fuse mount now; ours would outlive the sandbox's.
+	return m.storage.Detach()
+}
+
+// resolveVolumes turns named and anonymous volumes into directories.
+func (m *monitor) resolveVolumes(ctx context.Context) (err error) {
+	vols := &fsoverlay.Volumes{Root: m.spec.VolumesDir, Logger: m.log}
+	for i := range m.spec.Mounts {
+		// If we are killed, whoever clears up finds the volume by its label.
+		if v := &m.spec.Mounts[i]; v.Type == fsoverlay.TypeVolume && v.Source == "" {
+			labels := map[string]string{proto.LabelSandbox: m.spec.ID}
+			maps.Copy(labels, v.Labels)
+			v.Labels = labels
+		}
+	}
+	m.spec.Mounts, m.volumes, m.hold, err = vols.Resolve(ctx, m.spec.Mounts)
+	return err
+}
+
+// runWorkload lets init become the workload. Success is the end of the connection:
+// the control socket closes on exec.
+func (m *monitor) runWorkload(ctx context.Context) error {
+	m.mu.Lock()
+	m.started = true
+	m.mu.Unlock()
+	reply, err := m.init.Conn.Call(ctx, proto.MsgExec, m.spec.Process, nil)
+	if err == nil {
+		reply.CloseFiles() // --init: the reaper answers and stays
+		return nil
+	}
+	if isEOF(err) && m.reported() == nil {
+		return nil // if init was killed before it got there, its status says so
+	}
+	return m.initError(err)
+}

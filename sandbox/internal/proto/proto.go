@@ -1,0 +1,187 @@
+// Package proto is the language of sbx's own processes: what the caller tells
+// the monitor, the monitor tells init, and the caller tells a worker. The
+// transport is internal/wire; netd has a protocol of its own.
+//
+//	from      to        message       body           descriptors        answer
+//	-------   -------   -----------   ------------   ----------------   -------------------------------
+//	caller    monitor   start         Start          stdin stdout       Started; pty with a terminal
+//	                                                 stderr lock
+//	caller    monitor   signal        Signal                            empty
+//	monitor   caller    log           Log                               none
+//	monitor   caller    exited        Exited                            none: the last message, also before
+//	                                                                    start is answered with an error
+//	monitor   init      net           Net                               Link; link
+//	monitor   init      root          Root                              Rooted; pty with a terminal
+//	monitor   init      exec          workload.Spec                     the end of the connection, or an error
+//	caller    worker    unpack        Unpack         blob               image.UnpackResult
+//	caller    worker    remove-tree   Path                              empty
+//	caller    worker    remove-box    Path                              empty
+//	caller    worker    probe         Path                              []fsoverlay.ProbeResult
+//
+// The end of a connection is a message too: a monitor whose caller has gone kills
+// the sandbox and cleans up; an init whose monitor has gone exits.
+package proto
+
+import (
+	"net/netip"
+	"path/filepath"
+	"time"
+
+	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
+	"github.com/rootless-sbx/sbx/fsoverlay"
+	"github.com/rootless-sbx/sbx/image"
+	"github.com/rootless-sbx/sbx/netstack"
+	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
+)
+
+// Message types.
+const (
+	MsgStart      = "start"
+	MsgSignal     = "signal"
+	MsgLog        = "log"
+	MsgExited     = "exited"
+	MsgNet        = "net"
+	MsgRoot       = "root"
+	MsgExec       = "exec"
+	MsgUnpack     = "unpack"
+	MsgRemoveTree = "remove-tree"
+	MsgRemoveBox  = "remove-box"
+	MsgProbe      = "probe"
+)
+
+// LabelSandbox names the sandbox that an anonymous volume belongs to.
+const LabelSandbox = "rootless-sbx.sandbox"
+
+// BuiltinDir is where the builtin port driver of a sandbox has its sockets.
+func BuiltinDir(runtimeDir, id string) string {
+	return filepath.Join(runtimeDir, "b", id[:min(12, len(id))])
+}
+
+// Roles: argv[0] of the processes that the binary is started as.
+const (
+	RoleMonitor = "sbx-monitor"
+	RoleInit    = "sbx-init"
+	RoleNetd    = "sbx-netd"
+	RoleWorker  = "sbx-worker"
+)
+
+// Start is a sandbox as the caller has resolved it.
+type Start struct {
+	ID       string `json:"id"`
+	Name     string `json:"name"`
+	Hostname string `json:"hostname"`
+	// Labels are the image's and the user's.
+	Labels map[string]string `json:"labels,omitempty"`
+	// Dir is the sandbox's own directory; the monitor removes it at the end.
+	Dir        string `json:"dir"`
+	RuntimeDir string `json:"runtimeDir"`
+	VolumesDir string `json:"volumesDir"`
+
+	Driver string   `json:"driver"`
+	Lowers []string `json:"lowers"` // top first
+	Single bool     `json:"single,omitempty"`
+
+	Mounts   []fsoverlay.Mount `json:"mounts,omitempty"`
+	ReadOnly bool              `json:"readOnly,omitempty"`
+	ShmSize  int64             `json:"shmSize,omitempty"`
+	TTY      bool              `json:"tty,omitempty"`
+	Rows     uint16            `json:"rows,omitempty"`
+	Cols     uint16            `json:"cols,omitempty"`
+	Init     bool              `json:"init,omitempty"`
+	Sysctls  map[string]string `json:"sysctls,omitempty"`
+
+	// NetdLinger is passed on to a network process that the monitor has to start.
+	NetdLinger time.Duration `json:"netdLinger,omitempty"`
+
+	Network Network       `json:"network"`
+	Process workload.Spec `json:"process"`
+}
+
+// Network says how the sandbox is connected.
+type Network struct {
+	Mode       string      `json:"mode"` // default, none, host
+	MTU        int         `json:"mtu,omitempty"`
+	LinkDriver string      `json:"linkDriver,omitempty"`
+	HostAccess []uint16    `json:"hostAccess,omitempty"`
+	DNS        []string    `json:"dns,omitempty"`
+	DNSSearch  []string    `json:"dnsSearch,omitempty"`
+	DNSOptions []string    `json:"dnsOptions,omitempty"`
+	AddHost    []string    `json:"addHost,omitempty"`
+	Ports      []port.Spec `json:"ports,omitempty"`
+	PortDriver string      `json:"portDriver,omitempty"`
+}
+
+// Started is what the monitor knows once the workload runs.
+type Started struct {
+	// PID is the sandbox's pid 1 in the caller's pid namespace: the workload, or
+	// with Config.Init its parent.
+	PID        int           `json:"pid"`
+	Addr4      netip.Addr    `json:"addr4,omitzero"`
+	Addr6      netip.Addr    `json:"addr6,omitzero"`
+	Gateway4   netip.Addr    `json:"gateway4,omitzero"`
+	Gateway6   netip.Addr    `json:"gateway6,omitzero"`
+	MAC        string        `json:"mac,omitempty"`
+	LinkDriver string        `json:"linkDriver,omitempty"`
+	Ports      []port.Status `json:"ports,omitempty"`
+	// Notes are what the user should know, e.g. a degraded mount.
+	Notes []string `json:"notes,omitempty"`
+}
+
+// Signal is a signal for the workload.
+type Signal struct {
+	Number int `json:"number"`
+}
+
+// Log is what the monitor has to say while the sandbox runs.
+type Log struct {
+	Text string `json:"text"`
+}
+
+// Exited is how the workload ended.
+type Exited struct {
+	Code   int `json:"code"`             // 0-255, 128+N after signal N
+	Signal int `json:"signal,omitempty"` // N
+	// Notes are what went wrong while cleaning up.
+	Notes []string `json:"notes,omitempty"`
+}
+
+// Net is the network device that init makes.
+type Net struct {
+	Loopback bool                 `json:"loopback"` // only lo
+	Guest    netstack.GuestConfig `json:"guest"`
+}
+
+// Link describes the device's descriptor.
+type Link struct {
+	Driver string `json:"driver"`
+	HdrLen int    `json:"hdrLen"`
+	MTU    int    `json:"mtu"`
+	Reason string `json:"reason,omitempty"`
+}
+
+// Root is the root file system and everything mounted in it.
+type Root struct {
+	Spec     fsoverlay.RootSpec   `json:"spec"`
+	Plan     fsoverlay.PlanConfig `json:"plan"`
+	Hostname string               `json:"hostname"`
+	Sysctls  map[string]string    `json:"sysctls,omitempty"`
+	TTY      bool                 `json:"tty,omitempty"`
+	Rows     uint16               `json:"rows,omitempty"`
+	Cols     uint16               `json:"cols,omitempty"`
+	Init     bool                 `json:"init,omitempty"`
+}
+
+// Rooted is what init noticed while it built the root.
+type Rooted struct {
+	Notes []string `json:"notes,omitempty"`
+}
+
+// Path names a directory for a worker.
+type Path struct {
+	Path string `json:"path"`
+}
+
+// Unpack is a layer for a worker; the blob comes as a descriptor.
+type Unpack struct {
+	Job image.UnpackJob `json:"job"`
+}

@@ -1,0 +1,90 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"unsafe"
+
+	"github.com/rootless-sbx/sbx/internal/wire"
+	"github.com/rootless-sbx/sbx/sandbox/internal/demo"
+	"github.com/rootless-sbx/sbx/sandbox/internal/initproc"
+	"github.com/rootless-sbx/sbx/sandbox/internal/monitor"
+	"github.com/rootless-sbx/sbx/sandbox/internal/netd"
+	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
+	"github.com/rootless-sbx/sbx/userns"
+	"golang.org/x/sys/unix"
+)
+
+var maybeInitCalled bool
+
+// MaybeInit makes this program usable as the binary that a sandbox's processes
+// are started from. Call it first in main: in such a process it does that
+// process's work and does not return.
+func MaybeInit() {
+	maybeInitCalled = true
+	roles := map[string]func(context.Context, *wire.Conn) error{
+		proto.RoleMonitor:  monitor.Main,
+		proto.RoleInit:     initproc.Main,
+		proto.RoleNetd:     netdMain,
+		proto.RoleWorker:   workerMain,
+		initproc.RoleStage: initproc.Stage,
+	}
+	if filepath.Base(os.Args[0]) == demo.Role {
+		if err := demo.Main(os.Args[1:]); err != nil {
+			fmt.Fprintf(os.Stderr, "%s: %v\n", demo.Role, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	role, ok := roles[os.Args[0]]
+	if !ok || len(os.Args) != 1 {
+		return
+	}
+	// Credentials, namespaces and PDEATHSIG belong to a thread: init's work is
+	// done on the one that becomes the workload.
+	runtime.LockOSThread()
+	os.Exit(runRole(os.Args[0], role))
+}
+
+func runRole(name string, role func(context.Context, *wire.Conn) error) (code int) {
+	join := userns.Join
+	if name == proto.RoleNetd {
+		join = userns.JoinPlain // an ordinary process, in no namespace of ours
+	}
+	conn, err := join()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%s is a part of sbx and is not started by hand: %v\n", name, err)
+		return exitOwn
+	}
+	defer conn.Close()
+	// ps and top show this in place of the binary's name, which is "exe".
+	unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(unsafe.StringData(name+"\x00"))), 0, 0, 0)
+	defer func() {
+		if err != nil {
+			code = exitOwn
+		}
+	}()
+	defer userns.Recover(conn, &err)
+	err = role(context.Background(), conn)
+	return 0
+}
+
+// netdMain is the body of a network's process.
+func netdMain(ctx context.Context, conn *wire.Conn) error {
+	runtime.UnlockOSThread()
+	if err := netd.DropPrivilege(); err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	return netd.Main(ctx, conn, netd.MainConfig{Log: os.Stderr})
+}
+
+// exitOwn is the exit status of a process of sbx that failed; its error has gone
+// to its parent.
+const exitOwn = 125

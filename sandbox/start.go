@@ -1,0 +1,244 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/rootless-sbx/sbx/internal/wire"
+	"github.com/rootless-sbx/sbx/sandbox/internal/netd"
+	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
+	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
+	"github.com/rootless-sbx/sbx/userns"
+)
+
+// undoPatience is how long a monitor may take to undo a start that was given up,
+// before it is killed and its caller does it.
+const undoPatience = 15 * time.Second
+
+// Start starts the workload and returns when it runs. If it fails, nothing is left.
+// When ctx ends while Start runs, Start fails with ctx's cause; a later end of ctx
+// means nothing.
+func (s *Sandbox) Start(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	s.mu.Lock()
+	if s.state != created {
+		defer s.mu.Unlock()
+		if errors.Is(s.err, ErrRemoved) {
+			return ErrRemoved
+		}
+		return ErrStarted
+	}
+	settled := make(chan struct{})
+	defer close(settled)
+	s.state, s.cancel, s.settled = starting, cancel, settled
+	s.mu.Unlock()
+
+	m, err := s.launch(ctx)
+	if err == nil {
+		return s.attach(m)
+	}
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	s.release(context.WithoutCancel(ctx))
+	s.finish(ExitStatus{}, err)
+	return err
+}
+
+// finish is the end of the sandbox.
+func (s *Sandbox) finish(status ExitStatus, err error) {
+	s.stdio.close()
+	s.mu.Lock()
+	s.state, s.status, s.err = ended, status, err
+	s.mu.Unlock()
+	close(s.done)
+}
+
+// owner is the conversation with the monitor.
+type owner struct {
+	*userns.Child
+	served chan struct{}      // closed at its end
+	exited chan *proto.Exited // of one
+	pty    *os.File
+}
+
+// launch starts the monitor and lets it start the workload.
+func (s *Sandbox) launch(ctx context.Context) (_ *owner, err error) {
+	if s.cfg.Network == NetworkDefault {
+		if err := s.e.ensureNetd(ctx); err != nil {
+			return nil, err
+		}
+	}
+	child, err := userns.Start(ctx, userns.Spec{
+		Path:       s.e.initPath,
+		Args:       []string{proto.RoleMonitor},
+		Env:        helperEnv(),
+		Mapping:    s.mapping,
+		Cloneflags: syscall.CLONE_NEWNS,
+		Setsid:     true,
+		Logger:     s.e.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	m := &owner{Child: child, served: make(chan struct{}), exited: make(chan *proto.Exited, 1)}
+	go s.serve(m)
+	files := append(s.stdio.childFiles(), wire.File{Name: "lock", File: s.dir.Lock})
+	var started proto.Started
+	reply, err := child.Conn.Call(ctx, proto.MsgStart, s.start, &started, files...)
+	if err == nil && s.cfg.TTY {
+		if m.pty, err = reply.Take("pty"); err != nil {
+			reply.CloseFiles()
+		}
+	}
+	if err != nil {
+		s.undo(ctx, m)
+		return nil, s.startError(m, err)
+	}
+	reply.CloseFiles()
+	s.mu.Lock()
+	s.child, s.started = child, started
+	s.mu.Unlock()
+	return m, nil
+}
+
+// serve takes what the monitor says.
+func (s *Sandbox) serve(m *owner) {
+	defer close(m.served)
+	err := m.Serve(func(msg *wire.Message) {
+		var err error
+		switch msg.Type {
+		case proto.MsgLog:
+			var l proto.Log
+			if err = msg.Decode(&l); err == nil {
+				s.e.log.Warn("sandbox", "name", s.name, "monitor", l.Text)
+			}
+		case proto.MsgExited:
+			x := &proto.Exited{}
+			if err = msg.Decode(x); err == nil {
+				select {
+				case m.exited <- x:
+				default:
+				}
+			}
+		}
+		if err != nil {
+			s.e.log.Warn("message of the sandbox's monitor", "name", s.name, "err", err)
+		}
+	})
+	if err != nil {
+		s.e.log.Warn("connection to the sandbox's monitor", "name", s.name, "err", err)
+	}
+}
+
+// undo waits until the monitor has removed what it made. Hanging up tells it to.
+func (s *Sandbox) undo(ctx context.Context, m *owner) {
+	if ctx.Err() != nil {
+		m.Conn.Close()
+	}
+	t := time.AfterFunc(undoPatience, func() { m.Kill() })
+	defer t.Stop()
+	m.Wait()
+	<-m.served
+	m.Close()
+	s.report(m)
+}
+
+// report logs what went wrong while the monitor cleaned up.
+func (s *Sandbox) report(m *owner) *proto.Exited {
+	select {
+	case x := <-m.exited:
+		for _, n := range x.Notes {
+			s.e.log.Warn("clean-up of the sandbox", "name", s.name, "note", n)
+		}
+		return x
+	default:
+		return nil
+	}
+}
+
+func (s *Sandbox) startError(m *owner, err error) error {
+	if !errors.Is(err, io.EOF) {
+		return workload.FromWire(err)
+	}
+	return monitorDied(m)
+}
+
+// monitorDied is ErrMonitorDied with what is known about its end.
+func monitorDied(m *owner) error {
+	if err := m.Failure(context.Background()); err != nil {
+		return fmt.Errorf("%w: %w", ErrMonitorDied, err)
+	}
+	return ErrMonitorDied
+}
+
+// attach connects the caller's streams to the workload that runs now.
+func (s *Sandbox) attach(m *owner) error {
+	err := s.stdio.run(m.pty)
+	s.mu.Lock()
+	s.state = running
+	s.mu.Unlock()
+	if err != nil {
+		m.Kill()
+	}
+	go s.wait(m, err)
+	if err != nil {
+		<-s.done
+		return fmt.Errorf("standard streams: %w", err)
+	}
+	return nil
+}
+
+// wait collects the end of the sandbox: the monitor's last message, the end of its
+// process, what it left if it was killed, the rest of the output.
+func (s *Sandbox) wait(m *owner, err error) {
+	m.Wait()
+	<-m.served
+	x := s.report(m)
+	var status ExitStatus
+	switch {
+	case err != nil:
+	case x == nil:
+		err = monitorDied(m)
+	default:
+		status = ExitStatus{Code: x.Code, Signal: syscall.Signal(x.Signal)}
+	}
+	m.Close()
+	s.release(context.Background())
+	if werr := s.stdio.drain(); werr != nil {
+		s.e.log.Debug("the sandbox's output could not be written", "name", s.name, "err", werr)
+	}
+	s.finish(status, err)
+}
+
+// release gives back what the sandbox has besides its processes and streams, and
+// ends those that a killed monitor left.
+func (s *Sandbox) release(ctx context.Context) {
+	if s.dir != nil {
+		if err := s.e.removeBox(ctx, s.dir); err != nil {
+			s.e.log.Warn("the sandbox could not be removed", "dir", s.dir.Path, "err", err)
+		}
+		s.dir.Release()
+	}
+	if s.lease != nil {
+		s.lease.Close()
+	}
+}
+
+// ensureNetd starts the default network's process if it is not there.
+func (e *Engine) ensureNetd(ctx context.Context) error {
+	c, err := netd.Ensure(ctx, netd.Config{
+		StartConfig: netd.StartConfig{RuntimeDir: e.runtimeDir, Name: NetworkDefault, Linger: e.linger},
+		Start:       netd.Spawn(e.initPath, proto.RoleNetd),
+	})
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}

@@ -1,0 +1,180 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+
+	"github.com/rootless-sbx/sbx/internal/wire"
+	"golang.org/x/sys/unix"
+)
+
+// stdio connects the workload to the caller's streams. Without a terminal each
+// stream is a pipe of its own, never the caller's descriptor: the workload may
+// change a descriptor's owner and flags, reopen it through /proc, and push
+// characters into a terminal. With a terminal there is one pty, made inside.
+type stdio struct {
+	in       io.Reader
+	out, err io.Writer
+	child    []wire.File // the workload's ends
+	outputs  []*output
+	input    *input
+
+	mu         sync.Mutex // guards what follows
+	pty        *os.File
+	rows, cols uint16 // asked for before there was a terminal
+}
+
+func newStdio(cfg *Config) (*stdio, error) {
+	st := &stdio{in: cfg.Stdin, out: cfg.Stdout, err: cfg.Stderr}
+	if st.out == nil {
+		st.out = io.Discard
+	}
+	if st.err == nil {
+		st.err = io.Discard
+	}
+	if cfg.TTY {
+		return st, nil
+	}
+	if err := st.makePipes(); err != nil {
+		st.close()
+		return nil, fmt.Errorf("standard streams: %w", err)
+	}
+	return st, nil
+}
+
+func (st *stdio) makePipes() error {
+	if st.in == nil {
+		null, err := os.Open(os.DevNull)
+		if err != nil {
+			return err
+		}
+		st.child = append(st.child, wire.File{Name: "stdin", File: null})
+	} else {
+		r, w, err := pipe(true)
+		if err != nil {
+			return err
+		}
+		st.child = append(st.child, wire.File{Name: "stdin", File: r})
+		st.input = &input{r: st.in, w: w, closeEnd: true}
+	}
+	for _, o := range []struct {
+		name string
+		w    io.Writer
+	}{{"stdout", st.out}, {"stderr", st.err}} {
+		w, r, err := pipe(false)
+		if err != nil {
+			return err
+		}
+		st.child = append(st.child, wire.File{Name: o.name, File: w})
+		st.outputs = append(st.outputs, newOutput(r, o.w))
+	}
+	return nil
+}
+
+// pipe makes a pipe for the workload, whose own end blocks, as every program
+// expects of its standard streams; both of os.Pipe's do not, and the flag belongs to
+// the open file, which is shared with the workload. Our end is served by Go's
+// poller: closing it ends what waits on it.
+func pipe(workloadReads bool) (workload, ours *os.File, err error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, os.NewSyscallError("pipe2", err)
+	}
+	theirs, own := fds[0], fds[1]
+	if !workloadReads {
+		theirs, own = own, theirs
+	}
+	if err := unix.SetNonblock(own, true); err != nil {
+		unix.Close(theirs)
+		unix.Close(own)
+		return nil, nil, os.NewSyscallError("fcntl O_NONBLOCK", err)
+	}
+	return os.NewFile(uintptr(theirs), "|workload"), os.NewFile(uintptr(own), "|sbx"), nil
+}
+
+func (st *stdio) childFiles() []wire.File { return st.child }
+
+func (st *stdio) closeChild() {
+	for _, f := range st.child {
+		f.File.Close()
+	}
+	st.child = nil
+}
+
+// run starts the copies, once the workload runs: a sandbox that does not start
+// takes nothing of the caller's input. pty is the terminal, if there is one.
+func (st *stdio) run(pty *os.File) error {
+	st.closeChild()
+	if pty != nil {
+		st.outputs = []*output{newOutput(pty, st.out)}
+		if st.in != nil {
+			st.input = &input{r: st.in, w: pty}
+		}
+		st.mu.Lock()
+		st.pty = pty
+		rows, cols := st.rows, st.cols
+		st.mu.Unlock()
+		if rows > 0 && cols > 0 {
+			if err := st.resize(rows, cols); err != nil {
+				return err
+			}
+		}
+	}
+	for _, o := range st.outputs {
+		go o.run()
+	}
+	if st.input != nil {
+		return st.input.start()
+	}
+	return nil
+}
+
+// resize of a terminal that is not there yet is remembered.
+func (st *stdio) resize(rows, cols uint16) error {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.pty == nil {
+		st.rows, st.cols = rows, cols
+		return nil
+	}
+	rc, err := st.pty.SyscallConn() // Fd would make it blocking
+	if err != nil {
+		return err
+	}
+	var serr error
+	err = rc.Control(func(fd uintptr) {
+		serr = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: cols})
+	})
+	if errors.Is(err, os.ErrClosed) {
+		return nil // the sandbox has ended, or its output could not be written
+	}
+	return errors.Join(err, serr)
+}
+
+// drain waits until all output has been written. Every process of the sandbox is
+// gone by now.
+func (st *stdio) drain() error {
+	var errs []error
+	for _, o := range st.outputs {
+		errs = append(errs, o.drain())
+	}
+	return errors.Join(errs...)
+}
+
+func (st *stdio) close() {
+	st.closeChild()
+	if st.input != nil {
+		st.input.close()
+	}
+	for _, o := range st.outputs {
+		o.r.Close()
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if st.pty != nil {
+		st.pty.Close()
+	}
+}

@@ -1,0 +1,139 @@
+package userns
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const helperTimeout = 10 * time.Second
+
+var errHelperTimeout = errors.New("it did not finish within 10 seconds")
+
+// write maps the ids of process pid, which is in a new user namespace, and says
+// whether setgroups(2) works there.
+func (m *Mapping) write(ctx context.Context, pid int) (setgroups bool, err error) {
+	if m.Helper {
+		err = m.writeByHelpers(ctx, pid)
+	} else {
+		err = m.writeDirectly(pid)
+	}
+	if err != nil {
+		return false, err
+	}
+	b, err := os.ReadFile(procFile(pid, "setgroups"))
+	if err != nil {
+		return false, mapError(m, err)
+	}
+	return strings.TrimSpace(string(b)) == "allow", nil
+}
+
+func procFile(pid int, name string) string { return fmt.Sprintf("/proc/%d/%s", pid, name) }
+
+func (m *Mapping) writeByHelpers(ctx context.Context, pid int) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, helperTimeout, errHelperTimeout)
+	defer cancel()
+	gids := make(chan error, 1)
+	go func() { gids <- runHelper(ctx, m.NewGIDMap, pid, m.GIDs) }()
+	return errors.Join(runHelper(ctx, m.NewUIDMap, pid, m.UIDs), <-gids)
+}
+
+func runHelper(ctx context.Context, path string, pid int, l []IDMap) error {
+	args := []string{strconv.Itoa(pid)}
+	for _, e := range l {
+		args = append(args, strings.Fields(e.String())...)
+	}
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Env = []string{} // its messages in English, and nothing it could be misled by
+	cmd.WaitDelay = time.Second
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	err := cmd.Run()
+	if err == nil {
+		return nil
+	}
+	msg := strings.TrimSpace(stderr.String())
+	if len(msg) > 1024 {
+		msg = msg[:1024]
+	}
+	switch cause := context.Cause(ctx); {
+	case cause == errHelperTimeout:
+		msg = cause.Error()
+	case cause != nil: // the caller's wish
+		return fmt.Errorf("map ids with %s: %w", path, cause)
+	case msg == "":
+		msg = err.Error()
+	}
+	return &Error{Kind: ErrMap, Step: "map ids with", Path: path, Msg: msg,
+		Fix: "check the user's ranges in /etc/subuid and /etc/subgid; --userns single does without them"}
+}
+
+// writeDirectly needs no privilege for a single id that is the caller's own, if
+// setgroups is given up first: who may drop a group may gain what it is denied.
+func (m *Mapping) writeDirectly(pid int) error {
+	effective, _, err := ownCaps()
+	if err != nil {
+		return err
+	}
+	if effective&(1<<unix.CAP_SETGID) == 0 {
+		if err := writeProc(procFile(pid, "setgroups"), "deny"); err != nil {
+			return mapError(m, err)
+		}
+	}
+	if err := writeProc(procFile(pid, "uid_map"), mapText(m.UIDs)); err != nil {
+		return mapError(m, err)
+	}
+	if err := writeProc(procFile(pid, "gid_map"), mapText(m.GIDs)); err != nil {
+		return mapError(m, err)
+	}
+	return nil
+}
+
+// writeProc writes in one write(2): the kernel takes a map only whole.
+func writeProc(path, text string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Close())
+}
+
+func mapError(m *Mapping, err error) error {
+	e := &Error{Kind: ErrMap, Step: "map ids", Errno: errnoOf(err)}
+	var pe *os.PathError
+	if errors.As(err, &pe) {
+		e.Path = pe.Path
+	}
+	effective, _, cerr := ownCaps()
+	_, zeroUID := fromHost(m.UIDs, 0)
+	_, zeroGID := fromHost(m.GIDs, 0)
+	switch {
+	case cerr == nil && (zeroUID || zeroGID) && e.Errno == unix.EPERM && effective&(1<<unix.CAP_SETFCAP) == 0:
+		e.Msg = "mapping id 0 needs CAP_SETFCAP in this user namespace"
+		e.Fix = "give the outer container CAP_SETFCAP, or run as another user there"
+	case e.Errno == unix.EACCES:
+		e.Msg = "the child's /proc files belong to somebody else"
+		e.Fix = "the program must be readable by the user who runs it"
+	default:
+		e.Msg = "the kernel refused the map"
+	}
+	return e
+}
+
+func fromHost(l []IDMap, id uint32) (uint32, bool) {
+	for _, e := range l {
+		if id >= e.HostID && id-e.HostID < e.Size {
+			return e.ContainerID + (id - e.HostID), true
+		}
+	}
+	return 0, false
+}
