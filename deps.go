@@ -25,7 +25,6 @@ import (
 	_ "github.com/rootless-containers/rootlesskit/v3/pkg/port"
 	_ "github.com/rootless-containers/rootlesskit/v3/pkg/port/builtin"
 	_ "github.com/rootless-containers/rootlesskit/v3/pkg/port/portutil"
-	_ "github.com/schollz/progressbar/v3"
 	_ "github.com/songgao/water"
 	_ "github.com/spf13/cobra"
 	_ "github.com/spf13/pflag"

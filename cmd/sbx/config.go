@@ -11,6 +11,7 @@ import (
 
 	"github.com/docker/go-units"
 	"github.com/rootless-sbx/sbx/fsoverlay"
+	"github.com/rootless-sbx/sbx/image"
 	"github.com/rootless-sbx/sbx/portfwd"
 	"github.com/rootless-sbx/sbx/sandbox"
 	"github.com/rootless-sbx/sbx/userns"
@@ -27,6 +28,9 @@ func (o *runOptions) config(args []string) (sandbox.Config, error) {
 		args = append([]string{""}, args...)
 	case len(args) == 0:
 		return cfg, &usage{msg: "sbx run needs an image", fix: "try: sbx run --rm -p 8080:80 demo"}
+	}
+	if _, err := image.ParsePlatform(o.platform); err != nil {
+		return cfg, fmt.Errorf("--platform: %w", err)
 	}
 	network, err := o.network()
 	if err != nil {

@@ -157,7 +157,7 @@ func imageRows(imgs []*image.Image, filter imageFilter, whole bool) []imageRow {
 			continue
 		}
 		row := imageRow{
-			ID: img.ID, Digest: cmp.Or(img.Manifest.Digest, "<none>"), Size: units.HumanSizeWithPrecision(float64(img.Size), 3),
+			ID: img.ID, Digest: cmp.Or(img.Manifest.Digest, "<none>"), Size: size(img.Size),
 			CreatedSince: "N/A", CreatedAt: "N/A",
 		}
 		if !whole {
