@@ -58,13 +58,14 @@ func TestPullTogether(t *testing.T) {
 	}
 }
 
-// churnInputs are an image to pull and one to load, which share a layer.
+// churnInputs are an image to pull and one to load, which share layers.
 func churnInputs(t *testing.T) (ref, archive string) {
 	f := newFaulty(t)
 	tars := sampleTars(t)
-	push(t, f.addr+"/app:v1", buildImage(t, DefaultPlatform(), asGzip, tars...))
+	implied := tarOf(t, file("etc/implied", "x"), file("var/x", "y"))
+	push(t, f.addr+"/app:v1", buildImage(t, DefaultPlatform(), asGzip, append(tars, implied)...))
 	archive = filepath.Join(t.TempDir(), "archive")
-	b := dockerArchive(t, []string{"loaded:v1"}, buildImage(t, DefaultPlatform(), asPlain, tars[0], tars[2]))
+	b := dockerArchive(t, []string{"loaded:v1"}, buildImage(t, DefaultPlatform(), asPlain, tars[0], implied, tars[2]))
 	if err := os.WriteFile(archive, b, 0o600); err != nil {
 		t.Fatal(err)
 	}

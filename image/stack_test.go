@@ -209,6 +209,10 @@ func extract(b []byte) error {
 			return err
 		}
 		dir, base := filepath.Split(filepath.Clean(p))
+		if dir, err = filepath.EvalSymlinks(dir); err != nil {
+			return err
+		}
+		dir += "/"
 		if base == whOpaque {
 			old, err := os.ReadDir(dir)
 			for _, e := range old {

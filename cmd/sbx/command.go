@@ -121,8 +121,11 @@ func flagError(c *cobra.Command, err error) error {
 		return &usage{msg: un.Error(), fix: un.fix}
 	case errors.As(err, &missing):
 		name := missing.GetSpecifiedName()
-		if short := missing.GetSpecifiedShortnames(); short != "" {
-			return &usage{msg: fmt.Sprintf("unknown flag -%s in -%s", name, short), fix: see}
+		if rest := missing.GetSpecifiedShortnames(); rest != "" {
+			if len(rest) > 1 && c.Flags().Lookup(rest) != nil { // -rm
+				see = fmt.Sprintf("did you mean --%s? Else %s", rest, see)
+			}
+			return &usage{msg: "unknown flag -" + name, fix: see}
 		}
 		if near := nearestFlag(c.Flags(), name); near != "" {
 			see = fmt.Sprintf("did you mean --%s? Else %s", near, see)
@@ -143,21 +146,17 @@ func flagError(c *cobra.Command, err error) error {
 	return &usage{msg: err.Error(), fix: see}
 }
 
-// nearestFlag finds the flag that name was probably meant to be.
+// nearestFlag finds the flag that name was probably meant to be: the first that it
+// begins, else the one with the fewest letters to change.
 func nearestFlag(fs *pflag.FlagSet, name string) string {
 	best, least := "", 3
 	fs.VisitAll(func(f *pflag.Flag) {
-		d := distance(name, f.Name)
-		if d < least && d < len(name) {
+		switch d := distance(name, f.Name); {
+		case f.Hidden || least == 0:
+		case len(name) > 2 && strings.HasPrefix(f.Name, name):
+			best, least = f.Name, 0
+		case d < least && d < len(name):
 			best, least = f.Name, d
-		}
-	})
-	if best != "" {
-		return best
-	}
-	fs.VisitAll(func(f *pflag.Flag) {
-		if best == "" && !f.Hidden && len(name) > 2 && strings.HasPrefix(f.Name, name) {
-			best = f.Name
 		}
 	})
 	return best

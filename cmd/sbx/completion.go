@@ -27,9 +27,9 @@ func completionCommand() *cobra.Command {
 		Use:   "completion SHELL",
 		Short: "Print the completion script of a shell",
 		Long:  "SHELL is bash, zsh, fish or powershell.",
-		Example: `  source <(sbx completion bash)       # in ~/.bashrc, with the package bash-completion
-  source <(sbx completion zsh)        # in ~/.zshrc, after compinit
-  sbx completion fish | source        # in ~/.config/fish/config.fish`,
+		Example: `  source <(sbx completion bash)   # ~/.bashrc; needs the package bash-completion
+  source <(sbx completion zsh)    # ~/.zshrc, after compinit
+  sbx completion fish | source    # ~/.config/fish/config.fish`,
 		ValidArgs: shellNames,
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) == 1 && shells[args[0]] != nil {
@@ -118,7 +118,11 @@ func completeRunArgs(c *cobra.Command, args []string, _ string) ([]string, cobra
 	if len(args) > 0 || c.Flags().Changed("rootfs") {
 		return nil, cobra.ShellCompDirectiveDefault
 	}
-	return append(imageNames(c), image.DemoName), cobra.ShellCompDirectiveNoFileComp
+	names := imageNames(c)
+	if !slices.Contains(names, image.DemoName) {
+		names = append(names, image.DemoName)
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
 // imageNames are the names of the store. A store that cannot be read offers none.

@@ -96,7 +96,7 @@ func loadCommand(g *globals) *cobra.Command {
 	var quiet bool
 	c := &cobra.Command{
 		Use: "load [OPTIONS] [PATH]", Short: "Read images from an archive or an OCI layout directory", Args: wantArgs(0, 1),
-		Long:    "Reads what docker save, podman save and OCI tools write, compressed or not, from PATH\nor standard input.",
+		Long:    "Reads what docker save, podman save and OCI tools write, compressed or not,\nfrom PATH or standard input.",
 		Example: "  sbx load -i image.tar\n  docker save debian:12 | sbx load",
 		RunE: withStore(g, func(ctx context.Context, c *cobra.Command, s *image.Store, args []string) error {
 			path := input
