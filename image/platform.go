@@ -3,8 +3,8 @@ package image
 import (
 	"fmt"
 	"runtime"
-	"sort"
 	"slices"
+	"sort"
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
