@@ -37,8 +37,9 @@ func Main(ctx context.Context, conn *wire.Conn) error {
 }
 
 type initd struct {
-	conn *wire.Conn
-	root proto.Root
+	conn  *wire.Conn
+	root  proto.Root
+	stage *stage // with --init
 }
 
 // handle answers one request. Its error is init's end.
@@ -88,6 +89,12 @@ func (i *initd) buildRoot(ctx context.Context, m *wire.Message) error {
 	// Before the plan makes /proc/sys read-only.
 	if err := workload.ApplySysctls(r.Sysctls); err != nil {
 		return i.conn.Reply(m, nil, err)
+	}
+	if r.Init {
+		var err error
+		if i.stage, err = startStage(); err != nil {
+			return i.conn.Reply(m, nil, err)
+		}
 	}
 	driver, err := fsoverlay.NewDriver(r.Spec.Driver, nil)
 	if err == nil {
