@@ -49,7 +49,6 @@ var roles = map[string]func([]string) error{
 	"caller":   callerRole,
 	"many":     manyRole,
 	"diagnose": diagnoseRole,
-	"survivor": survivorRole,
 }
 
 func busyboxDir() string { return filepath.Join(os.TempDir(), "sbx-lib-"+strconv.Itoa(os.Getpid())) }
@@ -84,7 +83,7 @@ var rootfs = sync.OnceValues(func() (string, error) {
 			}
 		}
 	}
-	return dir, os.WriteFile(filepath.Join(dir, "etc/passwd"), []byte("root:x:0:0:root:/root:/bin/sh\n"), 0o644)
+	return dir, os.WriteFile(filepath.Join(dir, "etc/passwd"), []byte("root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000:app:/:/bin/sh\n"), 0o644)
 })
 
 // world is a test's own engine and directories.
@@ -263,10 +262,10 @@ func descendants(pid int) []int {
 	return out
 }
 
-// find returns the processes below pid that are called name.
+// find returns the living processes below pid that are called name.
 func find(pid int, name string) (pids []int) {
 	for _, p := range descendants(pid) {
-		if comm(p) == name {
+		if state, _ := stat(p); comm(p) == name && state != "Z" {
 			pids = append(pids, p)
 		}
 	}

@@ -11,8 +11,22 @@ import (
 	"strconv"
 	"sync"
 
+	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
+	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/sandbox"
 )
+
+// callerConfig is as much of a Config as fits on a command line.
+type callerConfig struct {
+	RootFS, Name, Network, PortDriver string
+	Cmd                               []string
+	Publish                           []port.Spec
+	Mounts                            []fsoverlay.Mount
+}
+
+func callerOf(c sandbox.Config) callerConfig {
+	return callerConfig{c.RootFS, c.Name, c.Network, c.PortDriver, c.Cmd, c.Publish, c.Mounts}
+}
 
 // callerRole runs a sandbox until it is told to end. Its configuration comes on
 // the command line, the sandbox's pid 1 goes to standard output.
@@ -21,12 +35,12 @@ func callerRole(args []string) error {
 	if err != nil {
 		return err
 	}
-	var cfg sandbox.Config
-	if err := json.Unmarshal([]byte(args[0]), &cfg); err != nil {
+	var c callerConfig
+	if err := json.Unmarshal([]byte(args[0]), &c); err != nil {
 		return err
 	}
 	out := newLineWriter()
-	cfg.Stdout = out
+	cfg := sandbox.Config{RootFS: c.RootFS, Name: c.Name, Cmd: c.Cmd, Network: c.Network, PortDriver: c.PortDriver, Publish: c.Publish, Mounts: c.Mounts, Stdout: out}
 	s, err := e.Create(context.Background(), cfg)
 	if err != nil {
 		return err

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/internal/wire"
@@ -73,8 +74,13 @@ func (i *initd) network(ctx context.Context, m *wire.Message) error {
 		return i.conn.Reply(m, nil, err)
 	}
 	defer link.File.Close()
+	ns, err := os.Open("/proc/self/ns/net")
+	if err != nil {
+		return i.conn.Reply(m, nil, fmt.Errorf("open the sandbox's network namespace: %w", err))
+	}
+	defer ns.Close()
 	return i.conn.Reply(m, proto.Link{Driver: link.Driver, HdrLen: link.HdrLen, MTU: link.MTU, Reason: link.Reason}, nil,
-		wire.File{Name: "link", File: link.File})
+		wire.File{Name: "link", File: link.File}, wire.File{Name: "netns", File: ns})
 }
 
 // buildRoot mounts the root, everything in it, and changes into it.

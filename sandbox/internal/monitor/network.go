@@ -79,17 +79,18 @@ func (m *monitor) connect(ctx context.Context, st *proto.Started) error {
 	if link.Reason != "" && n.LinkDriver == "" {
 		m.notes = append(m.notes, link.Reason)
 	}
-	return m.attach(ctx, link, st)
+	// Not by init's number, which may be another process's by now.
+	ns, err := reply.Take("netns")
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return m.attach(ctx, link, ns, st)
 }
 
 // attach joins the link to the network and publishes the ports.
-func (m *monitor) attach(ctx context.Context, link proto.Link, st *proto.Started) error {
+func (m *monitor) attach(ctx context.Context, link proto.Link, ns *os.File, st *proto.Started) (err error) {
 	n, spec := m.net, &m.spec.Network
-	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", m.init.PID))
-	if err != nil {
-		return fmt.Errorf("open the sandbox's network namespace: %w", err)
-	}
-	defer ns.Close()
 	if n.sockets, err = netd.NewSocketServer(ns, m.log); err != nil {
 		return err
 	}

@@ -10,7 +10,7 @@
 //	monitor   caller    log           Log                               none
 //	monitor   caller    exited        Exited                            none: the last message, also before
 //	                                                                    start is answered with an error
-//	monitor   init      net           Net                               Link; link
+//	monitor   init      net           Net                               Link; link netns
 //	monitor   init      root          Root                              Rooted; pty with a terminal
 //	monitor   init      exec          workload.Spec                     the end of the connection, or an error
 //	stage     init      ready                                           none; with --init
