@@ -51,8 +51,7 @@ type UnpackJob struct {
 	Alone bool
 	// MapKey is the name of the id map, as given to Acquire.
 	MapKey string
-	// Single gives every file to the user himself, with owner and mode as the
-	// layer has them in the xattr user.containers.override_stat.
+	// Single gives every file to the user himself: only one id is mapped.
 	Single bool
 	// Limits; zero fields mean their defaults.
 	Limits Limits

@@ -14,10 +14,9 @@ import (
 )
 
 const (
-	xattrOpaque   = "user.overlay.opaque"
-	xattrOverride = "user.containers.override_stat"
-	xattrCaps     = "security.capability"
-	paxXattr      = "SCHILY.xattr."
+	xattrOpaque = "user.overlay.opaque"
+	xattrCaps   = "security.capability"
+	paxXattr    = "SCHILY.xattr."
 )
 
 // dirMeta is what a directory gets at the end: a mode without write permission
@@ -155,11 +154,6 @@ func (u *unpacker) finishDir(ino uint64, m *dirMeta) error {
 			return err
 		}
 	}
-	if u.job.Single && m.times == nil { // from nowhere
-		if err := u.override(fd, m.path, 0, 0, m.mode); err != nil {
-			return err
-		}
-	}
 	if err := unix.Fchmod(fd, m.mode); err != nil {
 		return &os.PathError{Op: "chmod", Path: m.path, Err: err}
 	}
@@ -192,13 +186,7 @@ func (u *unpacker) chown(fd int, base, name string, h *tar.Header) error {
 		return bad(name, "impossible owner %d:%d", h.Uid, h.Gid)
 	}
 	if u.job.Single {
-		if base != "" {
-			if h.Uid != 0 || h.Gid != 0 {
-				u.note("%s: owner %d:%d not kept: this type of file takes no xattr", name, h.Uid, h.Gid)
-			}
-			return nil
-		}
-		return u.override(fd, name, h.Uid, h.Gid, modeOf(h))
+		return nil // everything belongs to the one id there is
 	}
 	flags := unix.AT_SYMLINK_NOFOLLOW
 	if base == "" {
@@ -214,21 +202,6 @@ func (u *unpacker) chown(fd int, base, name string, h *tar.Header) error {
 			Fix: "add to the ranges in /etc/subuid and /etc/subgid, or use the single-id map"}
 	}
 	return &os.PathError{Op: fmt.Sprintf("chown %d:%d", h.Uid, h.Gid), Path: name, Err: err}
-}
-
-// override records owner and mode for drivers that understand it.
-func (u *unpacker) override(fd int, name string, uid, gid int, mode uint32) error {
-	err := unix.Fsetxattr(fd, xattrOverride, fmt.Appendf(nil, "%d:%d:0%o", uid, gid, mode), 0)
-	if err == unix.ENOTSUP {
-		if uid != 0 || gid != 0 {
-			u.note("%s: owner %d:%d not kept: the file system has no user xattrs", name, uid, gid)
-		}
-		return nil
-	}
-	if err != nil {
-		return &os.PathError{Op: "setxattr " + xattrOverride, Path: name, Err: err}
-	}
-	return nil
 }
 
 // xattrs sets those of the header: file capabilities in a late call, since a

@@ -130,7 +130,7 @@ func (u *unpacker) directory(dirfd int, real, base string, h *tar.Header) error 
 	}
 	defer unix.Close(fd)
 	u.dirs[ino] = &dirMeta{path: real}
-	if ok && isWhiteout(&st) {
+	if ok { // a whiteout or something else that has replaced what is below
 		if err := u.opaqueAt(fd, real, true); err != nil {
 			return err
 		}

@@ -105,15 +105,14 @@ func (u *unpacker) inherit(fd int, m *dirMeta) error {
 	return nil
 }
 
-// copyXattrs copies all but those of the overlay; with Single also the one that
-// stands for owner and mode.
+// copyXattrs copies all but those of the overlay.
 func (u *unpacker) copyXattrs(from, to int, name string) error {
 	list, err := readXattr(func(b []byte) (int, error) { return unix.Flistxattr(from, b) })
 	if err != nil {
 		return &os.PathError{Op: "listxattr", Path: name, Err: err}
 	}
 	for attr := range strings.SplitSeq(string(list), "\x00") {
-		if attr == "" || reserved(attr) && !(u.job.Single && attr == xattrOverride) {
+		if attr == "" || reserved(attr) {
 			continue
 		}
 		val, err := readXattr(func(b []byte) (int, error) { return unix.Fgetxattr(from, attr, b) })

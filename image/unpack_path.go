@@ -106,12 +106,15 @@ func (t *tree) open(path string) (int, string, error) {
 
 // walk goes component by component. It follows symlinks as chroot(2) would make
 // it: absolute ones start at the root, and ".." of the root is the root. What is
-// missing it makes, or looks for in the layers below: see unpack_implied.go.
+// missing it looks for in the layers below (unpack_implied.go), and makes when it
+// has arrived: what a link has led away from is not needed.
 func (t *tree) walk(path string) (fd int, real string, err error) {
-	stack := []int{t.root}
+	stack := []int{t.root} // -1: to be made
 	var names []string
 	pop := func() {
-		unix.Close(stack[len(stack)-1])
+		if fd := stack[len(stack)-1]; fd >= 0 {
+			unix.Close(fd)
+		}
 		stack = stack[:len(stack)-1]
 		names = names[:len(names)-1]
 	}
@@ -142,7 +145,7 @@ func (t *tree) walk(path string) (fd int, real string, err error) {
 		if err != nil {
 			return -1, "", fmt.Errorf("%q: %w", path, err)
 		}
-		if next >= 0 {
+		if target == "" {
 			stack, names = append(stack, next), append(names, c)
 			continue
 		}
@@ -156,20 +159,29 @@ func (t *tree) walk(path string) (fd int, real string, err error) {
 		}
 		todo = append(strings.Split(target, "/"), todo...)
 	}
+	for i, fd := range stack {
+		if fd >= 0 {
+			continue
+		}
+		if stack[i], err = t.imply(stack[i-1], strings.Join(names[:i], "/"), names[i-1]); err != nil {
+			return -1, "", err
+		}
+	}
 	fd, err = unix.FcntlInt(uintptr(stack[len(stack)-1]), unix.F_DUPFD_CLOEXEC, 0)
 	return fd, strings.Join(names, "/"), err
 }
 
-// step opens or makes the directory name, or reads the symlink of that name, its
-// own or a lower layer's. real is its path.
+// step opens the directory name, or reads the symlink of that name, its own or a
+// lower layer's. Neither: the directory is to be made. real is its path; dirfd -1
+// is a directory that is to be made itself.
 func (t *tree) step(dirfd int, real, name string) (fd int, target string, err error) {
-	fd, err = unix.Openat(dirfd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err = -1, unix.ENOENT
+	if dirfd >= 0 {
+		fd, err = unix.Openat(dirfd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	}
 	if err == unix.ENOENT {
-		if target, err = t.u.missing(real); target != "" || err != nil {
-			return -1, target, err
-		}
-		fd, err = t.imply(dirfd, real, name)
-		return fd, "", err
+		target, err = t.u.missing(real)
+		return -1, target, err
 	}
 	if err != nil {
 		return -1, "", &os.PathError{Op: "open", Path: real, Err: err}

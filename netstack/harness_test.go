@@ -179,6 +179,9 @@ type request struct {
 	Sizes         []int
 	Timeout       time.Duration
 	Config        GuestConfig
+	Args          []string
+	Text          string
+	Mode          int
 }
 
 // response is the guest's answer to it.
@@ -429,6 +432,17 @@ func guestOp(op string, req request) (resp response, files []wire.File, err erro
 		return resp, nil, guestUDP(req)
 	case "ping":
 		return resp, nil, guestPing(req)
+	case "ip": // iproute2
+		return resp, nil, ipCommand(req.Args...)
+	case "set-sysctl":
+		_, err := writeSysctl(req.Addr, req.Text)
+		return resp, nil, err
+	case "datagrams":
+		resp.Text, err = guestDatagrams(req)
+		return resp, nil, err
+	case "ttl":
+		resp.Text, err = guestTrace(req)
+		return resp, nil, err
 	case "sysctl":
 		resp.Text, err = readSysctl(req.Addr)
 		return resp, nil, err

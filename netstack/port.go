@@ -26,6 +26,7 @@ type Port struct {
 
 	reader linkReader
 	frags  reassembler // used by the reader alone, but for expiry
+	mtus   mtuAdvice   // likewise
 	count  counters
 
 	flows flowTable    // TCP

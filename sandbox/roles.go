@@ -55,6 +55,10 @@ func runRole(name string, role func(context.Context, *wire.Conn) error) (code in
 	join := userns.Join
 	if name == proto.RoleNetd {
 		join = userns.JoinPlain // an ordinary process, in no namespace of ours
+		if err := netd.DropPrivilege(); err != nil {
+			fmt.Fprintln(os.Stderr, err) // its log
+			return exitOwn
+		}
 	}
 	conn, err := join()
 	if err != nil {
@@ -71,15 +75,15 @@ func runRole(name string, role func(context.Context, *wire.Conn) error) (code in
 	}()
 	defer userns.Recover(conn, &err)
 	err = role(context.Background(), conn)
+	if err != nil && name == proto.RoleNetd {
+		fmt.Fprintln(os.Stderr, err) // its log: whoever started it may have gone
+	}
 	return 0
 }
 
 // netdMain is the body of a network's process.
 func netdMain(ctx context.Context, conn *wire.Conn) error {
 	runtime.UnlockOSThread()
-	if err := netd.DropPrivilege(); err != nil {
-		return err
-	}
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	return netd.Main(ctx, conn, netd.MainConfig{Log: os.Stderr})

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/internal/wire"
@@ -37,8 +38,9 @@ func Main(ctx context.Context, conn *wire.Conn) error {
 }
 
 type initd struct {
-	conn *wire.Conn
-	root proto.Root
+	conn  *wire.Conn
+	root  proto.Root
+	stage *stage // with --init
 }
 
 // handle answers one request. Its error is init's end.
@@ -72,8 +74,13 @@ func (i *initd) network(ctx context.Context, m *wire.Message) error {
 		return i.conn.Reply(m, nil, err)
 	}
 	defer link.File.Close()
+	ns, err := os.Open("/proc/self/ns/net")
+	if err != nil {
+		return i.conn.Reply(m, nil, fmt.Errorf("open the sandbox's network namespace: %w", err))
+	}
+	defer ns.Close()
 	return i.conn.Reply(m, proto.Link{Driver: link.Driver, HdrLen: link.HdrLen, MTU: link.MTU, Reason: link.Reason}, nil,
-		wire.File{Name: "link", File: link.File})
+		wire.File{Name: "link", File: link.File}, wire.File{Name: "netns", File: ns})
 }
 
 // buildRoot mounts the root, everything in it, and changes into it.
@@ -88,6 +95,12 @@ func (i *initd) buildRoot(ctx context.Context, m *wire.Message) error {
 	// Before the plan makes /proc/sys read-only.
 	if err := workload.ApplySysctls(r.Sysctls); err != nil {
 		return i.conn.Reply(m, nil, err)
+	}
+	if r.Init {
+		var err error
+		if i.stage, err = startStage(); err != nil {
+			return i.conn.Reply(m, nil, err)
+		}
 	}
 	driver, err := fsoverlay.NewDriver(r.Spec.Driver, nil)
 	if err == nil {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"sync"
 
 	"github.com/rootless-sbx/sbx/portfwd"
 	"github.com/rootless-sbx/sbx/sandbox/internal/netd"
@@ -19,11 +18,6 @@ type network struct {
 	keeper  *netd.Keeper
 	link    *os.File // duplicate of the link; closing the last one frees the namespace
 	sockets *netd.SocketServer
-
-	builtinDir string
-	builtinErr error // set when done
-	cancel     context.CancelFunc
-	done       sync.WaitGroup
 }
 
 // netdConfig is how to reach the network's process, or to start another one.
@@ -85,31 +79,31 @@ func (m *monitor) connect(ctx context.Context, st *proto.Started) error {
 	if link.Reason != "" && n.LinkDriver == "" {
 		m.notes = append(m.notes, link.Reason)
 	}
-	return m.attach(ctx, link, st)
+	// Not by init's number, which may be another process's by now.
+	ns, err := reply.Take("netns")
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return m.attach(ctx, link, ns, st)
 }
 
 // attach joins the link to the network and publishes the ports.
-func (m *monitor) attach(ctx context.Context, link proto.Link, st *proto.Started) error {
+func (m *monitor) attach(ctx context.Context, link proto.Link, ns *os.File, st *proto.Started) (err error) {
 	n, spec := m.net, &m.spec.Network
-	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", m.init.PID))
-	if err != nil {
-		return fmt.Errorf("open the sandbox's network namespace: %w", err)
-	}
-	defer ns.Close()
 	if n.sockets, err = netd.NewSocketServer(ns, m.log); err != nil {
 		return err
 	}
-	nctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	n.cancel = cancel
 	req := netd.AttachRequest{
 		Driver: link.Driver, HdrLen: link.HdrLen,
 		HostPorts: spec.HostAccess, Publish: spec.Ports, PortDriver: spec.PortDriver,
 	}
 	if spec.PortDriver == portfwd.DriverBuiltin && len(spec.Ports) > 0 {
 		req.StateDir = proto.BuiltinDir(m.spec.RuntimeDir, m.spec.ID)
-		if err := n.startBuiltin(nctx, req.StateDir, ns); err != nil {
+		if err := os.MkdirAll(req.StateDir, 0o700); err != nil {
 			return err
 		}
+		n.sockets.BuiltinDir = req.StateDir
 	}
 	n.keeper, err = netd.Keep(ctx, n.client, netd.KeepConfig{
 		Config: m.netdConfig(), Lease: n.lease, Attach: req, Link: n.link, Sockets: n.sockets,
@@ -121,26 +115,6 @@ func (m *monitor) attach(ctx context.Context, link proto.Link, st *proto.Started
 	n.client = nil
 	st.Ports, err = n.keeper.ListPorts(ctx)
 	return err
-}
-
-// startBuiltin runs the child half of RootlessKit's port driver in the sandbox's
-// network namespace; the two halves meet in dir.
-func (n *network) startBuiltin(ctx context.Context, dir string, ns *os.File) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	n.builtinDir = dir
-	own, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", ns.Fd()))
-	if err != nil {
-		return err
-	}
-	n.done.Add(1)
-	go func() {
-		defer n.done.Done()
-		defer own.Close()
-		n.builtinErr = portfwd.RunBuiltinChild(ctx, portfwd.BuiltinOpaque(dir), own, nil)
-	}()
-	return nil
 }
 
 // close gives the lease back. The link's last descriptor is netd's, which closes
@@ -157,18 +131,14 @@ func (n *network) close() (notes []string) {
 	if n.client != nil {
 		note("leave the network", n.client.Close())
 	}
-	if n.cancel != nil {
-		n.cancel()
-		n.done.Wait()
-	}
-	if n.builtinDir != "" {
-		note("remove the port driver's directory", os.RemoveAll(n.builtinDir))
-	}
 	if n.link != nil {
 		note("close the link", n.link.Close())
 	}
 	if n.sockets != nil {
 		note("end the socket service", n.sockets.Close())
+		if dir := n.sockets.BuiltinDir; dir != "" {
+			note("remove the port driver's directory", os.RemoveAll(dir))
+		}
 	}
 	return notes
 }

@@ -148,6 +148,25 @@ func TestKilledProcess(t *testing.T) {
 	n.gone()
 }
 
+// TestDirectoryRemoved: as at the end of a login session.
+func TestDirectoryRemoved(t *testing.T) {
+	n := newNetwork(t)
+	a := n.ensure()
+	if err := os.RemoveAll(n.dir); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2 * shortLinger)
+	if _, err := a.Lease(t.Context(), LeaseRequest{ID: "a"}); err != nil {
+		t.Errorf("who is connected stays so: %v", err)
+	}
+	a.Close()
+	select {
+	case <-n.done[0]:
+	case <-time.After(5 * time.Second):
+		t.Error("the process stays for ever")
+	}
+}
+
 // TestToldToGo: SIGTERM keeps the leases for the next process.
 func TestToldToGo(t *testing.T) {
 	n := newNetwork(t)

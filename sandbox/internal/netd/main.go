@@ -274,18 +274,21 @@ func (s *server) run(ctx context.Context) error {
 // way. From then on a client finds no socket, or one whose other end closes.
 func (s *server) mayLeave() bool {
 	lock, err := s.dir.tryLock()
-	if err != nil {
-		s.log.Error("leave", "err", err)
-	}
-	if lock == nil { // somebody is about to connect
+	switch {
+	case err != nil:
+		// The directory was removed, with the session of the user perhaps.
+		// Nobody finds us any more; who has a connection stays.
+		s.log.Error("leave without the lock", "err", err)
+	case lock == nil: // somebody is about to connect
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if len(s.sessions) == 0 {
 			s.idle.Reset(s.cfg.Linger)
 		}
 		return false
+	default:
+		defer lock.Close()
 	}
-	defer lock.Close()
 	s.mu.Lock()
 	// From here on a connection is closed before its hello.
 	s.leaving = len(s.sessions) == 0

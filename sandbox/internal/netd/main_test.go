@@ -124,6 +124,7 @@ func newNetwork(t testing.TB) *network {
 				<-n.done[i]
 			}
 		}
+		n.nobodyLives()
 		if t.Failed() {
 			logs, _ := filepath.Glob(filepath.Join(dir, "net/*/log"))
 			for _, l := range logs {
@@ -134,6 +135,26 @@ func newNetwork(t testing.TB) *network {
 		os.RemoveAll(dir)
 	})
 	return n
+}
+
+// nobodyLives waits for a process that a monitor started.
+func (n *network) nobodyLives() {
+	if _, err := os.Stat(n.path("")); err != nil {
+		return
+	}
+	d, err := openDir(n.RuntimeDir, n.Name)
+	if err != nil {
+		return // spoilt by the test
+	}
+	defer d.close()
+	if d.claim(context.Background(), 10*time.Second) == nil {
+		return
+	}
+	n.t.Error("a process does not leave")
+	if c, err := connect(context.Background(), d, n.Name); err == nil {
+		syscall.Kill(c.Info().PID, syscall.SIGKILL)
+		c.Close()
+	}
 }
 
 func (n *network) path(name string) string { return filepath.Join(n.dir, "net", n.Name, name) }

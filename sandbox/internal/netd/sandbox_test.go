@@ -24,10 +24,17 @@ func (n *network) check(a, b *sandbox, pa, pb []port.Status, hostPort uint16) {
 	for _, ports := range [][]port.Status{pa, pb} {
 		for _, p := range ports {
 			proto := p.Spec.Proto[:3]
-			eventually(n.t, fmt.Sprintf("published port %+v", p.Spec), func() bool {
-				got, err := echo(proto, hostAddr(p.Spec.ParentPort))
-				return err == nil && strings.HasSuffix(got, " hello")
-			})
+			var got string
+			var err error
+			for range 300 {
+				if got, err = echo(proto, hostAddr(p.Spec.ParentPort)); err == nil {
+					break
+				}
+				time.Sleep(10 * time.Millisecond)
+			}
+			if err != nil || !strings.HasSuffix(got, " hello") {
+				n.t.Fatalf("published port %+v: %q, %v", p.Spec, got, err)
+			}
 		}
 	}
 	want := a.Lease.Addr4.String()

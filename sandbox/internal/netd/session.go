@@ -285,6 +285,11 @@ func (x *session) publish(req AttachRequest, sockets *os.File) (Ports, error) {
 		x.forward = nil
 		return Ports{}, err
 	}
+	if driver == portfwd.DriverBuiltin {
+		if err := x.sockets.startBuiltin(x.ctx, req.StateDir); err != nil {
+			return Ports{}, err
+		}
+	}
 	out := Ports{Ports: []port.Status{}}
 	for _, spec := range req.Publish {
 		st, err := x.addPort(x.ctx, spec)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"syscall"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,27 +31,52 @@ func Spawn(path, role string) func(context.Context, StartFiles) error {
 	}
 }
 
+// confinedEnv says that the process has executed itself once.
+const confinedEnv = "SBX_NETD_CONFINED"
+
 // DropPrivilege gives up what the process has if a monitor started it, after its
 // predecessor was killed: every capability in that sandbox's user namespace. Only
-// real root keeps one, to publish ports below 1024.
+// real root keeps one, to publish ports below 1024. It is the first thing in main,
+// on the locked main thread.
+//
+// Capabilities belong to threads, and in a program with cgo there is no way to
+// reach those of others. So this one drops them, from the bounding set too, and
+// executes the program again.
 func DropPrivilege() error {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return os.NewSyscallError("prctl PR_SET_NO_NEW_PRIVS", err)
 	}
+	const bind = 1 << unix.CAP_NET_BIND_SERVICE
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var have, keep [2]unix.CapUserData
+	var have [2]unix.CapUserData
 	if err := unix.Capget(&hdr, &have[0]); err != nil {
 		return os.NewSyscallError("capget", err)
 	}
-	bind := uint32(1<<unix.CAP_NET_BIND_SERVICE) & have[0].Permitted
-	keep[0] = unix.CapUserData{Effective: bind, Permitted: bind}
-	for _, call := range [][3]uintptr{
-		{unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL},
-		{unix.SYS_CAPSET, uintptr(unsafe.Pointer(&hdr)), uintptr(unsafe.Pointer(&keep[0]))},
-	} {
-		if _, _, e := syscall.AllThreadsSyscall6(call[0], call[1], call[2], 0, 0, 0, 0); e != 0 {
-			return os.NewSyscallError("drop capabilities", e)
+	if have[0].Permitted&^bind == 0 && have[1].Permitted == 0 {
+		return nil
+	}
+	if os.Getenv(confinedEnv) != "" {
+		return fmt.Errorf("drop capabilities: %#x%08x are still there", have[1].Permitted, have[0].Permitted)
+	}
+	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
+		return os.NewSyscallError("prctl PR_CAP_AMBIENT", err)
+	}
+	for c := uintptr(0); ; c++ {
+		if c == unix.CAP_NET_BIND_SERVICE {
+			continue
+		}
+		err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0)
+		if err == unix.EINVAL {
+			break // past the last one
+		}
+		if err != nil {
+			return os.NewSyscallError("prctl PR_CAPBSET_DROP", err)
 		}
 	}
-	return nil
+	keep := [2]unix.CapUserData{{Effective: bind & have[0].Permitted, Permitted: bind & have[0].Permitted}}
+	if err := unix.Capset(&hdr, &keep[0]); err != nil {
+		return os.NewSyscallError("capset", err)
+	}
+	err := syscall.Exec("/proc/self/exe", os.Args, append(os.Environ(), confinedEnv+"=1"))
+	return os.NewSyscallError("execve", err)
 }

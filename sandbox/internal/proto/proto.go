@@ -10,9 +10,11 @@
 //	monitor   caller    log           Log                               none
 //	monitor   caller    exited        Exited                            none: the last message, also before
 //	                                                                    start is answered with an error
-//	monitor   init      net           Net                               Link; link
+//	monitor   init      net           Net                               Link; link netns
 //	monitor   init      root          Root                              Rooted; pty with a terminal
 //	monitor   init      exec          workload.Spec                     the end of the connection, or an error
+//	stage     init      ready                                           none; with --init
+//	init      stage     exec          workload.Spec  terminal           the end of the connection, or an error
 //	caller    worker    unpack        Unpack         blob               image.UnpackResult
 //	caller    worker    remove-tree   Path                              empty
 //	caller    worker    remove-box    Path                              empty
@@ -43,6 +45,7 @@ const (
 	MsgNet        = "net"
 	MsgRoot       = "root"
 	MsgExec       = "exec"
+	MsgReady      = "ready"
 	MsgUnpack     = "unpack"
 	MsgRemoveTree = "remove-tree"
 	MsgRemoveBox  = "remove-box"
