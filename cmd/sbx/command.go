@@ -21,7 +21,6 @@ type globals struct {
 // newRoot makes the tree of commands. Everything that sbx itself says goes to term.
 func newRoot(term *terminal) *cobra.Command {
 	g := &globals{term: term}
-	g.debug, _ = strconv.ParseBool(os.Getenv("SBX_DEBUG"))
 	root := &cobra.Command{
 		Use:   "sbx [OPTIONS] COMMAND",
 		Short: "Run container images without root and without a daemon",
@@ -36,7 +35,9 @@ func newRoot(term *terminal) *cobra.Command {
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 	}
 	root.SetVersionTemplate("sbx version {{.Version}}\n")
-	root.PersistentFlags().BoolVarP(&g.debug, "debug", "D", g.debug, "log what happens, on standard error; also SBX_DEBUG=1")
+	root.PersistentFlags().BoolVarP(&g.debug, "debug", "D", false, "log what happens, on standard error; also SBX_DEBUG=1")
+	// Not as the flag's default, which the help shows. What is no boolean is false.
+	g.debug, _ = strconv.ParseBool(os.Getenv("SBX_DEBUG"))
 	root.Flags().BoolP("version", "v", false, "print the version")
 	root.AddGroup(
 		&cobra.Group{ID: "run", Title: "Sandboxes:"},
