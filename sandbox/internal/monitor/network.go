@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"sync"
 
 	"github.com/rootless-sbx/sbx/portfwd"
 	"github.com/rootless-sbx/sbx/sandbox/internal/netd"
@@ -20,10 +19,7 @@ type network struct {
 	link    *os.File // duplicate of the link; closing the last one frees the namespace
 	sockets *netd.SocketServer
 
-	builtinDir string
-	builtinErr error // set when done
-	cancel     context.CancelFunc
-	done       sync.WaitGroup
+	builtin *builtinChild
 }
 
 // netdConfig is how to reach the network's process, or to start another one.
@@ -100,15 +96,13 @@ func (m *monitor) attach(ctx context.Context, link proto.Link, ns *os.File, st *
 	if n.sockets, err = netd.NewSocketServer(ns, m.log); err != nil {
 		return err
 	}
-	nctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	n.cancel = cancel
 	req := netd.AttachRequest{
 		Driver: link.Driver, HdrLen: link.HdrLen,
 		HostPorts: spec.HostAccess, Publish: spec.Ports, PortDriver: spec.PortDriver,
 	}
 	if spec.PortDriver == portfwd.DriverBuiltin && len(spec.Ports) > 0 {
 		req.StateDir = proto.BuiltinDir(m.spec.RuntimeDir, m.spec.ID)
-		if err := n.startBuiltin(nctx, req.StateDir, ns); err != nil {
+		if n.builtin, err = startBuiltin(req.StateDir, ns, m.log); err != nil {
 			return err
 		}
 	}
@@ -122,26 +116,6 @@ func (m *monitor) attach(ctx context.Context, link proto.Link, ns *os.File, st *
 	n.client = nil
 	st.Ports, err = n.keeper.ListPorts(ctx)
 	return err
-}
-
-// startBuiltin runs the child half of RootlessKit's port driver in the sandbox's
-// network namespace; the two halves meet in dir.
-func (n *network) startBuiltin(ctx context.Context, dir string, ns *os.File) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	n.builtinDir = dir
-	own, err := os.Open(fmt.Sprintf("/proc/self/fd/%d", ns.Fd()))
-	if err != nil {
-		return err
-	}
-	n.done.Add(1)
-	go func() {
-		defer n.done.Done()
-		defer own.Close()
-		n.builtinErr = portfwd.RunBuiltinChild(ctx, portfwd.BuiltinOpaque(dir), own, nil)
-	}()
-	return nil
 }
 
 // close gives the lease back. The link's last descriptor is netd's, which closes
@@ -158,12 +132,8 @@ func (n *network) close() (notes []string) {
 	if n.client != nil {
 		note("leave the network", n.client.Close())
 	}
-	if n.cancel != nil {
-		n.cancel()
-		n.done.Wait()
-	}
-	if n.builtinDir != "" {
-		note("remove the port driver's directory", os.RemoveAll(n.builtinDir))
+	if n.builtin != nil {
+		note("end the builtin port driver", n.builtin.close())
 	}
 	if n.link != nil {
 		note("close the link", n.link.Close())
