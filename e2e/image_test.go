@@ -30,6 +30,7 @@ func registry(t *testing.T) *fixture.Registry {
 	if err != nil {
 		t.Fatal(err)
 	}
+	harness.Helper(reg.PID())
 	t.Cleanup(func() {
 		if err := reg.Close(); err != nil {
 			t.Error(err)

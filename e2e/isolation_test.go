@@ -25,6 +25,7 @@ func TestCapabilities(t *testing.T) {
 		{"ordinary user", []string{"-u", "app"}, "CapInh 0000000000000000\nCapEff 0000000000000000\nCapBnd " + dockerCaps + "\nCapAmb 0000000000000000\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			e := e.In(t)
 			args := append([]string{"run", "--rm"}, c.flags...)
 			if got := e.Must(append(args, harness.BB, "/probe", "status", "CapInh", "CapEff", "CapBnd", "CapAmb")...); got != c.want {
 				t.Errorf("got:\n%swant:\n%s", got, c.want)

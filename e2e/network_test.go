@@ -42,6 +42,7 @@ func TestHostAddress(t *testing.T) {
 	web, echo := hostServers(t, addr)
 	for _, link := range linkDrivers {
 		t.Run(link, func(t *testing.T) {
+			e := e.In(t)
 			run := func(args ...string) harness.Result {
 				return e.Run(append([]string{"run", "--rm", "--link-driver", link}, args...)...)
 			}
@@ -71,6 +72,7 @@ func TestIperf3(t *testing.T) {
 	if err := srv.Start(); err != nil {
 		t.Fatal(err)
 	}
+	harness.Helper(srv.Process.Pid)
 	defer func() {
 		_ = srv.Process.Kill() // it may have ended
 		_ = srv.Wait()         // killed, as asked
@@ -163,6 +165,7 @@ func TestTwoSandboxes(t *testing.T) {
 	e := harness.New(t, harness.BB, harness.Debian)
 	for _, link := range linkDrivers {
 		t.Run(link, func(t *testing.T) {
+			e := e.In(t)
 			p := e.Start("run", "--rm", "--link-driver", link, harness.BB, "sh", "-c", "/probe echo 7 & exec /probe serve 80")
 			line := p.WaitOut("ready ", 30*time.Second)
 			addrs := strings.Fields(line[strings.Index(line, "ready "):])[1:]

@@ -51,6 +51,7 @@ func TestExitCodes(t *testing.T) {
 		{"unknown user", 125, []string{"-u", "nobody-here", harness.BB, "true"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			e := e.In(t)
 			if r := e.Run(append([]string{"run", "--rm"}, c.args...)...); r.Code != c.code {
 				t.Errorf("want %d: %v", c.code, r)
 			} else if c.code >= 125 && c.code < 128 && !strings.HasPrefix(c.name, "own") && strings.TrimSpace(r.Stderr) == "" {
@@ -63,12 +64,14 @@ func TestExitCodes(t *testing.T) {
 func TestStreams(t *testing.T) {
 	e := harness.New(t, harness.BB)
 	t.Run("kept apart", func(t *testing.T) {
+		e := e.In(t)
 		r := e.Run("run", "--rm", harness.BB, "sh", "-c", "echo out; echo err >&2")
 		if r.Code != 0 || r.Stdout != "out\n" || r.Stderr != "err\n" {
 			t.Errorf("%v", r)
 		}
 	})
 	t.Run("whole output before the status", func(t *testing.T) {
+		e := e.In(t)
 		const n = 20 << 20
 		r := e.Run("run", "--rm", harness.BB, "/probe", "flood", strconv.Itoa(n))
 		for seed, got := range map[uint64]string{1: r.Stdout, 2: r.Stderr} {
@@ -79,6 +82,7 @@ func TestStreams(t *testing.T) {
 		}
 	})
 	t.Run("stdin", func(t *testing.T) {
+		e := e.In(t)
 		const n = 20 << 20
 		r := e.RunInput(probe.Stream(n, 7), "run", "--rm", "-i", harness.BB, "/probe", "stdin")
 		want, _ := probe.Sum(probe.Stream(n, 7))
@@ -87,12 +91,14 @@ func TestStreams(t *testing.T) {
 		}
 	})
 	t.Run("stdin only with -i", func(t *testing.T) {
+		e := e.In(t)
 		r := e.RunInput(strings.NewReader("unseen"), "run", "--rm", harness.BB, "cat")
 		if r.Code != 0 || r.Stdout != "" {
 			t.Errorf("%v", r)
 		}
 	})
 	t.Run("a writer that dies early", func(t *testing.T) {
+		e := e.In(t)
 		r := e.RunInput(probe.Stream(1<<20, 1), "run", "--rm", "-i", harness.BB, "true")
 		if r.Code != 0 {
 			t.Errorf("%v", r)
@@ -133,7 +139,7 @@ func TestImageConfig(t *testing.T) {
 		args       []string
 	}{
 		{"entrypoint and cmd", "entry first second\n", []string{harness.App}},
-		{"cmd replaced", "entry other\n", []string{harness.App, "other"}},
+		{"cmd replaced", "entry other \n", []string{harness.App, "other"}},
 		{"entrypoint replaced", "x\n", []string{"--entrypoint", "/bin/echo", harness.App, "x"}},
 		{"entrypoint replaced, cmd gone", "\n", []string{"--entrypoint", "/bin/echo", harness.App}},
 		{"user", "1000 1000 1000 1000 [1000 2000]\n", []string{"--entrypoint", "/probe", harness.App, "ids"}},
@@ -142,6 +148,7 @@ func TestImageConfig(t *testing.T) {
 		{"volume has the image's files", "keep\n", []string{"--entrypoint", "/bin/cat", harness.App, "/data/keep"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			e := e.In(t)
 			if got := e.Must(append([]string{"run", "--rm"}, c.args...)...); got != c.want {
 				t.Errorf("got %q, want %q", got, c.want)
 			}

@@ -72,7 +72,7 @@ func fillVolume(ctx context.Context, data string, src int) (notes []string, err 
 	if err := m.Close(); err != nil {
 		return nil, err
 	}
-	c := &treeCopy{src: &stack{roots: []int{src}}, dst: dst}
+	c := &treeCopy{src: &stack{roots: []int{src}, plain: true}, dst: dst}
 	if err := c.run(ctx); err != nil {
 		return nil, err // the marker stays: the next sandbox starts over
 	}

@@ -14,7 +14,11 @@
 // writable layers, and says why one does not work and what would help; [Choose]
 // takes the best. All three read layers in the overlay's own format: a character
 // device 0:0 hides a name, the attribute user.overlay.opaque=y hides what is
-// below a directory.
+// below a directory. A file system may refuse to keep these: another overlay takes
+// no device 0:0, which is what a container's own root usually is. Layers unpacked
+// there have files for marks, .wh.NAME and .wh..wh..opq. fuse and copy honour both
+// forms, native its own only. No file of an image can have such a name; in a root
+// directory given by the user (--rootfs) copy and fuse leave it out.
 //
 // [BuildInitLayer] makes one more lower directory between the image and the
 // writable layer. It holds the mount points that the image lacks, so that

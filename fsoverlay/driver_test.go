@@ -258,9 +258,43 @@ var conformanceTests = []struct {
 		wantNames(t, m+"/d", "low", "both", "high")
 		wantFile(t, m+"/d/both", "1")
 		wantNames(t, m+"/o", "shown")
+		wantGone(t, m+"/o/hidden")
 		wantNames(t, m+"/dir/sub", "again")
 		wantFile(t, m+"/file-to-dir/x", "1")
 		wantFile(t, m+"/dir-to-file", "1")
+	}},
+	{"whiteout files", false, func(t *testing.T, e *env) {
+		if e.spec.Driver == DriverNative {
+			t.Log("the kernel's overlay takes them for files; Probe and image keep them away from it")
+			return
+		}
+		l := e.layer()
+		for _, f := range []string{"gone", "dir/sub/file", "dir/kept", "o/hidden", "o/deep/hidden"} {
+			write(t, l+"/"+f, "0")
+		}
+		l = e.layer()
+		for _, f := range []string{".wh.gone", "dir/.wh.sub", ".wh.nothing"} {
+			write(t, l+"/"+f, "")
+		}
+		if e.spec.Driver == DriverFuse {
+			opaque(t, l+"/o") // the file is forgotten after the first listing, see probeRoot
+		} else {
+			write(t, l+"/o/.wh..wh..opq", "")
+		}
+		write(t, l+"/o/shown", "1")
+		l = e.layer()
+		write(t, l+"/dir/sub/again", "2")
+		m := e.mount()
+		wantNames(t, m, "dir", "o")
+		wantNames(t, m+"/dir", "kept", "sub")
+		wantNames(t, m+"/dir/sub", "again")
+		wantNames(t, m+"/o", "shown")
+		for _, f := range []string{"gone", "nothing", ".wh.gone", "o/deep"} {
+			wantGone(t, m+"/"+f)
+		}
+		write(t, m+"/gone", "new")
+		must(t, os.RemoveAll(m+"/o"))
+		wantNames(t, m, "dir", "gone")
 	}},
 	{"remove and make anew", false, func(t *testing.T, e *env) {
 		l := e.layer()

@@ -31,6 +31,7 @@ var (
 
 // DriverError says that a driver cannot make a root file system here.
 type DriverError struct {
+	// Driver is empty where none of them works.
 	Driver string
 	Reason string
 	// Fix is what the user can do, empty if nothing is known to help.
@@ -40,6 +41,9 @@ type DriverError struct {
 
 func (e *DriverError) Error() string {
 	s := fmt.Sprintf("storage driver %q cannot be used: %s", e.Driver, e.Reason)
+	if e.Driver == "" {
+		s = "no storage driver works here: " + e.Reason
+	}
 	if e.Fix != "" {
 		s += "; " + e.Fix
 	}
@@ -54,6 +58,9 @@ func (e *DriverError) As(target any) bool {
 	w, ok := target.(**wire.Error)
 	if ok {
 		*w = &wire.Error{Code: CodeDriver, Step: "storage driver " + e.Driver, Msg: e.Reason, Fix: e.Fix}
+		if e.Driver == "" {
+			(*w).Step = "choose a storage driver"
+		}
 	}
 	return ok
 }

@@ -29,17 +29,19 @@ func explain(driver, dir string, err error) (reason, fix string) {
 		return reason, "free some space in " + dir
 	case driver == DriverCopy:
 		return reason, ""
+	case driver == DriverFuse:
+		return explainFuse(reason)
 	case isOverlay(dir):
 		return fmt.Sprintf("%s is on an overlay itself, which cannot hold the writable directory of another: %s", dir, reason),
 			"mount a volume or a tmpfs at the data directory"
-	case driver == DriverFuse:
-		return explainFuse(reason)
 	case errors.Is(err, unix.ENODEV):
 		return "the kernel has no overlay file system: " + reason, "load the module overlay (modprobe overlay)"
 	case errors.Is(err, unix.EPERM) && !kernelAtLeast(kernel, 5, 11):
 		return fmt.Sprintf("Linux %s does not let a user namespace mount an overlay: %s", kernel, reason), "use Linux 5.11 or later"
 	case errors.Is(err, unix.EINVAL) && !kernelAtLeast(kernel, 5, 11):
 		return fmt.Sprintf("the overlay of Linux %s has no userxattr: %s", kernel, reason), "use Linux 5.11 or later"
+	case errors.Is(err, errNoWhiteout):
+		return fmt.Sprintf("%s (%s, %s)", reason, dir, fsName(dir)), elsewhere
 	case errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES):
 		return reason, "a security module or the seccomp filter of a surrounding container may forbid mounts"
 	case errors.Is(err, unix.EINVAL):

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"path"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -11,10 +12,23 @@ import (
 // opaqueXattr on a directory hides what lower layers have below it.
 const opaqueXattr = "user.overlay.opaque"
 
+// The marks as files, for a file system that takes no device 0:0 or no user.*
+// attributes: ".wh.NAME" hides NAME, ".wh..wh..opq" what is below its directory.
+// No file of an image can have such a name, since that is what they mean in its
+// layers. A mark speaks of the layers below its own only: NAME beside it stays,
+// but does not merge. (fuse-overlayfs hides that too: an unpacker must not leave
+// both.)
+const (
+	whPrefix = ".wh."
+	whOpaque = ".wh..wh..opq"
+)
+
 // stack is the merged view of layer directories, read without mounting them. The
 // layers do not change while it is used.
 type stack struct {
 	roots []int // top first
+	// plain: one directory that is no layer, where no name has a meaning.
+	plain bool
 }
 
 // node is one name in the merged view.
@@ -59,34 +73,36 @@ func (s *stack) lookup(dir node, name string) (node, error) {
 // followed on the way.
 func (s *stack) merge(rel string, layers []int) (node, error) {
 	n := node{rel: rel}
+	if !s.plain && strings.HasPrefix(path.Base(rel), whPrefix) {
+		layers = nil // a mark is no file
+	}
 	for _, i := range layers {
 		var st unix.Stat_t
 		err := unix.Fstatat(s.roots[i], rel, &st, unix.AT_SYMLINK_NOFOLLOW)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return n, &fs.PathError{Op: "stat", Path: rel, Err: err}
 		}
-		kind := st.Mode & unix.S_IFMT
-		if kind == unix.S_IFCHR && st.Rdev == 0 {
-			break // whiteout
-		}
-		if kind != unix.S_IFDIR {
-			if len(n.layers) == 0 {
-				n.layers, n.st = []int{i}, st
+		if err == nil {
+			kind := st.Mode & unix.S_IFMT
+			if kind == unix.S_IFCHR && st.Rdev == 0 {
+				break // whiteout
 			}
-			break
+			if kind != unix.S_IFDIR {
+				if len(n.layers) == 0 {
+					n.layers, n.st = []int{i}, st
+				}
+				break
+			}
+			if len(n.layers) == 0 {
+				n.st = st
+			}
+			n.layers = append(n.layers, i)
 		}
-		if len(n.layers) == 0 {
-			n.st = st
-		}
-		n.layers = append(n.layers, i)
-		opaque, err := s.opaque(i, rel)
+		hides, err := s.hides(i, rel, err == nil)
 		if err != nil {
 			return n, err
 		}
-		if opaque {
+		if hides {
 			break
 		}
 	}
@@ -96,9 +112,23 @@ func (s *stack) merge(rel string, layers []int) (node, error) {
 	return n, nil
 }
 
-func (s *stack) opaque(layer int, rel string) (bool, error) {
+// hides says whether a layer ends the view of rel, where it has a directory or
+// nothing.
+func (s *stack) hides(layer int, rel string, dir bool) (bool, error) {
 	if layer == len(s.roots)-1 {
 		return false, nil // nothing below to hide
+	}
+	if rel != "." {
+		whiteout, err := s.exists(layer, path.Join(path.Dir(rel), whPrefix+path.Base(rel)))
+		if err != nil || whiteout {
+			return whiteout, err
+		}
+	}
+	if !dir {
+		return false, nil
+	}
+	if opaque, err := s.exists(layer, path.Join(rel, whOpaque)); err != nil || opaque {
+		return opaque, err
 	}
 	fd, err := unix.Openat(s.roots[layer], rel, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -111,6 +141,19 @@ func (s *stack) opaque(layer int, rel string) (bool, error) {
 		return false, nil
 	}
 	return n == 1 && b[0] == 'y', err
+}
+
+// exists looks for a mark. A name so long that a mark for it cannot exist has none.
+func (s *stack) exists(layer int, rel string) (bool, error) {
+	var st unix.Stat_t
+	err := unix.Fstatat(s.roots[layer], rel, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENAMETOOLONG) {
+		return false, nil
+	}
+	if err != nil {
+		return false, &fs.PathError{Op: "stat", Path: rel, Err: err}
+	}
+	return true, nil
 }
 
 // list returns the names that the layers of dir have, without repetition. Some

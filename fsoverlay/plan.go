@@ -57,6 +57,9 @@ type Op struct {
 	User bool `json:"user,omitempty"`
 	// KeepMode gives a tmpfs the mode of the directory it covers.
 	KeepMode bool `json:"keepMode,omitempty"`
+	// Outer marks a bind of the /proc or /sys of a surrounding container, of which
+	// what is not the sandbox's gets covered.
+	Outer bool `json:"outer,omitempty"`
 	// IfExists skips the operation where Target does not exist.
 	IfExists bool `json:"ifExists,omitempty"`
 	// Optional turns a failure into a note that starts with this text.
@@ -106,6 +109,9 @@ func (op Op) String() string {
 	}
 	if op.TopOnly {
 		o = append(o, "top only")
+	}
+	if op.Outer {
+		o = append(o, "hide the outer container's")
 	}
 	if len(o) > 0 {
 		s += " [" + strings.Join(o, ",") + "]"

@@ -201,7 +201,7 @@ func planSuite(t *testing.T, single bool) {
 		defer unix.Unmount("/proc/sys", unix.MNT_DETACH)
 		e, _ := rootEnv(t, DriverNative)
 		r := e.start(t, PlanConfig{SingleID: true}, "masked", func(j *job) { j.Nested = true })
-		if r.Err != nil || len(r.Notes) != 1 || !strings.Contains(r.Notes[0], "/proc shows the processes of the surrounding container") {
+		if r.Err != nil || len(r.Notes) != 1 || !strings.Contains(r.Notes[0], "/proc is that of the surrounding container") {
 			t.Errorf("%v, notes %q", r.Err, r.Notes)
 		}
 	})
@@ -454,6 +454,26 @@ var initChecks = map[string]func(*result){
 		r.want(err == nil, "%v", err)
 		es, err := os.ReadDir("/proc/sys")
 		r.want(err == nil && len(es) == 0, "the mask of the surrounding container is gone: %d, %v", len(es), err)
+		self, err := os.Readlink("/proc/self")
+		r.want(err == nil, "%v", err)
+		es, err = os.ReadDir("/proc")
+		r.want(err == nil, "%v", err)
+		for _, e := range es {
+			n := e.Name()
+			if n[0] < '0' || n[0] > '9' {
+				continue
+			}
+			if _, err := os.Stat("/proc/" + n + "/status"); n == self {
+				r.want(err == nil, "its own process: %v", err)
+			} else if err == nil {
+				// One that was started meanwhile: seen, but not to be touched.
+				r.errno(os.WriteFile("/proc/"+n+"/oom_score_adj", []byte("1000"), 0), unix.EROFS, "write to an outer process")
+			}
+		}
+		_, err = os.Stat("/proc/1/status")
+		r.errno(err, unix.ENOENT, "the outer pid 1")
+		r.want(os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0) == nil, "write to its own oom_score_adj")
+		r.errno(os.WriteFile("/proc/loadavg", nil, 0), unix.EROFS, "write to /proc")
 	},
 	"host network": func(r *result) {
 		r.errno(os.Mkdir("/sys/x", 0o755), unix.EROFS, "mkdir in /sys")

@@ -144,7 +144,10 @@ func (a *applier) exec(op Op, source int) error {
 	case KindMount:
 		return fail("mount "+op.Type, op.Target, a.mountFS(op))
 	case KindBind:
-		return fail("bind mount", op.Target, a.bind(op, source))
+		if err := a.bind(op, source); err != nil || !op.Outer {
+			return fail("bind mount", op.Target, err)
+		}
+		return fail("hide the surrounding container", op.Target, a.hideOuter(op.Target))
 	case KindDevice:
 		return fail("bind device", op.Target, a.device(op))
 	case KindSymlink:
@@ -410,7 +413,7 @@ func (a *applier) mask(op Op) error {
 	}
 	var tree int
 	if dir {
-		tree, err = newFS("tmpfs", ReadOnly|NoSuid|NoDev|NoExec, []string{"size=4k", "nr_inodes=2", "mode=0755"})
+		tree, err = emptyDir()
 	} else {
 		tree, err = openDevice("/dev/null", "1:3")
 	}

@@ -89,8 +89,8 @@ func BuildPlan(c PlanConfig) (Plan, error) {
 }
 
 func procOps() Plan {
-	bind := &Op{Kind: KindBind, Source: "/proc", Target: "/proc", Attrs: NoSuid | NoDev | NoExec, NoLinks: true,
-		Optional: "/proc shows the processes of the surrounding container: a fresh one is refused because parts of its own are masked"}
+	bind := &Op{Kind: KindBind, Source: "/proc", Target: "/proc", Attrs: ReadOnly | NoSuid | NoDev | NoExec, NoLinks: true, Outer: true,
+		Optional: "/proc is that of the surrounding container, read-only and with its process numbers: a new one is refused because parts of it are masked"}
 	return Plan{{Kind: KindMount, Type: "proc", Target: "/proc", Attrs: NoSuid | NoDev | NoExec, NoLinks: true, Else: bind}}
 }
 
@@ -149,7 +149,8 @@ func sysOps(c *PlanConfig, user map[string]bool) Plan {
 		// The host's cgroup file systems come along, read-only.
 		return Plan{sys}
 	}
-	sys.Optional = "/sys is the one of the surrounding container: a fresh one is refused because parts of its own are masked"
+	sys.Outer = true
+	sys.Optional = "/sys is that of the surrounding container: a new one is refused because parts of it are masked"
 	p := Plan{{Kind: KindMount, Type: "sysfs", Target: "/sys", Attrs: quiet, NoLinks: true, Else: &sys}}
 	if c.HostCgroupNS || user["/sys/fs/cgroup"] {
 		return p

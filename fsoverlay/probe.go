@@ -54,6 +54,7 @@ func (p Prober) Probe(ctx context.Context, dir string) []ProbeResult {
 // work, or none does, the error is a *DriverError.
 func Choose(results []ProbeResult, forced string) (string, error) {
 	var reasons []string
+	var fix string // of the last resort: the easiest to have
 	for _, name := range Drivers {
 		if forced != "" && name != forced {
 			continue
@@ -69,6 +70,9 @@ func Choose(results []ProbeResult, forced string) (string, error) {
 				return "", &DriverError{Driver: name, Reason: r.Reason, Fix: r.Fix}
 			}
 			reasons = append(reasons, name+": "+r.Reason)
+			if r.Fix != "" {
+				fix = r.Fix
+			}
 		}
 	}
 	if forced != "" {
@@ -78,7 +82,7 @@ func Choose(results []ProbeResult, forced string) (string, error) {
 		}
 		return "", err
 	}
-	return "", &DriverError{Driver: "any", Reason: strings.Join(reasons, "; ")}
+	return "", &DriverError{Reason: strings.Join(reasons, "; "), Fix: fix}
 }
 
 // try makes a root of two layers, changes it, and checks what is seen.
@@ -104,11 +108,16 @@ func (p Prober) try(ctx context.Context, name, dir string) (err error) {
 	at := func(s ...string) string { return filepath.Join(append([]string{scratch}, s...)...) }
 	s := RootSpec{Driver: name, Lowers: []string{at("l1"), at("l0")}, Upper: at("u"), Work: at("w"), Merged: at("m"),
 		FuseOverlayfs: p.FuseOverlayfs}
-	if err := probeLayers(at); err != nil {
+	if name == DriverNative {
+		if err := probeXattr(scratch); err != nil {
+			return err
+		}
+	}
+	if err := probeLayers(at, name == DriverNative); err != nil {
 		return err
 	}
 	if name != DriverCopy {
-		if err := probeUpper(scratch); err != nil {
+		if err := probeTypes(scratch); err != nil {
 			return err
 		}
 	}
@@ -130,38 +139,56 @@ func (p Prober) try(ctx context.Context, name, dir string) (err error) {
 	return err
 }
 
-// probeLayers makes two layers with a whiteout between them.
-func probeLayers(at func(...string) string) error {
-	for _, d := range []string{at("l0"), at("l0", "d"), at("l0", "d", "sub"), at("l1")} {
+// probeLayers makes two layers, the upper of which hides a file and the contents
+// of a directory: with the marks of the kernel's overlay if need be, else with
+// those that the file system takes, as the layers of an image are unpacked.
+func probeLayers(at func(...string) string, kernelMarks bool) error {
+	for _, d := range []string{at("l0"), at("l0", "d"), at("l0", "d", "sub"), at("l0", "o"), at("l1"), at("l1", "o")} {
 		if err := os.Mkdir(d, 0o755); err != nil {
 			return err
 		}
 	}
-	for _, f := range []string{at("l0", "a"), at("l0", "hidden"), at("l0", "d", "x"), at("l1", "b")} {
+	for _, f := range []string{at("l0", "a"), at("l0", "hidden"), at("l0", "d", "x"), at("l0", "o", "hidden"), at("l1", "b")} {
 		if err := os.WriteFile(f, []byte("probe"), 0o644); err != nil {
 			return err
 		}
 	}
-	if err := unix.Mknod(at("l1", "hidden"), unix.S_IFCHR, 0); err != nil {
-		return fmt.Errorf("make a whiteout: %w", err)
+	if err := unix.Mknod(at("l1", "hidden"), unix.S_IFCHR, 0); kernelMarks && err != nil {
+		return fmt.Errorf("%w: mknod: %w", errNoWhiteout, err)
+	} else if err != nil {
+		if err := os.WriteFile(at("l1", whPrefix+"hidden"), nil, 0o600); err != nil {
+			return err
+		}
+	}
+	if err := unix.Setxattr(at("l1", "o"), opaqueXattr, []byte("y"), 0); kernelMarks && err != nil {
+		return fmt.Errorf("mark a directory as opaque: %w", err)
+	} else if err != nil {
+		return os.WriteFile(at("l1", "o", whOpaque), nil, 0o600)
 	}
 	return nil
 }
 
 var (
-	errNoXattr = errors.New("the file system keeps no user.* attributes")
-	errNoDType = errors.New("the file system does not tell the types of directory entries")
+	errNoXattr    = errors.New("the file system keeps no user.* attributes")
+	errNoDType    = errors.New("the file system does not tell the types of directory entries")
+	errNoWhiteout = errors.New("whiteouts (character device 0:0) cannot be made")
 )
 
-// probeUpper checks what an overlay needs from the file system of its writable
-// directory, to say it more clearly than the kernel does.
-func probeUpper(dir string) error {
-	if err := unix.Setxattr(dir, "user.overlay.probe", []byte("y"), 0); err != nil {
-		if errors.Is(err, unix.EOPNOTSUPP) {
-			return errNoXattr
-		}
+// probeXattr checks what the kernel's overlay needs from the file system of its
+// writable directory, to say it more clearly than the kernel does.
+func probeXattr(dir string) error {
+	err := unix.Setxattr(dir, "user.overlay.probe", []byte("y"), 0)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return errNoXattr
+	}
+	if err != nil {
 		return fmt.Errorf("set user.overlay.probe: %w", err)
 	}
+	return nil
+}
+
+// probeTypes does so for what both overlays need.
+func probeTypes(dir string) error {
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -189,8 +216,19 @@ func probeUpper(dir string) error {
 // probeRoot uses the root as an image build would.
 func probeRoot(root string) error {
 	in := func(p string) string { return filepath.Join(root, p) }
-	if _, err := os.Lstat(in("hidden")); !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("a whiteout of a layer is not honoured: %v", err)
+	// Twice: once a directory was listed, fuse-overlayfs 1.10 forgets that a file
+	// ".wh..wh..opq" hides what is below it.
+	for range 2 {
+		for _, f := range []string{"hidden", "o/hidden"} {
+			if _, err := os.Lstat(in(f)); !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("the mark of a layer that hides /%s is not honoured (%v)", f, err)
+			}
+		}
+		for _, d := range []string{"", "o"} {
+			if _, err := os.ReadDir(in(d)); err != nil {
+				return err
+			}
+		}
 	}
 	if err := os.WriteFile(in("b"), []byte("changed"), 0o644); err != nil {
 		return fmt.Errorf("copy up: %w", err)

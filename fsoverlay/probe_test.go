@@ -30,8 +30,13 @@ func TestChoose(t *testing.T) {
 	if w := wire.ToError("start", err); w.Code != CodeDriver || w.Fix != "a new one" || w.Msg != "old kernel" {
 		t.Errorf("across processes: %#v", w)
 	}
-	if _, err := Choose(rs[:1], ""); err == nil || !strings.Contains(err.Error(), "old kernel") {
+	_, err = Choose(rs[:1], "")
+	var de *DriverError
+	if !errors.As(err, &de) || !strings.HasPrefix(err.Error(), "no storage driver works here: native: old kernel") || de.Fix != "a new one" {
 		t.Errorf("none: %v", err)
+	}
+	if w := wire.ToError("start", err); w.Code != CodeDriver || w.Step != "start: choose a storage driver" {
+		t.Errorf("none, across processes: %#v", w)
 	}
 }
 
@@ -69,6 +74,14 @@ func TestProbeReasons(t *testing.T) {
 	write(t, e.layer()+"/f", "x")
 	m := e.mount()
 	want(reason(Prober{}, m, DriverNative), "is on an overlay itself", "volume")
+	if err := unix.Mknod(m+"/whiteout", unix.S_IFCHR, 0); !errors.Is(err, unix.EPERM) {
+		t.Errorf("an overlay takes a whiteout: %v", err)
+	}
+	for _, d := range []string{DriverFuse, DriverCopy} {
+		if r := reason(Prober{}, m, d); !r.OK {
+			t.Errorf("on an overlay: %+v", r)
+		}
+	}
 	e.unmount()
 
 	// A read-only directory, and no /dev/fuse.
@@ -113,6 +126,10 @@ func TestProbeKey(t *testing.T) {
 	must(t, err)
 	var d ProbeCache
 	must(t, json.Unmarshal(b, &d))
+	none := ProbeCache{Key: k1, Results: []ProbeResult{{Driver: "a"}, {Driver: "b"}, {Driver: "c"}}}
+	if none.Valid(k1) {
+		t.Error("the memory of a failure is kept")
+	}
 	if !d.Valid(k1) || d.Valid(k3) || (*ProbeCache)(nil).Valid(k1) {
 		t.Errorf("%+v", d)
 	}

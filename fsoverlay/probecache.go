@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,9 +22,11 @@ type ProbeCache struct {
 	Results []ProbeResult `json:"results"`
 }
 
-// Valid says whether the results belong to key and name every driver.
+// Valid says whether the results belong to key and name every driver. Where none
+// works they are not kept: a full disk is tried again.
 func (c *ProbeCache) Valid(key string) bool {
-	return c != nil && key != "" && c.Key == key && len(c.Results) == len(Drivers)
+	return c != nil && key != "" && c.Key == key && len(c.Results) == len(Drivers) &&
+		slices.ContainsFunc(c.Results, func(r ProbeResult) bool { return r.OK })
 }
 
 // ProbeKey stands for what the result of a probe depends on: the kernel, the file
@@ -38,7 +41,7 @@ func (p Prober) ProbeKey(dir string) (string, error) {
 	if err := unix.Stat(dir, &st); err != nil {
 		return "", &fs.PathError{Op: "stat", Path: dir, Err: err}
 	}
-	key := []any{1, kernelRelease(), fsid.Type, fsid.Fsid.Val, st.Dev}
+	key := []any{2, kernelRelease(), fsid.Type, fsid.Fsid.Val, st.Dev}
 	if prog, err := findFuse(p.FuseOverlayfs); err == nil {
 		if err := unix.Stat(prog, &st); err != nil {
 			return "", &fs.PathError{Op: "stat", Path: prog, Err: err}

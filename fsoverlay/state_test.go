@@ -290,3 +290,34 @@ func TestInitLayer(t *testing.T) {
 		})
 	}
 }
+
+// TestMarksBeside: what a layer has beside a mark stays, in whichever order the two
+// came, and does not merge with what is below.
+func TestMarksBeside(t *testing.T) {
+	dir := t.TempDir()
+	low, high := dir+"/low", dir+"/high"
+	for _, f := range []string{"file", "again/hidden", "file-to-dir", strings.Repeat("n", 255)} {
+		write(t, low+"/"+f, "0")
+	}
+	for _, f := range []string{".wh.file", ".wh.again", ".wh.file-to-dir"} {
+		write(t, high+"/"+f, "")
+	}
+	for _, f := range []string{"file", "again/shown", "file-to-dir/x"} {
+		write(t, high+"/"+f, "1")
+	}
+	_, err := copyLayers(t.Context(), []string{high, low}, dir+"/out")
+	must(t, err)
+	wantNames(t, dir+"/out", "file", "again", "file-to-dir", strings.Repeat("n", 255))
+	wantNames(t, dir+"/out/again", "shown")
+	wantFile(t, dir+"/out/file", "1")
+	wantFile(t, dir+"/out/file-to-dir/x", "1")
+	// A directory that is no layer keeps such names.
+	fd, err := openDir(high)
+	must(t, err)
+	defer unix.Close(fd)
+	vol, err := (&Volumes{Root: dir + "/volumes"}).Create(t.Context(), "vol", nil)
+	must(t, err)
+	_, err = fillVolume(t.Context(), vol.DataDir, fd)
+	must(t, err)
+	wantNames(t, vol.DataDir, ".wh.again", ".wh.file", ".wh.file-to-dir", "again", "file", "file-to-dir")
+}

@@ -21,7 +21,20 @@ func storeChild(mode string) int {
 		}
 		return 0
 	}
-	s, err := Open(Config{Root: os.Getenv("SBX_ROOT"), Backoff: time.Millisecond})
+	cfg := Config{Root: os.Getenv("SBX_ROOT"), Backoff: time.Millisecond}
+	if path := os.Getenv("SBX_JOBS"); path != "" {
+		cfg.Unpack = counting(unpackHere, func(job string) {
+			f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+			if err == nil {
+				_, err = fmt.Fprintln(f, job)
+			}
+			if err := errors.Join(err, f.Close()); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+		})
+	}
+	s, err := Open(cfg)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "open:", err)
 		return 1

@@ -7,8 +7,8 @@
 //	  index.json          which images exist, and what they are called
 //	  index.lock          held while index.json changes or garbage is collected
 //	  blobs/sha256/HEX    manifests, configurations, layers as they came
-//	  layers/KEY/HEX/     an unpacked layer for the id map KEY; HEX is its DiffID
-//	    fs/               the tree
+//	  layers/KEY/NAME/    an unpacked layer for the id map KEY; NAME is its DiffID,
+//	    fs/               or of the layers below too (layers.go); the tree
 //	    layer.json        what was noted while unpacking
 //	  locks/              flocks: images in use, layers and blobs being made
 //	  tmp/                one directory per running operation, flocked by it
@@ -43,9 +43,26 @@
 //
 // What is not kept: device nodes (a user namespace cannot make them), xattrs that
 // the file system or the kernel refuses, xattrs that would steer the overlay,
-// AUFS metadata. UnpackResult.Notes tells. A directory that a layer needs but
-// does not list gets mode 0755 and belongs to root, and in the overlay hides the
-// attributes of the same directory in lower layers: UnpackResult.Implied.
+// AUFS metadata. UnpackResult.Notes tells. The root directory of layers that list
+// it keeps its attributes, but an overlay shows those of its writable layer.
+//
+// # Layers that do not list their directories
+//
+// ko, Bazel and others make layers with "tmp/x" and without "tmp/". Extracted on
+// top of the other layers that leaves /tmp as it is; if /bin is a link to usr/bin,
+// as in Debian, "bin/x" goes to /usr/bin. It is so here too, although layers are
+// unpacked apart: see unpack_implied.go. Such a layer gets its directories' mode,
+// owner, xattrs and times from the layers below, and follows their links, inside
+// of the root. Then its tree depends on them, and is shared only by images that
+// have the same ones, as its name is the ChainID. All others are shared by DiffID.
+// (containerd's overlay snapshotter copies the attributes as well, but lets the
+// new directory hide the link; its native one, which extracts into one tree,
+// follows the link.)
+//
+// Layers are unpacked two at once, each alone, for as long as those below are not
+// there. One that turns out to need them is put off and unpacked when they are;
+// that this is so is written down, so a store tries once per layer and id map, and
+// what has been unpacked in vain ends at the first such directory.
 //
 // # Limits
 //

@@ -20,6 +20,7 @@ func FuzzUnpack(f *testing.F) {
 		{symlink("l", "../../.."), file("l/victim", "x")},
 		{file(".wh.x", ""), dir("x", 0o700), file("x/.wh..wh..opq", "")},
 		{file("d/f", "x"), file("d", "y"), symlink("d", "."), file("d/d", "z")},
+		{file("d/victim", "x"), file("x/victim", "x"), hardlink("x/h", "d/victim"), file("d/.wh.victim", "")},
 		{special("p", tar.TypeFifo, 0, 0), file("a", "b").pax(paxXattr+"user.a", "b")},
 	} {
 		b := tarOf(f, e...)
@@ -40,18 +41,37 @@ func FuzzUnpack(f *testing.F) {
 			free()
 		}
 		dest := filepath.Join(outside, "fs")
-		_, err := Unpack(context.Background(), UnpackJob{Blob: blobFile(t, blob), DiffID: digestOf(raw), Dest: dest, Single: true,
-			Limits: Limits{Entries: 200, Bytes: 1 << 20, Depth: 20}})
-		if b, rerr := os.ReadFile(victim); rerr != nil || string(b) != "safe" {
-			t.Fatalf("a file outside was changed: %q, %v", b, rerr)
+		job := UnpackJob{Blob: blobFile(t, blob), DiffID: digestOf(raw), Dest: dest, Single: true,
+			Limits: Limits{Entries: 200, Bytes: 1 << 20, Depth: 20}}
+		safe := func() {
+			t.Helper()
+			if b, rerr := os.ReadFile(victim); rerr != nil || string(b) != "safe" {
+				t.Fatalf("a file outside was changed: %q, %v", b, rerr)
+			}
 		}
+		_, err := Unpack(context.Background(), job)
+		safe()
 		if err != nil {
 			if _, serr := os.Lstat(dest); !errors.Is(serr, fs.ErrNotExist) {
 				t.Fatalf("failed with %v and left something", err)
 			}
 			return
 		}
-		if err := RemoveTree(dest); err != nil {
+		// On top of itself and of links that lead out.
+		below := filepath.Join(outside, "below")
+		if err := errors.Join(os.Mkdir(below, 0o755), os.Symlink("..", filepath.Join(below, "d")), os.Symlink(outside, filepath.Join(below, "x"))); err != nil {
+			t.Fatal(err)
+		}
+		job.Dest, job.Lowers = filepath.Join(outside, "fs2"), []string{dest, below}
+		_, err = Unpack(context.Background(), job)
+		safe()
+		if got := names(t, below); strings.Join(got, " ") != "d x" {
+			t.Fatalf("the layer below has %v", got)
+		}
+		if _, serr := os.Lstat(job.Dest); err != nil && !errors.Is(serr, fs.ErrNotExist) {
+			t.Fatalf("failed with %v and left something", err)
+		}
+		if err := errors.Join(RemoveTree(dest), RemoveTree(job.Dest), RemoveTree(below)); err != nil {
 			t.Fatal(err)
 		}
 		if got := names(t, outside); strings.Join(got, " ") != "victim" {

@@ -281,7 +281,7 @@ func checkConsistent(t testing.TB, root string) {
 		t.Fatal(err)
 	}
 	want := map[string]bool{}
-	diffs := map[string]bool{strings.TrimPrefix(emptyDiffID, "sha256:"): true}
+	layers := map[string]bool{places(nil)[0].shared(): true}
 	for id, r := range x.Images {
 		if _, err := s.Get(context.Background(), id); err != nil {
 			t.Errorf("image %s: %v", id, err)
@@ -295,8 +295,8 @@ func checkConsistent(t testing.TB, root string) {
 		if r.Index != nil {
 			want[strings.TrimPrefix(r.Index.Digest, "sha256:")] = true
 		}
-		for _, l := range r.Layers {
-			diffs[strings.TrimPrefix(l.DiffID, "sha256:")] = true
+		for _, p := range places(r.Layers) {
+			layers[p.shared()], layers[p.chained()] = true, true
 		}
 	}
 	for _, n := range names(t, filepath.Join(root, "blobs", "sha256")) {
@@ -306,11 +306,17 @@ func checkConsistent(t testing.TB, root string) {
 	}
 	for _, key := range names(t, filepath.Join(root, "layers")) {
 		for _, n := range names(t, filepath.Join(root, "layers", key)) {
-			if !diffs[n] {
+			if !layers[n] {
 				t.Errorf("layer %s/%s belongs to no image", key, n)
 			}
-			if _, err := s.layerMeta(key, "sha256:"+n); err != nil {
+			m, err := s.layerMeta(key, n)
+			if err != nil {
 				t.Errorf("layer %s/%s: %v", key, n, err)
+				continue
+			}
+			_, err = os.Lstat(filepath.Join(s.layerDir(key, n), layerTree))
+			if chained := strings.HasPrefix(n, "chain-"); m.NeedsLowers && !chained != (err != nil) {
+				t.Errorf("layer %s/%s: needs lowers %v, tree %v", key, n, m.NeedsLowers, err)
 			}
 		}
 	}

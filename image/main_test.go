@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 	switch mode := os.Getenv(modeEnv); mode {
 	case "":
 		os.Exit(runChecked(m))
-	case "unpack", "remove":
+	case "unpack", "remove", "stack":
 		os.Exit(mappedChild(mode))
 	default:
 		os.Exit(storeChild(mode))
@@ -88,8 +88,9 @@ func openStore(t testing.TB, cfg Config) *Store {
 
 // childReply is what the mapped child says.
 type childReply struct {
-	Res UnpackResult
-	Err *wire.Error
+	Res    UnpackResult
+	Err    *wire.Error
+	Stacks []stackReply
 }
 
 // mappedChild is root of a fresh user namespace: descriptor 3 is the layer, 4
@@ -114,6 +115,13 @@ func mappedChild(mode string) int {
 			return 2
 		}
 		reply.Err = WireError(RemoveTree(string(path)))
+	case "stack":
+		var job stackJob
+		if err := json.NewDecoder(os.Stdin).Decode(&job); err != nil {
+			return 2
+		}
+		stacks, err := job.run()
+		reply = childReply{Stacks: stacks, Err: wire.ToError("", err)}
 	}
 	if err := json.NewEncoder(os.NewFile(5, "reply")).Encode(reply); err != nil {
 		return 2
@@ -151,7 +159,7 @@ func inUserns(ctx context.Context, mode, stdin string, blob *os.File, single boo
 	for c := uintptr(0); c <= 40; c++ {
 		caps = append(caps, c)
 	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER, AmbientCaps: caps, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS, AmbientCaps: caps, Pdeathsig: syscall.SIGKILL}
 	err = cmd.Start()
 	r.Close()
 	rw.Close()

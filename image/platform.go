@@ -3,6 +3,7 @@ package image
 import (
 	"fmt"
 	"runtime"
+	"slices"
 	"sort"
 	"strings"
 
@@ -47,7 +48,9 @@ func ParsePlatform(s string) (Platform, error) {
 		if f[0] == "linux" {
 			return DefaultPlatform(), nil
 		}
-		return Platform{OS: "linux", Architecture: f[0]}.normal(), nil
+		if p := (Platform{OS: "linux", Architecture: f[0]}).normal(); slices.Contains(architectures, p.Architecture) {
+			return p, nil
+		}
 	case 2:
 		return Platform{OS: f[0], Architecture: f[1]}.normal(), nil
 	case 3:
@@ -55,6 +58,10 @@ func ParsePlatform(s string) (Platform, error) {
 	}
 	return Platform{}, &Error{Kind: ErrPlatform, Subject: fmt.Sprintf("%q", s), Msg: "invalid platform, want os/arch[/variant] such as linux/arm64"}
 }
+
+// architectures are those that may stand alone: with any word taken for one, a
+// mistyped platform would only be noticed by the registry.
+var architectures = []string{"386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc64", "ppc64le", "riscv64", "s390x"}
 
 // normal maps the common other names to Go's and drops default variants.
 func (p Platform) normal() Platform {

@@ -164,14 +164,18 @@ func (s *Store) collect(ctx context.Context, x *index, sess *session) error {
 	if keep == nil {
 		return err // without the pins nothing may be judged
 	}
-	layers := map[string]bool{strings.TrimPrefix(emptyDiffID, "sha256:"): true}
+	layers := map[string]bool{}
+	keepLayers := func(list []Layer) {
+		for _, p := range places(list) {
+			layers[p.shared()], layers[p.chained()] = true, true
+		}
+	}
+	keepLayers(nil)
 	for _, r := range x.Images {
 		for _, d := range r.blobs() {
 			keep[d] = true
 		}
-		for _, l := range r.Layers {
-			layers[strings.TrimPrefix(l.DiffID, "sha256:")] = true
-		}
+		keepLayers(r.Layers)
 	}
 	var errs []error
 	move := func(path string) {

@@ -384,20 +384,20 @@ func TestDemo(t *testing.T) {
 	if a.ID != b.ID || a.Manifest != b.Manifest {
 		t.Errorf("the same binary gave %s and %s", a.ID, b.ID)
 	}
-	if !slices.Equal(a.Names, []string{"demo"}) || !slices.Equal(a.Config.Config.Entrypoint, []string{"/bin/sbx", "demo-server"}) {
+	if !slices.Equal(a.Names, []string{"demo"}) || !slices.Equal(a.Config.Config.Entrypoint, []string{"/bin/sbx-demo"}) {
 		t.Errorf("image %+v", a)
 	}
 	l, err := s.Acquire(ctx, a, "k")
 	if err != nil {
 		t.Fatal(err)
 	}
-	for path, mode := range map[string]uint32{"tmp": 0o41777, "bin/sbx": 0o100755, "etc/ssl/certs": 0o40755, "etc/passwd": 0o100644, "root": 0o40700} {
+	for path, mode := range map[string]uint32{"tmp": 0o41777, "bin/sbx-demo": 0o100755, "etc/ssl/certs": 0o40755, "etc/passwd": 0o100644, "root": 0o40700} {
 		if got := stat(t, filepath.Join(l.Layers[0], path)).Mode; got != mode {
 			t.Errorf("%s has mode %o", path, got)
 		}
 	}
-	if got := content(t, filepath.Join(l.Layers[0], "bin/sbx")); got != "#!not really" {
-		t.Errorf("bin/sbx is %q", got)
+	if got := content(t, filepath.Join(l.Layers[0], "bin/sbx-demo")); got != "#!not really" {
+		t.Errorf("bin/sbx-demo is %q", got)
 	}
 	if c, err := s.Demo(ctx, bin); err != nil || !c.rec.Added.Equal(a.rec.Added) {
 		t.Errorf("an unchanged binary made the image again: %v", err)

@@ -19,11 +19,13 @@ import (
 //	unpacker.entry  (unpack_entry.go) one entry: name check, whiteouts, type
 //	tree.dir      (unpack_path.go) finds or makes the parent directory without
 //	              ever leaving the root
+//	unpacker.missing  (unpack_implied.go) asks the layers below (below.go) for
+//	              a parent that this one does not have
 //	unpacker.attrs  (unpack_attr.go) owner, xattrs, mode, times
 //	unpacker.finish modes and times of directories, deepest first
 //
 // Every byte of the layer is hostile. The tree being written is not: nobody else
-// has it open.
+// has it open. Neither are those below, which were made in the same way.
 
 // Unpacker runs Unpack somewhere, see Config.
 type Unpacker func(ctx context.Context, job UnpackJob) (UnpackResult, error)
@@ -41,10 +43,15 @@ type UnpackJob struct {
 	DiffID string
 	// Dest is the directory to make.
 	Dest string
+	// Lowers are the unpacked trees of the layers below, the top one first,
+	// without those that an opaque root hides. None: it is the lowest.
+	Lowers []string
+	// Alone: Lowers are not there yet. If the layer turns out to need them,
+	// nothing is made; the result says NeedsLowers.
+	Alone bool
 	// MapKey is the name of the id map, as given to Acquire.
 	MapKey string
-	// Single gives every file to the user himself, with owner and mode as the
-	// layer has them in the xattr user.containers.override_stat.
+	// Single gives every file to the user himself: only one id is mapped.
 	Single bool
 	// Limits; zero fields mean their defaults.
 	Limits Limits
@@ -67,9 +74,11 @@ type UnpackResult struct {
 	// overlay does not understand those, fuse-overlayfs and a copy do.
 	WhiteoutFiles bool
 	// Implied lists directories that entries need but the layer does not have;
-	// they got mode 0755 and belong to root, and in an overlay their
-	// attributes hide those of the directories below: at most 100.
+	// they got the attributes of those below: at most 100.
 	Implied []string
+	// NeedsLowers: what was made depends on UnpackJob.Lowers, and fits those
+	// only.
+	NeedsLowers bool
 }
 
 const maxNotes = 100
@@ -79,6 +88,10 @@ type unpacker struct {
 	limits Limits
 	tree   *tree
 	res    UnpackResult
+	below  below
+	// hides are paths of directories whose content lower layers lose, true if
+	// they lose the directory too. See hidden.
+	hides map[string]bool
 	// dirs are the directories whose mode and times are set at the end, by inode.
 	dirs map[uint64]*dirMeta
 	buf  []byte
@@ -91,23 +104,31 @@ type unpacker struct {
 // failure it removes what it made.
 func Unpack(ctx context.Context, job UnpackJob) (res UnpackResult, err error) {
 	u := &unpacker{job: job, limits: job.Limits.withDefaults(), dirs: map[uint64]*dirMeta{}, buf: make([]byte, 256<<10)}
+	if n, limit := len(job.Lowers), u.limits.Layers; n > limit {
+		return res, &LimitError{What: "Layers", Limit: int64(limit), Got: int64(n)}
+	}
+	u.below, err = openBelow(job.Lowers, job.noOpenat2)
+	if err != nil {
+		return res, classify("unpack layer", job.DiffID, err)
+	}
+	defer u.below.close()
 	u.tree, err = newTree(job.Dest, u)
 	if err != nil {
 		return res, classify("unpack into", job.Dest, err)
 	}
-	defer func() {
-		u.tree.close()
-		if err != nil {
-			if rerr := RemoveTree(job.Dest); rerr != nil {
-				err = errors.Join(err, rerr)
-			}
-			err = classify("unpack layer", job.DiffID, err)
-		}
-	}()
-	if err := u.layer(ctx); err != nil {
-		return u.res, err
+	err = u.layer(ctx)
+	if err == nil {
+		err = u.finish(ctx)
 	}
-	return u.res, u.finish()
+	u.tree.close()
+	if err == nil {
+		return u.res, nil
+	}
+	rerr := RemoveTree(job.Dest)
+	if errors.Is(err, errNeedsLowers) {
+		return UnpackResult{NeedsLowers: true}, classify("remove", job.Dest, rerr)
+	}
+	return u.res, classify("unpack layer", job.DiffID, errors.Join(err, rerr))
 }
 
 // unpackHere is the Unpacker that needs no other process.

@@ -2,6 +2,7 @@ package image
 
 import (
 	"archive/tar"
+	"context"
 	"fmt"
 	"os"
 	"path"
@@ -13,10 +14,9 @@ import (
 )
 
 const (
-	xattrOpaque   = "user.overlay.opaque"
-	xattrOverride = "user.containers.override_stat"
-	xattrCaps     = "security.capability"
-	paxXattr      = "SCHILY.xattr."
+	xattrOpaque = "user.overlay.opaque"
+	xattrCaps   = "security.capability"
+	paxXattr    = "SCHILY.xattr."
 )
 
 // dirMeta is what a directory gets at the end: a mode without write permission
@@ -101,7 +101,7 @@ func (u *unpacker) dirAttrs(fd int, real string, h *tar.Header) error {
 
 // finish sets modes and times of directories, deepest first: each is reached
 // through parents that still have theirs to come.
-func (u *unpacker) finish() error {
+func (u *unpacker) finish(ctx context.Context) error {
 	list := make([]uint64, 0, len(u.dirs))
 	for ino := range u.dirs {
 		list = append(list, ino)
@@ -114,6 +114,9 @@ func (u *unpacker) finish() error {
 		return strings.Compare(x.path, y.path)
 	})
 	for _, ino := range list {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		if err := u.finishDir(ino, u.dirs[ino]); err != nil {
 			return err
 		}
@@ -130,7 +133,7 @@ func depth(p string) int {
 }
 
 func (u *unpacker) finishDir(ino uint64, m *dirMeta) error {
-	dirfd, _, err := u.tree.dir(path.Dir("/" + m.path)[1:], false)
+	dirfd, _, err := u.tree.dir(path.Dir("/" + m.path)[1:])
 	if err != nil {
 		return err
 	}
@@ -143,11 +146,11 @@ func (u *unpacker) finishDir(ino uint64, m *dirMeta) error {
 		return &os.PathError{Op: "open", Path: m.path, Err: err}
 	}
 	defer unix.Close(fd)
-	if m.implied && len(u.res.Implied) < maxNotes {
-		u.res.Implied = append(u.res.Implied, m.path)
-	}
-	if u.job.Single && (m.implied || m.times == nil) {
-		if err := u.override(fd, m.path, 0, 0, m.mode); err != nil {
+	if m.implied {
+		if len(u.res.Implied) < maxNotes {
+			u.res.Implied = append(u.res.Implied, m.path)
+		}
+		if err := u.inherit(fd, m); err != nil {
 			return err
 		}
 	}
@@ -183,13 +186,7 @@ func (u *unpacker) chown(fd int, base, name string, h *tar.Header) error {
 		return bad(name, "impossible owner %d:%d", h.Uid, h.Gid)
 	}
 	if u.job.Single {
-		if base != "" {
-			if h.Uid != 0 || h.Gid != 0 {
-				u.note("%s: owner %d:%d not kept: this type of file takes no xattr", name, h.Uid, h.Gid)
-			}
-			return nil
-		}
-		return u.override(fd, name, h.Uid, h.Gid, modeOf(h))
+		return nil // everything belongs to the one id there is
 	}
 	flags := unix.AT_SYMLINK_NOFOLLOW
 	if base == "" {
@@ -207,21 +204,6 @@ func (u *unpacker) chown(fd int, base, name string, h *tar.Header) error {
 	return &os.PathError{Op: fmt.Sprintf("chown %d:%d", h.Uid, h.Gid), Path: name, Err: err}
 }
 
-// override records owner and mode for drivers that understand it.
-func (u *unpacker) override(fd int, name string, uid, gid int, mode uint32) error {
-	err := unix.Fsetxattr(fd, xattrOverride, fmt.Appendf(nil, "%d:%d:0%o", uid, gid, mode), 0)
-	if err == unix.ENOTSUP {
-		if uid != 0 || gid != 0 {
-			u.note("%s: owner %d:%d not kept: the file system has no user xattrs", name, uid, gid)
-		}
-		return nil
-	}
-	if err != nil {
-		return &os.PathError{Op: "setxattr " + xattrOverride, Path: name, Err: err}
-	}
-	return nil
-}
-
 // xattrs sets those of the header: file capabilities in a late call, since a
 // change of owner or content clears them; everything else in an early one.
 func (u *unpacker) xattrs(fd int, name string, h *tar.Header, late bool) error {
@@ -237,19 +219,8 @@ func (u *unpacker) xattrs(fd int, name string, h *tar.Header, late bool) error {
 		if strings.IndexByte(attr, 0) >= 0 || attr == "" {
 			return bad(name, "bad name of an xattr")
 		}
-		err := unix.Fsetxattr(fd, attr, []byte(val), 0)
-		switch err {
-		case nil:
-		case unix.ENOTSUP, unix.EPERM, unix.EACCES, unix.EINVAL, unix.E2BIG, unix.ERANGE:
-			u.note("%s: xattr %s not kept: %v", name, attr, err)
-		case unix.ENOSPC:
-			// ext4 keeps all xattrs of a file in one block.
-			if len(val) < holeSize/2 {
-				return &os.PathError{Op: "setxattr " + attr, Path: name, Err: err}
-			}
-			u.note("%s: xattr %s not kept: too large for the file system", name, attr)
-		default:
-			return &os.PathError{Op: "setxattr " + attr, Path: name, Err: err}
+		if err := u.setXattr(fd, name, attr, []byte(val)); err != nil {
+			return err
 		}
 	}
 	if late || h.Typeflag != tar.TypeDir {
@@ -259,6 +230,25 @@ func (u *unpacker) xattrs(fd int, name string, h *tar.Header, late bool) error {
 		u.note("%s: xattr %s not kept on a directory", name, xattrCaps)
 	}
 	return nil
+}
+
+// setXattr sets one xattr, or notes that it cannot be kept.
+func (u *unpacker) setXattr(fd int, name, attr string, val []byte) error {
+	err := unix.Fsetxattr(fd, attr, val, 0)
+	switch err {
+	case nil:
+		return nil
+	case unix.ENOTSUP, unix.EPERM, unix.EACCES, unix.EINVAL, unix.E2BIG, unix.ERANGE:
+		u.note("%s: xattr %s not kept: %v", name, attr, err)
+		return nil
+	case unix.ENOSPC:
+		// ext4 keeps all xattrs of a file in one block.
+		if len(val) >= holeSize/2 {
+			u.note("%s: xattr %s not kept: too large for the file system", name, attr)
+			return nil
+		}
+	}
+	return &os.PathError{Op: "setxattr " + attr, Path: name, Err: err}
 }
 
 // reserved are xattrs with which a layer could redirect or fake what the

@@ -66,7 +66,7 @@ func (u *unpacker) entry(h *tar.Header, body io.Reader) error {
 	if h.Typeflag == tar.TypeLink {
 		return u.hardlink(parent, base, name, h.Linkname)
 	}
-	dirfd, real, err := u.tree.dir(parent, true)
+	dirfd, real, err := u.tree.dir(parent)
 	if err != nil {
 		return err
 	}
@@ -95,7 +95,7 @@ func (u *unpacker) clear(dirfd int, base string) error {
 	if err != nil || !ok {
 		return err
 	}
-	if m := st.Mode & unix.S_IFMT; m == unix.S_IFDIR || m == unix.S_IFLNK {
+	if st.Mode&unix.S_IFMT == unix.S_IFDIR {
 		u.tree.stale()
 	}
 	return u.tree.remove(dirfd, base)
@@ -130,8 +130,8 @@ func (u *unpacker) directory(dirfd int, real, base string, h *tar.Header) error 
 	}
 	defer unix.Close(fd)
 	u.dirs[ino] = &dirMeta{path: real}
-	if ok && isWhiteout(&st) {
-		if err := u.opaqueAt(fd, real); err != nil {
+	if ok { // a whiteout or something else that has replaced what is below
+		if err := u.opaqueAt(fd, real, true); err != nil {
 			return err
 		}
 	}
@@ -162,7 +162,7 @@ func (u *unpacker) hardlink(parent, base, name, linkname string) error {
 	if tbase == "" {
 		return bad(name, "a hard link to the root")
 	}
-	tfd, _, err := u.tree.open(strings.TrimSuffix(tparent, "/"), false)
+	tfd, _, err := u.tree.open(strings.TrimSuffix(tparent, "/"))
 	if err == nil {
 		defer unix.Close(tfd)
 		var st unix.Stat_t
@@ -181,7 +181,7 @@ func (u *unpacker) hardlink(parent, base, name, linkname string) error {
 	if err != nil {
 		return &os.PathError{Op: "link " + name + " to", Path: linkname, Err: err}
 	}
-	dirfd, _, err := u.tree.dir(parent, true)
+	dirfd, _, err := u.tree.dir(parent)
 	if err != nil {
 		return err
 	}

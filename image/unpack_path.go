@@ -15,8 +15,7 @@ type tree struct {
 	root int // O_PATH
 	u    *unpacker
 	// The directory used last: entries mostly come directory by directory.
-	path string // as asked for
-	real string // without symlinks
+	path string // free of symlinks, also of ones in lower layers
 	fd   int    // -1: none
 	// noOpenat2: the kernel (before 5.6) or a seccomp filter refuses openat2.
 	noOpenat2 bool
@@ -63,25 +62,29 @@ func (t *tree) forget() {
 func (t *tree) stale() { t.path = "\x00" }
 
 // dir returns an O_PATH descriptor of a directory and its path without
-// symlinks. With create, what is missing is made. The descriptor belongs to the
-// tree and is good until the next call.
-func (t *tree) dir(path string, create bool) (fd int, real string, err error) {
+// symlinks. What is missing is made. The descriptor belongs to the tree and is
+// good until the next call.
+func (t *tree) dir(path string) (fd int, real string, err error) {
 	if path == "" {
 		return t.root, "", nil
 	}
 	if t.fd >= 0 && t.path == path {
-		return t.fd, t.real, nil
+		return t.fd, path, nil
 	}
-	fd, real, err = t.open(path, create)
+	fd, real, err = t.open(path)
 	if err != nil {
 		return -1, "", err
 	}
 	t.forget()
-	t.fd, t.path, t.real = fd, path, real
+	t.fd, t.path = fd, path
+	if real != path {
+		t.stale() // any entry may come to hide the link
+	}
 	return fd, real, nil
 }
 
-func (t *tree) open(path string, create bool) (int, string, error) {
+// open is dir for a descriptor that the caller closes.
+func (t *tree) open(path string) (int, string, error) {
 	if path == "" {
 		fd, err := unix.FcntlInt(uintptr(t.root), unix.F_DUPFD_CLOEXEC, 0)
 		return fd, "", err
@@ -98,16 +101,20 @@ func (t *tree) open(path string, create bool) (int, string, error) {
 		}
 		t.noOpenat2 = err == unix.ENOSYS || err == unix.EPERM
 	}
-	return t.walk(path, create)
+	return t.walk(path)
 }
 
 // walk goes component by component. It follows symlinks as chroot(2) would make
-// it: absolute ones start at the root, and ".." of the root is the root.
-func (t *tree) walk(path string, create bool) (fd int, real string, err error) {
-	stack := []int{t.root}
+// it: absolute ones start at the root, and ".." of the root is the root. What is
+// missing it looks for in the layers below (unpack_implied.go), and makes when it
+// has arrived: what a link has led away from is not needed.
+func (t *tree) walk(path string) (fd int, real string, err error) {
+	stack := []int{t.root} // -1: to be made
 	var names []string
 	pop := func() {
-		unix.Close(stack[len(stack)-1])
+		if fd := stack[len(stack)-1]; fd >= 0 {
+			unix.Close(fd)
+		}
 		stack = stack[:len(stack)-1]
 		names = names[:len(names)-1]
 	}
@@ -134,11 +141,11 @@ func (t *tree) walk(path string, create bool) (fd int, real string, err error) {
 			return -1, "", &LimitError{What: "Depth", Limit: int64(t.u.limits.Depth), Got: -1, Path: path}
 		}
 		top := stack[len(stack)-1]
-		next, target, err := t.step(top, strings.Join(append(names, c), "/"), c, create)
+		next, target, err := t.step(top, strings.Join(append(names, c), "/"), c)
 		if err != nil {
 			return -1, "", fmt.Errorf("%q: %w", path, err)
 		}
-		if next >= 0 {
+		if target == "" {
 			stack, names = append(stack, next), append(names, c)
 			continue
 		}
@@ -152,17 +159,29 @@ func (t *tree) walk(path string, create bool) (fd int, real string, err error) {
 		}
 		todo = append(strings.Split(target, "/"), todo...)
 	}
+	for i, fd := range stack {
+		if fd >= 0 {
+			continue
+		}
+		if stack[i], err = t.imply(stack[i-1], strings.Join(names[:i], "/"), names[i-1]); err != nil {
+			return -1, "", err
+		}
+	}
 	fd, err = unix.FcntlInt(uintptr(stack[len(stack)-1]), unix.F_DUPFD_CLOEXEC, 0)
 	return fd, strings.Join(names, "/"), err
 }
 
-// step opens the directory name, or reads the symlink of that name. real is its
-// path, for messages and records.
-func (t *tree) step(dirfd int, real, name string, create bool) (fd int, target string, err error) {
-	fd, err = unix.Openat(dirfd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err == unix.ENOENT && create {
-		fd, err = t.imply(dirfd, real, name)
-		return fd, "", err
+// step opens the directory name, or reads the symlink of that name, its own or a
+// lower layer's. Neither: the directory is to be made. real is its path; dirfd -1
+// is a directory that is to be made itself.
+func (t *tree) step(dirfd int, real, name string) (fd int, target string, err error) {
+	fd, err = -1, unix.ENOENT
+	if dirfd >= 0 {
+		fd, err = unix.Openat(dirfd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	}
+	if err == unix.ENOENT {
+		target, err = t.u.missing(real)
+		return -1, target, err
 	}
 	if err != nil {
 		return -1, "", &os.PathError{Op: "open", Path: real, Err: err}
@@ -184,7 +203,7 @@ func (t *tree) step(dirfd int, real, name string, create bool) (fd int, target s
 			return -1, "", &os.PathError{Op: "readlink", Path: real, Err: err}
 		}
 		return -1, string(buf[:n]), nil
-	case create && isWhiteout(&st):
+	case isWhiteout(&st):
 		// "Remove what is below, then put a directory here."
 		if err := unix.Unlinkat(dirfd, name, 0); err != nil {
 			return -1, "", &os.PathError{Op: "unlink", Path: real, Err: err}
@@ -193,7 +212,7 @@ func (t *tree) step(dirfd int, real, name string, create bool) (fd int, target s
 		if err != nil {
 			return -1, "", err
 		}
-		if err := t.u.opaqueAt(nfd, real); err != nil {
+		if err := t.u.opaqueAt(nfd, real, true); err != nil {
 			unix.Close(nfd)
 			return -1, "", err
 		}
@@ -234,7 +253,12 @@ func mkdirAt(dirfd int, name, real string) (fd int, ino uint64, err error) {
 
 // remove what lies at name in dirfd, directories with their content.
 func (t *tree) remove(dirfd int, name string) error {
-	err := removeAt(dirfd, name, func(ino uint64) { delete(t.u.dirs, ino) })
+	err := removeAt(dirfd, name, func(ino uint64) {
+		if m := t.u.dirs[ino]; m != nil {
+			delete(t.u.hides, m.path) // the mark goes with the directory
+			delete(t.u.dirs, ino)
+		}
+	})
 	if err != nil {
 		return &os.PathError{Op: "remove", Path: name, Err: err}
 	}

@@ -435,7 +435,7 @@ func TestUnpackXattrs(t *testing.T) {
 			t.Errorf("%s has %s %q", path, name, got)
 		}
 	}
-	if got := xattr(t, filepath.Join(root, "c"), xattrOverride); got == "0:0:0777" {
+	if got := xattr(t, filepath.Join(root, "c"), "user.containers.override_stat"); got == "0:0:0777" {
 		t.Error("the layer chose its own override_stat")
 	}
 	if len(res.Notes) != 4 {
@@ -468,7 +468,7 @@ func TestWhiteoutFallback(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer u.tree.close()
-	if err := errors.Join(u.layer(context.Background()), u.finish()); err != nil {
+	if err := errors.Join(u.layer(context.Background()), u.finish(context.Background())); err != nil {
 		t.Fatal(err)
 	}
 	if !u.res.WhiteoutFiles {

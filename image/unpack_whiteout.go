@@ -22,7 +22,7 @@ func (u *unpacker) whiteout(parent, name, full string) error {
 	if name == "" || name == "." || name == ".." {
 		return bad(full, "a whiteout of nothing")
 	}
-	dirfd, real, err := u.tree.dir(parent, true)
+	dirfd, real, err := u.tree.dir(parent)
 	if err != nil {
 		return err
 	}
@@ -39,7 +39,7 @@ func (u *unpacker) whiteout(parent, name, full string) error {
 			return &os.PathError{Op: "open", Path: full, Err: err}
 		}
 		defer unix.Close(fd)
-		return u.opaqueAt(fd, path.Join(real, name))
+		return u.opaqueAt(fd, path.Join(real, name), true)
 	}
 	if !u.noWhiteout {
 		err := unix.Mknodat(dirfd, name, unix.S_IFCHR, 0)
@@ -53,20 +53,23 @@ func (u *unpacker) whiteout(parent, name, full string) error {
 			return &os.PathError{Op: "mknod", Path: full, Err: err}
 		}
 	}
+	u.hide(path.Join(real, name), true)
 	return u.whiteoutFile(dirfd, whPrefix+name)
 }
 
 // opaque hides what lower layers have in a directory.
 func (u *unpacker) opaque(dir string) error {
-	fd, real, err := u.tree.dir(dir, true)
+	fd, real, err := u.tree.dir(dir)
 	if err != nil {
 		return err
 	}
-	return u.opaqueAt(fd, real)
+	return u.opaqueAt(fd, real, false)
 }
 
-// opaqueAt marks the directory of an O_PATH descriptor.
-func (u *unpacker) opaqueAt(fd int, real string) error {
+// opaqueAt marks the directory of an O_PATH descriptor. itself: it replaces the
+// one below, rather than taking its content away.
+func (u *unpacker) opaqueAt(fd int, real string, itself bool) error {
+	u.hide(real, itself)
 	if real == "" {
 		// The overlay does not look for the mark on the root of a layer:
 		// whoever stacks the layers leaves out the lower ones.

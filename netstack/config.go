@@ -48,7 +48,8 @@ type Config struct {
 	// Redirect, if not nil, is asked for the real destination of each new flow
 	// that policy allows, e.g. to apply a policy of one's own. proto is "tcp",
 	// "udp" or "icmp" (port 0). An error refuses the flow; an errno in it
-	// decides what the guest sees, as with a failed connect(2).
+	// decides what the guest sees, as with a failed connect(2). It must not
+	// block: for UDP and ICMP it runs on the goroutine that reads the link.
 	Redirect func(proto string, src, dst netip.AddrPort) (netip.AddrPort, error)
 	// Control, if not nil, is called on each host socket before it is bound or
 	// connected, as in net.Dialer.

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -25,14 +26,7 @@ var dnsClient = mustAddr("10.1.2.2")
 // dnsServer runs a handler on a loopback port, UDP and TCP.
 func dnsServer(t testing.TB, h dns.HandlerFunc) netip.AddrPort {
 	t.Helper()
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln, err := net.Listen("tcp", pc.LocalAddr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	pc, ln := listenBoth(t)
 	for _, s := range []*dns.Server{{PacketConn: pc, Handler: h}, {Listener: ln, Handler: h}} {
 		up := make(chan struct{})
 		s.NotifyStartedFunc = func() { close(up) }
@@ -42,6 +36,28 @@ func dnsServer(t testing.TB, h dns.HandlerFunc) netip.AddrPort {
 		t.Cleanup(func() { s.Shutdown(); <-done })
 	}
 	return pc.LocalAddr().(*net.UDPAddr).AddrPort()
+}
+
+// listenBoth takes a loopback port for UDP and TCP. A port that is free for one
+// of them may be in use for the other.
+func listenBoth(t testing.TB) (net.PacketConn, net.Listener) {
+	t.Helper()
+	for range 100 {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		pc, err := net.ListenPacket("udp", ln.Addr().String())
+		if err == nil {
+			return pc, ln
+		}
+		ln.Close()
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			t.Fatal(err)
+		}
+	}
+	t.Fatal("no port is free for both UDP and TCP")
+	return nil, nil
 }
 
 func newResolver(t testing.TB, cfg ResolverConfig, servers ...netip.AddrPort) *Resolver {

@@ -152,8 +152,7 @@ type UDPFlow = interface {
 	// Send sends one datagram. It fails with ECONNREFUSED after the guest said
 	// that nobody listens. b may be used again when it returns.
 	Send(b []byte) error
-	// Close ends the flow: reply is not called after it has returned from a
-	// call in progress.
+	// Close ends the flow. A reply that is in progress may still end after it.
 	Close() error
 }
 

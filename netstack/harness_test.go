@@ -179,6 +179,9 @@ type request struct {
 	Sizes         []int
 	Timeout       time.Duration
 	Config        GuestConfig
+	Args          []string
+	Text          string
+	Mode          int
 }
 
 // response is the guest's answer to it.
@@ -211,7 +214,7 @@ func newGuest(t testing.TB) *guest {
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET,
+		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET | syscall.CLONE_NEWNS,
 		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}},
 		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
 	}
@@ -318,6 +321,11 @@ func guestOp(op string, req request) (resp response, files []wire.File, err erro
 		resp.Link = *link
 		resp.Link.File = nil
 		return resp, []wire.File{{Name: "link", File: link.File}}, nil
+	case "hide-tun": // as where the module is missing
+		if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
+			return resp, nil, os.NewSyscallError("mount", err)
+		}
+		return resp, nil, os.NewSyscallError("mount", syscall.Mount("/dev/null", tunDevice, "", syscall.MS_BIND, ""))
 	case "tcp":
 		c, err := guestDial(req)
 		if err != nil {
@@ -366,10 +374,75 @@ func guestOp(op string, req request) (resp response, files []wire.File, err erro
 		defer c.Close()
 		resp.Text = c.RemoteAddr().String()
 		return resp, nil, nil
+	case "hangup": // connect, say one byte, reset
+		c, err := guestDial(req)
+		if err != nil {
+			return resp, nil, err
+		}
+		if _, err := c.Write([]byte{'E'}); err != nil {
+			return resp, nil, err
+		}
+		return resp, nil, errors.Join(c.(*net.TCPConn).SetLinger(0), c.Close())
+	case "read": // connect, and read until the end
+		c, err := guestDial(req)
+		if err != nil {
+			return resp, nil, err
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(req.Timeout))
+		b, err := io.ReadAll(c)
+		resp.Text = string(b)
+		return resp, nil, err
+	case "dns-tcp": // two queries on one connection
+		c, err := guestDial(req)
+		if err != nil {
+			return resp, nil, err
+		}
+		defer c.Close()
+		for range 2 {
+			if _, err := c.Write([]byte("\x00\x05query")); err != nil {
+				return resp, nil, err
+			}
+			var b [2]byte
+			if _, err := io.ReadFull(c, b[:]); err != nil {
+				return resp, nil, err
+			}
+			answer := make([]byte, binary.BigEndian.Uint16(b[:]))
+			if _, err := io.ReadFull(c, answer); err != nil {
+				return resp, nil, err
+			}
+			resp.Text += string(answer) + ";"
+		}
+		return resp, nil, nil
+	case "exchange": // one datagram, its answer
+		c, err := guestDial(req)
+		if err != nil {
+			return resp, nil, err
+		}
+		defer c.Close()
+		if _, err := c.Write([]byte("query")); err != nil {
+			return resp, nil, err
+		}
+		c.SetDeadline(time.Now().Add(req.Timeout))
+		b := make([]byte, 65536)
+		n, err := c.Read(b)
+		resp.Text = string(b[:n])
+		return resp, nil, err
 	case "udp":
 		return resp, nil, guestUDP(req)
 	case "ping":
 		return resp, nil, guestPing(req)
+	case "ip": // iproute2
+		return resp, nil, ipCommand(req.Args...)
+	case "set-sysctl":
+		_, err := writeSysctl(req.Addr, req.Text)
+		return resp, nil, err
+	case "datagrams":
+		resp.Text, err = guestDatagrams(req)
+		return resp, nil, err
+	case "ttl":
+		resp.Text, err = guestTrace(req)
+		return resp, nil, err
 	case "sysctl":
 		resp.Text, err = readSysctl(req.Addr)
 		return resp, nil, err

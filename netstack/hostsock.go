@@ -80,9 +80,11 @@ func (n *Network) newHostSocket(proto uint8, v6 bool) (_ *hostSocket, err error)
 
 func (s *hostSocket) close() {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.fd >= 0 {
-		s.fd = -1
+	open := s.fd >= 0
+	s.fd = -1
+	s.mu.Unlock()
+	if open {
+		// Without locks: it waits until nobody is inside raw.
 		_ = s.file.Close() // a datagram socket has nothing left to say
 	}
 }

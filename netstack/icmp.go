@@ -56,7 +56,7 @@ func (p *Port) inputEcho(ip *packet) {
 	}
 	src := netip.AddrPortFrom(ip.src, binary.BigEndian.Uint16(l4[4:]))
 	dst := netip.AddrPortFrom(ip.dst, 0)
-	switch p.check(ip.proto, dst) {
+	switch p.check(dst) {
 	case allow:
 	case nobody:
 		p.sendError(gw, ip.src, errHost(v6), ip.head)

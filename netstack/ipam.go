@@ -349,6 +349,15 @@ func macOf(a netip.Addr) net.HardwareAddr {
 	return net.HardwareAddr{0x02, 0x5b, b[0], b[1], b[2], b[3]}
 }
 
+// gatewayMAC is what macOf would give the gateway, who is not in the pool.
+func gatewayMAC(cfg Config) (mac macAddr) {
+	if cfg.Gateway4.IsValid() {
+		return macAddr(macOf(cfg.Gateway4))
+	}
+	b := cfg.Gateway6.As16()
+	return macAddr(macOf(netip.AddrFrom4([4]byte(b[12:]))))
+}
+
 // addrAt is the n-th address of a subnet; n fits into its host part.
 func addrAt(s netip.Prefix, n uint64) netip.Addr {
 	b := s.Masked().Addr().AsSlice()

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -106,6 +107,24 @@ func TestAuto(t *testing.T) {
 	if cc := g.do("sysctl", request{Addr: "net/ipv4/tcp_congestion_control"}).Text; cc == "bbr" {
 		t.Error("congestion control of the guest is bbr")
 	}
+}
+
+// TestFallback is auto without a TUN driver.
+func TestFallback(t *testing.T) {
+	l := newLAN(t, nil)
+	g := newGuest(t)
+	g.do("hide-tun", request{})
+	if _, err := g.try("setup", request{Config: guestConfig(0, DriverTap, 0)}); !errors.Is(err, syscall.ENOTTY) {
+		t.Errorf("tap on something else: %v, want ENOTTY", err)
+	}
+	g.setup(guestConfig(0, DriverAuto, 0))
+	if g.info.Driver != DriverPacket || !strings.Contains(g.info.Reason, "tap does not work") {
+		t.Errorf("link is %+v, want packet and the reason", g.info)
+	}
+	if _, err := l.Attach(portConfig(0, g)); err != nil {
+		t.Fatal(err)
+	}
+	g.do("ping", request{Addr: l.cfg.Gateway4.String(), Sizes: []int{56}})
 }
 
 func TestSetupGuestRefuses(t *testing.T) {

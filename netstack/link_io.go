@@ -64,11 +64,13 @@ func newLink(f *os.File, hdrLen int) (*link, error) {
 // close wakes the reader and closes the descriptor when no writer uses it.
 func (l *link) close() error {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.fd < 0 {
+	open := l.fd >= 0
+	l.fd = -1
+	l.mu.Unlock()
+	if !open {
 		return nil
 	}
-	l.fd = -1
+	// Without the lock: it waits for the reader, which may be about to write.
 	return l.file.Close()
 }
 
@@ -108,6 +110,8 @@ type linkReader struct {
 	// views, and is handed on with its contents when they are large.
 	view *buffer.View
 	cur  frame
+	// emptied counts how often there was nothing left to read.
+	emptied uint64
 }
 
 // viewLen is the largest size of view that gVisor pools.
@@ -131,6 +135,7 @@ func (r *linkReader) run(stop func() bool, fn func(*frame)) error {
 					fn(f)
 				}
 			case unix.EAGAIN:
+				r.emptied++
 				return false
 			case unix.EINTR:
 			case unix.ENOBUFS, unix.ENETDOWN:

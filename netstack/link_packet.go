@@ -157,9 +157,10 @@ func (n *farNamespace) do(fn func() error) error {
 
 func (n *farNamespace) close() { unix.Close(n.fd) }
 
-// onOwnThread runs fn on a thread whose network namespace it may change. The
-// thread comes back to the caller's namespace afterwards; if that fails it is
-// not used again.
+// onOwnThread runs fn, in the caller's network namespace, on a thread whose
+// namespace it may change. The thread is not used again: where it came from it
+// may not be allowed to go back to, and the caller's namespace is the wrong place
+// if that is a locked thread's own.
 func onOwnThread(fn func() error) error {
 	home, err := currentNetNS()
 	if err != nil {
@@ -167,18 +168,26 @@ func onOwnThread(fn func() error) error {
 	}
 	defer unix.Close(home)
 	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		err := unix.Setns(home, unix.CLONE_NEWNET)
-		if err == nil {
-			err = fn()
-		}
-		if back := unix.Setns(home, unix.CLONE_NEWNET); back == nil {
-			runtime.UnlockOSThread()
-		}
-		done <- err
-	}()
+	go ownThread(home, fn, done)
 	return <-done
+}
+
+func ownThread(home int, fn func() error, done chan<- error) {
+	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		// Not the main thread, whose namespace is the process' in /proc. It is
+		// kept busy while another one is taken.
+		inner := make(chan error, 1)
+		go ownThread(home, fn, inner)
+		done <- <-inner
+		runtime.UnlockOSThread()
+		return
+	}
+	err := unix.Setns(home, unix.CLONE_NEWNET)
+	if err == nil {
+		err = fn()
+	}
+	done <- err
 }
 
 // currentNetNS returns a descriptor of the calling thread's network namespace.

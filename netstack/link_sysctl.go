@@ -90,12 +90,16 @@ func pingGroupRange() (string, error) {
 	defer f.Close()
 	type span struct{ first, size uint64 }
 	var spans []span
-	for sc := bufio.NewScanner(f); sc.Scan(); {
+	sc := bufio.NewScanner(f)
+	for sc.Scan() {
 		var in, out, n uint64
 		if _, err := fmt.Sscan(sc.Text(), &in, &out, &n); err != nil {
 			return "", fmt.Errorf("read /proc/self/gid_map: %w", err)
 		}
 		spans = append(spans, span{in, n})
+	}
+	if err := sc.Err(); err != nil {
+		return "", err
 	}
 	if len(spans) == 0 {
 		return "", errors.New("/proc/self/gid_map is empty")

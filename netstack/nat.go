@@ -151,9 +151,11 @@ func (m *mapping) onlyDNS() bool {
 
 func (m *mapping) close() {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	m.closed = true
-	for _, s := range m.socks {
+	socks := m.socks
+	m.mu.Unlock()
+	// Without the lock: close waits for serve, which may be about to take it.
+	for _, s := range socks {
 		if s != nil {
 			s.close()
 		}

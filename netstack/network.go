@@ -52,7 +52,9 @@ func New(cfg Config) (*Network, error) {
 		return nil, err
 	}
 	n := &Network{cfg: cfg, log: cfg.Logger.With("network", cfg.Name)}
-	copy(n.gwMAC[:], randomMAC())
+	// Not a random one: a network that is served again after a crash must be the
+	// neighbour that its guests remember.
+	n.gwMAC = gatewayMAC(cfg)
 	n.members.Store(&members{})
 	if err := n.newStack(); err != nil {
 		return nil, fmt.Errorf("make the gateway: %w", err)

@@ -49,7 +49,7 @@ func outside(a netip.Addr) verdict {
 }
 
 // check decides about a guest's datagram to an address behind the gateway.
-func (p *Port) check(proto uint8, dst netip.AddrPort) verdict {
+func (p *Port) check(dst netip.AddrPort) verdict {
 	n := p.net
 	a := dst.Addr()
 	if n.isGateway(a) {

@@ -26,6 +26,7 @@ type Port struct {
 
 	reader linkReader
 	frags  reassembler // used by the reader alone, but for expiry
+	mtus   mtuAdvice   // likewise
 	count  counters
 
 	flows flowTable    // TCP
@@ -103,7 +104,8 @@ func (p *Port) start() {
 }
 
 // Close detaches the port: it closes the link and resets the port's flows. It
-// waits until nothing of the port runs any more.
+// waits until nothing of the port runs any more; the kernel takes up to 30 ms
+// for the last descriptor of a packet link.
 func (p *Port) Close() error {
 	p.closeWith(nil)
 	<-p.done

@@ -61,7 +61,7 @@ func (g *tcpGateway) handle(id stack.TransportEndpointID, pkt *stack.PacketBuffe
 		return true // detached meanwhile
 	}
 	syn := append(append([]byte{}, pkt.NetworkHeader().Slice()...), h...)
-	a := &dialAttempt{port: p, src: src, dst: dst, verdict: p.check(protoTCP, dst), syn: syn}
+	a := &dialAttempt{port: p, src: src, dst: dst, verdict: p.check(dst), syn: syn}
 	switch a.verdict {
 	case closed:
 		return false

@@ -59,7 +59,7 @@ func (p *Port) fromGuest(ip *packet, src, dst netip.AddrPort, a, b []byte) {
 	}
 	v6 := dst.Addr().Is6()
 	gw := p.net.gateway(v6)
-	v := p.check(protoUDP, dst)
+	v := p.check(dst)
 	switch v {
 	case ignore:
 		p.count.drop(DropPolicy)
@@ -137,10 +137,11 @@ func (m *mapping) toHost(pr *peer, ip *packet, pieces ...[]byte) {
 		}
 		err = s.send(real, ttl, ip.df, pieces...)
 		if err != nil && pendingError(err) && m.readErrors(s) {
-			if errors.Is(err, syscall.EMSGSIZE) {
-				return // it was about this one, and the guest knows
-			}
+			// Maybe it was about an earlier one.
 			err = s.send(real, ttl, ip.df, pieces...)
+		}
+		if ip.df && errors.Is(err, syscall.EMSGSIZE) {
+			err = m.tooBig(s, real, ttl, ip, pieces...)
 		}
 	}
 	if err == nil || errors.Is(err, os.ErrClosed) {
@@ -247,9 +248,11 @@ func (m *mapping) reportError(s *hostSocket, e *hostError) {
 		} else if e.offender.Is6() == v6 && outside(e.offender) == allow {
 			from = e.offender
 		}
-	case errors.Is(e.errno, syscall.EMSGSIZE):
-		u = errTooBig(v6, e.what.info)
+	case e.icmp && errors.Is(e.errno, syscall.EMSGSIZE):
+		u = errTooBig(v6, uint32(mtuInFamily(int(e.what.info), s.v6, v6)))
 	default:
+		// EMSGSIZE is none of them: what the host itself finds too big is
+		// tooBig's business.
 		var known bool
 		if u, known = explain(e.errno, v6); !known {
 			return

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -9,36 +8,43 @@ import (
 	"strings"
 
 	"github.com/rootless-sbx/sbx/sandbox"
-	"github.com/urfave/cli/v2"
+	"github.com/spf13/cobra"
 	"golang.org/x/term"
 )
 
-func formatFlag() cli.Flag {
-	return str("format", "`FORMAT` of the output: json, or a Go template")
+// exitUnfit is the status of sbx doctor where sandboxes cannot run.
+const exitUnfit = 1
+
+func formatFlag(c *cobra.Command, p *string) {
+	c.Flags().StringVarP(p, "format", "f", "", "`FORMAT` of the output: json, or a Go template")
 }
 
-func doctorCommand() *cli.Command {
-	return &cli.Command{
-		Name:  "doctor",
-		Usage: "check what this machine offers, and how to fix what is missing",
-		Description: `Checks each prerequisite, says what sbx chooses where one is missing, and the exact
-fix. Exits with 1 if sandboxes cannot run at all.`,
-		Flags: []cli.Flag{formatFlag()},
-		Action: func(c *cli.Context) error {
-			report := sandbox.Diagnose(c.Context, sandbox.Options{Logger: newLogger(c)})
-			done, err := printFormat(c.App.Writer, c.String("format"), []*sandbox.Report{report})
+func doctorCommand(g *globals) *cobra.Command {
+	var format string
+	c := &cobra.Command{
+		Use: "doctor [OPTIONS]", Short: "Check what this machine offers, and how to fix what is missing", Args: wantArgs(0, 0),
+		Long: `Checks each prerequisite, says what sbx chooses where one is missing, and the
+exact fix. Exits with 1 if sandboxes cannot run at all.`,
+		RunE: func(c *cobra.Command, _ []string) error {
+			report := sandbox.Diagnose(c.Context(), sandbox.Options{Logger: newLogger(g.term, g.debug)})
+			done, err := printObject(c.OutOrStdout(), format, report)
 			if err != nil {
 				return err
 			}
 			if !done {
-				printReport(c.App.Writer, report, useColour(os.Stdout))
+				if err := printReport(c.OutOrStdout(), report, useColour(os.Stdout)); err != nil {
+					return err
+				}
 			}
 			if !report.OK {
-				return exitStatus(1)
+				return exitStatus(exitUnfit)
 			}
 			return nil
 		},
 	}
+	formatFlag(c, &format)
+	completeFlags(c)
+	return c
 }
 
 // useColour follows NO_COLOR and CLICOLOR_FORCE.
@@ -49,91 +55,105 @@ func useColour(f *os.File) bool {
 	if v := os.Getenv("CLICOLOR_FORCE"); v != "" && v != "0" {
 		return true
 	}
-	return term.IsTerminal(int(f.Fd()))
+	return term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb"
 }
 
-func printReport(w io.Writer, r *sandbox.Report, colour bool) {
+func printReport(w io.Writer, r *sandbox.Report, colour bool) error {
+	var b strings.Builder
 	paint := map[string]string{"ok": "\x1b[32m", "degraded": "\x1b[33m", "missing": "\x1b[31m"}
+	name := 0
+	for _, c := range r.Checks {
+		name = max(name, len(c.Name))
+	}
+	// Texts stand below each other, behind the status and the name.
+	indent := "\n" + strings.Repeat(" ", 10+name+2)
 	for _, c := range r.Checks {
 		mark := fmt.Sprintf("%-8s", c.Status)
-		if colour && paint[string(c.Status)] != "" {
-			mark = paint[string(c.Status)] + mark + "\x1b[0m"
+		if p := paint[string(c.Status)]; colour && p != "" {
+			mark = p + mark + "\x1b[0m"
 		}
-		fmt.Fprintf(w, "%s  %s: %s\n", mark, c.Name, c.Detail)
+		lines := strings.Split(strings.TrimSpace(c.Detail), "\n")
 		if c.Fix != "" {
-			fmt.Fprintf(w, "          fix: %s\n", strings.ReplaceAll(strings.TrimSpace(c.Fix), "\n", "\n               "))
+			for i, l := range strings.Split(strings.TrimSpace(c.Fix), "\n") {
+				lines = append(lines, [2]string{"fix: ", "     "}[min(i, 1)]+l)
+			}
 		}
+		fmt.Fprintf(&b, "%s  %-*s  %s\n", mark, name, c.Name, strings.Join(lines, indent))
 	}
-	fmt.Fprintln(w)
-	for _, ch := range r.Choices {
-		fmt.Fprintf(w, "%-16s %s", ch.What+":", ch.Chosen)
-		if ch.Why != "" {
-			fmt.Fprintf(w, " (%s)", ch.Why)
-		}
-		fmt.Fprintln(w)
+	b.WriteByte('\n')
+	for _, row := range choiceRows(r.Choices) {
+		fmt.Fprintf(&b, "%-17s %s\n", row[0], row[1])
 	}
 	if r.OK {
-		fmt.Fprintln(w, "\nSandboxes can run here.")
+		b.WriteString("\nSandboxes can run here.\n")
 	} else {
-		fmt.Fprintln(w, "\nSandboxes cannot run here until what is missing is fixed.")
+		b.WriteString("\nSandboxes cannot run here until what is missing is fixed.\n")
 	}
+	_, err := io.WriteString(w, b.String())
+	return err
 }
 
-func infoCommand() *cli.Command {
-	return &cli.Command{
-		Name:  "info",
-		Usage: "show directories, drivers and images",
-		Flags: []cli.Flag{formatFlag()},
-		Action: func(c *cli.Context) error {
-			e, err := newEngine(c)
+// choiceRows are the rungs of the ladders, each with why it is not a better one.
+func choiceRows(choices []sandbox.Choice) [][]string {
+	var rows [][]string
+	for _, ch := range choices {
+		text := ch.Chosen
+		if ch.Why != "" {
+			text += " (" + ch.Why + ")"
+		}
+		rows = append(rows, []string{strings.ToUpper(ch.What[:1]) + ch.What[1:] + ":", text})
+	}
+	return rows
+}
+
+func infoCommand(g *globals) *cobra.Command {
+	var format string
+	c := &cobra.Command{
+		Use: "info [OPTIONS]", Short: "Show directories, drivers and images", Args: wantArgs(0, 0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			e, err := newEngine(g)
 			if err != nil {
 				return err
 			}
-			info, err := e.Info(c.Context)
+			info, err := e.Info(c.Context())
 			if err != nil {
 				return err
 			}
 			info.Version = version
-			done, err := printFormat(c.App.Writer, c.String("format"), []*sandbox.SystemInfo{info})
-			if err != nil || done {
+			if done, err := printObject(c.OutOrStdout(), format, info); err != nil || done {
 				return err
 			}
-			rows := [][]string{
+			return printTable(c.OutOrStdout(), append([][]string{
 				{"Version:", info.Version},
 				{"Data directory:", info.DataDir},
 				{"Runtime directory:", info.RuntimeDir},
 				{"Kernel:", info.Kernel},
 				{"Images:", fmt.Sprint(info.Images)},
 				{"Sandboxes running:", fmt.Sprint(info.Running)},
-			}
-			for _, ch := range info.Choices {
-				why := ""
-				if ch.Why != "" {
-					why = " (" + ch.Why + ")"
-				}
-				rows = append(rows, []string{strings.ToUpper(ch.What[:1]) + ch.What[1:] + ":", ch.Chosen + why})
-			}
-			return printTable(c.App.Writer, nil, rows)
+			}, choiceRows(info.Choices)...))
 		},
 	}
+	formatFlag(c, &format)
+	completeFlags(c)
+	return c
 }
 
-func versionCommand() *cli.Command {
-	return &cli.Command{
-		Name:  "version",
-		Usage: "print the version",
-		Flags: []cli.Flag{formatFlag()},
-		Action: func(c *cli.Context) error {
-			v := struct{ Version, GoVersion, Os, Arch string }{version, runtime.Version(), runtime.GOOS, runtime.GOARCH}
-			if c.String("format") == "json" {
-				return json.NewEncoder(c.App.Writer).Encode(v)
-			}
-			done, err := printFormat(c.App.Writer, c.String("format"), []any{v})
-			if err != nil || done {
+// versionInfo has the keys of sbx version --format.
+type versionInfo struct{ Version, GoVersion, Os, Arch string }
+
+func versionCommand() *cobra.Command {
+	var format string
+	c := &cobra.Command{
+		Use: "version [OPTIONS]", Short: "Show the version", Args: wantArgs(0, 0),
+		RunE: func(c *cobra.Command, _ []string) error {
+			v := versionInfo{version, runtime.Version(), runtime.GOOS, runtime.GOARCH}
+			if done, err := printObject(c.OutOrStdout(), format, v); err != nil || done {
 				return err
 			}
-			fmt.Fprintf(c.App.Writer, "sbx version %s, %s %s/%s\n", v.Version, v.GoVersion, v.Os, v.Arch)
-			return nil
+			return printLines(c.OutOrStdout(), fmt.Sprintf("sbx version %s, %s %s/%s", v.Version, v.GoVersion, v.Os, v.Arch))
 		},
 	}
+	formatFlag(c, &format)
+	completeFlags(c)
+	return c
 }

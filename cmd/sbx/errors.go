@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"syscall"
 
 	"github.com/rootless-sbx/sbx/sandbox"
 )
@@ -17,11 +18,21 @@ const (
 )
 
 // usage is a mistake on the command line.
-type usage struct{ msg string }
+type usage struct{ msg, fix string }
 
 func (e *usage) Error() string { return e.msg }
 
-func usagef(format string, args ...any) error { return &usage{fmt.Sprintf(format, args...)} }
+func usagef(format string, args ...any) error { return &usage{msg: fmt.Sprintf(format, args...)} }
+
+// exitStatus is the end of a command that has already said everything.
+type exitStatus int
+
+func (s exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(s)) }
+
+// interrupted ends a start-up.
+type interrupted syscall.Signal
+
+func (s interrupted) Error() string { return "interrupted: " + syscall.Signal(s).String() }
 
 // exitCode maps an error to the exit code of the process.
 func exitCode(err error) int {
@@ -39,8 +50,23 @@ func exitCode(err error) int {
 
 // printError prints what failed and why on one line, and what to do on the next.
 func printError(w io.Writer, err error) {
-	fmt.Fprintf(w, "sbx: %s\n", strings.TrimRight(err.Error(), "\n"))
-	if fix := sandbox.FixOf(err); fix != "" {
+	fix := sandbox.FixOf(err)
+	var u *usage
+	if errors.As(err, &u) && u.fix != "" {
+		fix = u.fix
+	}
+	var lines []string
+	for _, l := range strings.Split(err.Error(), "\n") { // errors.Join
+		if l = strings.TrimSpace(l); l != "" {
+			lines = append(lines, l)
+		}
+	}
+	what := strings.Join(lines, "; ")
+	if fix != "" { // some say it in the error too, for programs that print only that
+		what = strings.Replace(what, " ("+fix+")", "", 1)
+	}
+	fmt.Fprintf(w, "sbx: %s\n", what)
+	if fix != "" {
 		fmt.Fprintf(w, "fix: %s\n", strings.ReplaceAll(strings.TrimSpace(fix), "\n", "\n     "))
 	}
 }

@@ -9,45 +9,107 @@ import (
 	"text/template"
 )
 
-// printFormat prints v as --format asks: json, or a Go template over v; every
-// item of a list on a line of its own. It returns false for a table.
-func printFormat[T any](w io.Writer, format string, items []T) (bool, error) {
-	switch {
-	case format == "" || format == "table":
-		return false, nil
-	case format == "json":
+// printItems prints every item on a line of its own, as format asks: "json", a Go
+// template, or "table TEMPLATE" in columns under their headers, which headers has
+// by the names in the template.
+func printItems[T any](w io.Writer, format string, headers map[string]string, items []T) error {
+	if format == "json" {
 		enc := json.NewEncoder(w)
+		enc.SetEscapeHTML(false)
 		for _, it := range items {
 			if err := enc.Encode(it); err != nil {
-				return true, err
+				return err
 			}
 		}
-		return true, nil
+		return nil
 	}
-	t, err := template.New("format").Funcs(template.FuncMap{
-		"json": func(v any) (string, error) {
-			b, err := json.Marshal(v)
-			return string(b), err
-		},
-		"join": strings.Join, "lower": strings.ToLower, "upper": strings.ToUpper,
-	}).Parse(strings.TrimPrefix(format, "table ") + "\n")
+	text, table := strings.CutPrefix(format, "table ")
+	if format == "table" {
+		return usagef("--format table needs a template here")
+	}
+	t, err := parseTemplate(text)
 	if err != nil {
-		return true, usagef("--format: %v", err)
+		return err
+	}
+	out := w
+	var tw *tabwriter.Writer
+	if table {
+		tw = tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
+		out = tw
+		if err := t.Execute(out, headers); err != nil {
+			return badFormat(err)
+		}
+		fmt.Fprintln(out)
 	}
 	for _, it := range items {
-		if err := t.Execute(w, it); err != nil {
-			return true, usagef("--format: %v", err)
+		if err := t.Execute(out, it); err != nil {
+			return badFormat(err)
+		}
+		if _, err := fmt.Fprintln(out); err != nil {
+			return err
 		}
 	}
-	return true, nil
+	if tw != nil {
+		return tw.Flush()
+	}
+	return nil
 }
 
-// printTable prints rows under a header, in columns.
-func printTable(w io.Writer, header []string, rows [][]string) error {
-	tw := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
-	if header != nil {
-		fmt.Fprintln(tw, strings.Join(header, "\t"))
+// printObject prints one object as --format asks; false if that was not given.
+func printObject(w io.Writer, format string, v any) (bool, error) {
+	if format == "" {
+		return false, nil
 	}
+	return true, printItems(w, format, nil, []any{v})
+}
+
+// parseTemplate reads a template of --format, with Docker's functions and its
+// escapes: in a shell's quotes \t is two characters.
+func parseTemplate(text string) (*template.Template, error) {
+	text = strings.NewReplacer(`\t`, "\t", `\n`, "\n").Replace(text)
+	t, err := template.New("format").Funcs(template.FuncMap{
+		"json":  toJSON,
+		"join":  strings.Join,
+		"split": strings.Split,
+		"lower": strings.ToLower,
+		"upper": strings.ToUpper,
+		"title": func(s string) string { return strings.ToUpper(s[:min(1, len(s))]) + s[min(1, len(s)):] },
+		"println": func(a ...any) string {
+			return fmt.Sprintln(a...)
+		},
+		"pad": func(s string, before, after int) string {
+			return strings.Repeat(" ", max(before, 0)) + s + strings.Repeat(" ", max(after, 0))
+		},
+		"truncate": func(s string, n int) string {
+			if r := []rune(s); n >= 0 && len(r) > n {
+				return string(r[:n])
+			}
+			return s
+		},
+	}).Parse(text)
+	if err != nil {
+		return nil, badFormat(err)
+	}
+	return t, nil
+}
+
+func badFormat(err error) error {
+	return &usage{msg: fmt.Sprintf("--format: %v", err), fix: "use json, or a Go template such as '{{json .}}'"}
+}
+
+func toJSON(v any) (string, error) {
+	var b strings.Builder
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return "", err
+	}
+	return strings.TrimSuffix(b.String(), "\n"), nil
+}
+
+// printTable prints rows in columns.
+func printTable(w io.Writer, rows [][]string) error {
+	tw := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
 	for _, r := range rows {
 		fmt.Fprintln(tw, strings.Join(r, "\t"))
 	}

@@ -1,26 +1,28 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"strings"
 	"syscall"
-	"time"
 
-	"github.com/docker/go-units"
 	"github.com/rootless-sbx/sbx/image"
-	"github.com/urfave/cli/v2"
+	"github.com/spf13/cobra"
 	"golang.org/x/term"
 )
 
+type storeAction func(ctx context.Context, c *cobra.Command, s *image.Store, args []string) error
+
 // withStore opens the image store for a command, which an interrupt ends cleanly.
-func withStore(f func(context.Context, *cli.Context, *image.Store) error) cli.ActionFunc {
-	return func(c *cli.Context) error {
-		e, err := newEngine(c)
+func withStore(g *globals, f storeAction) func(*cobra.Command, []string) error {
+	return func(c *cobra.Command, args []string) error {
+		e, err := newEngine(g)
 		if err != nil {
 			return err
 		}
@@ -28,245 +30,261 @@ func withStore(f func(context.Context, *cli.Context, *image.Store) error) cli.Ac
 		if err != nil {
 			return err
 		}
-		ctx, stop := signal.NotifyContext(c.Context, os.Interrupt, syscall.SIGTERM)
+		ctx, stop := withInterrupt(c.Context())
 		defer stop()
-		err = f(ctx, c, store)
-		if errors.Is(err, context.Canceled) {
-			return interrupted(syscall.SIGINT)
-		}
-		return err
+		return f(ctx, c, store, args)
 	}
 }
 
-// wantArgs checks the number of arguments.
-func wantArgs(c *cli.Context, least, most int) error {
-	if n := c.NArg(); n < least || most >= 0 && n > most {
-		return usagef("usage: sbx %s %s", strings.TrimPrefix(c.Command.HelpName, "sbx "), c.Command.ArgsUsage)
+// withInterrupt returns a context that a signal ends, with the signal as cause.
+func withInterrupt(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	ch := make(chan os.Signal, 1)
+	signal.Notify(ch, syscall.SIGINT, syscall.SIGTERM)
+	go func() {
+		select {
+		case sig := <-ch:
+			cancel(interrupted(sig.(syscall.Signal)))
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(ch)
+		cancel(nil)
+	}
+}
+
+// endedBy prefers the signal to what the store says about a context that ended.
+func endedBy(ctx context.Context, err error) error {
+	var sig interrupted
+	if err != nil && errors.As(context.Cause(ctx), &sig) {
+		return sig
+	}
+	return err
+}
+
+func pullCommand(g *globals) *cobra.Command {
+	var opts image.PullOptions
+	var quiet bool
+	c := &cobra.Command{
+		Use: "pull [OPTIONS] IMAGE", Short: "Fetch an image from a registry", Args: wantArgs(1, 1),
+		Long: `Credentials are those of docker, podman and their credential helpers. Registries
+on the loopback interface are tried with plain HTTP too.`,
+		ValidArgsFunction: completeImages(1),
+		RunE: withStore(g, func(ctx context.Context, c *cobra.Command, s *image.Store, args []string) error {
+			bars := newProgress(g.term.f, quiet)
+			opts.Progress = bars.event
+			img, err := s.Pull(ctx, args[0], opts)
+			bars.close()
+			if err != nil {
+				return endedBy(ctx, err)
+			}
+			return printLines(c.OutOrStdout(), img.ID)
+		}),
+	}
+	fs := c.Flags()
+	fs.StringVar(&opts.Platform, "platform", "", "`PLATFORM` of the image, as OS/ARCH[/VARIANT]")
+	fs.BoolVar(&opts.Insecure, "insecure", false, "allow plain HTTP and unverified certificates")
+	fs.BoolVarP(&quiet, "quiet", "q", false, "no progress, only the id")
+	completeFlags(c)
+	return c
+}
+
+func loadCommand(g *globals) *cobra.Command {
+	var opts image.LoadOptions
+	var input string
+	var quiet bool
+	c := &cobra.Command{
+		Use: "load [OPTIONS] [PATH]", Short: "Read images from an archive or an OCI layout directory", Args: wantArgs(0, 1),
+		Long:    "Reads what docker save, podman save and OCI tools write, compressed or not,\nfrom PATH or standard input.",
+		Example: "  sbx load -i image.tar\n  docker save debian:12 | sbx load",
+		RunE: withStore(g, func(ctx context.Context, c *cobra.Command, s *image.Store, args []string) error {
+			path := input
+			if len(args) == 1 {
+				if input != "" {
+					return usagef("sbx load reads one archive, not %s and %s", input, args[0])
+				}
+				path = args[0]
+			}
+			fromStdin := path == "" || path == "-"
+			if fromStdin && term.IsTerminal(int(os.Stdin.Fd())) {
+				return &usage{msg: "sbx load reads an archive from standard input, which is a terminal", fix: "sbx load -i FILE"}
+			}
+			bars := newProgress(g.term.f, quiet)
+			opts.Progress = bars.event
+			var imgs []*image.Image
+			var err error
+			if fromStdin {
+				imgs, err = s.LoadFrom(ctx, os.Stdin, opts)
+			} else {
+				imgs, err = s.Load(ctx, path, opts)
+			}
+			bars.close()
+			if err != nil {
+				return endedBy(ctx, err)
+			}
+			return printLines(c.OutOrStdout(), loaded(imgs)...)
+		}),
+	}
+	fs := c.Flags()
+	fs.StringVarP(&input, "input", "i", "", "read `PATH` instead of standard input")
+	fs.StringVar(&opts.Platform, "platform", "", "`PLATFORM` of the image, as OS/ARCH[/VARIANT]")
+	fs.StringVar(&opts.Name, "tag", "", "`NAME` for an image that has none in the archive")
+	fs.BoolVarP(&quiet, "quiet", "q", false, "no progress")
+	completeFlags(c)
+	return c
+}
+
+// loaded are docker load's words.
+func loaded(imgs []*image.Image) []string {
+	var lines []string
+	for _, img := range imgs {
+		if len(img.Names) == 0 {
+			lines = append(lines, "Loaded image ID: "+img.ID)
+		}
+		for _, n := range img.Names {
+			lines = append(lines, "Loaded image: "+n)
+		}
+	}
+	return lines
+}
+
+func printLines(w io.Writer, lines ...string) error {
+	for _, l := range lines {
+		if _, err := fmt.Fprintln(w, l); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-func pullCommand() *cli.Command {
-	return &cli.Command{
-		Name: "pull", Usage: "fetch an image from a registry", ArgsUsage: "IMAGE",
-		Flags: []cli.Flag{
-			str("platform", "`OS/ARCH[/VARIANT]` of the image"),
-			flag("insecure", "allow plain HTTP and unverified certificates"),
-			flag("quiet", "print the id only", "q"),
-		},
-		Action: withStore(func(ctx context.Context, c *cli.Context, s *image.Store) error {
-			if err := wantArgs(c, 1, 1); err != nil {
-				return err
-			}
-			bars := newProgress(c.App.ErrWriter, c.Bool("quiet"))
-			img, err := s.Pull(ctx, c.Args().First(), image.PullOptions{
-				Platform: c.String("platform"), Insecure: c.Bool("insecure"), Progress: bars.event,
-			})
-			bars.close()
-			if err != nil {
-				return err
-			}
-			fmt.Fprintln(c.App.Writer, img.ID)
-			return nil
-		}),
-	}
-}
-
-func loadCommand() *cli.Command {
-	return &cli.Command{
-		Name: "load", Usage: "read images from an archive or an OCI layout directory", ArgsUsage: "[PATH]",
-		Description: "Reads what docker save, podman save and OCI tools write, from PATH or standard input.",
-		Flags: []cli.Flag{
-			str("input", "read `PATH` instead of standard input", "i"),
-			str("platform", "`OS/ARCH[/VARIANT]` of the image"),
-			str("tag", "`NAME` for an image that has none in the archive"),
-			flag("quiet", "no progress", "q"),
-		},
-		Action: withStore(func(ctx context.Context, c *cli.Context, s *image.Store) error {
-			if err := wantArgs(c, 0, 1); err != nil {
-				return err
-			}
-			path := c.String("input")
-			if c.NArg() == 1 {
-				path = c.Args().First()
-			}
-			bars := newProgress(c.App.ErrWriter, c.Bool("quiet"))
-			opts := image.LoadOptions{Name: c.String("tag"), Platform: c.String("platform"), Progress: bars.event}
-			var imgs []*image.Image
-			var err error
-			switch {
-			case path != "" && path != "-":
-				imgs, err = s.Load(ctx, path, opts)
-			case term.IsTerminal(int(os.Stdin.Fd())):
-				return usagef("sbx load reads an archive from standard input, which is a terminal; name a file with -i")
-			default:
-				imgs, err = s.LoadFrom(ctx, os.Stdin, opts)
-			}
-			bars.close()
-			if err != nil {
-				return err
-			}
-			for _, img := range imgs {
-				if len(img.Names) == 0 {
-					fmt.Fprintf(c.App.Writer, "Loaded image ID: %s\n", img.ID)
-				}
-				for _, n := range img.Names {
-					fmt.Fprintf(c.App.Writer, "Loaded image: %s\n", n)
-				}
-			}
-			return nil
-		}),
-	}
-}
-
-// imageRow has the keys of docker images --format.
-type imageRow struct {
-	Repository, Tag, ID, Digest, CreatedSince, CreatedAt, Size string
-}
-
-func imagesCommand() *cli.Command {
-	return &cli.Command{
-		Name: "images", Usage: "list images", ArgsUsage: "[NAME]",
-		Flags: []cli.Flag{formatFlag(), flag("quiet", "print ids only", "q"), flag("no-trunc", "print whole ids"), flag("digests", "show digests")},
-		Action: withStore(func(ctx context.Context, c *cli.Context, s *image.Store) error {
-			if err := wantArgs(c, 0, 1); err != nil {
-				return err
-			}
-			imgs, err := s.List(ctx)
-			if err != nil {
-				return err
-			}
-			rows := imageRows(imgs, c.Args().First(), c.Bool("no-trunc"))
-			if c.Bool("quiet") {
-				seen := map[string]bool{}
-				for _, r := range rows {
-					if !seen[r.ID] {
-						fmt.Fprintln(c.App.Writer, r.ID)
-					}
-					seen[r.ID] = true
-				}
-				return nil
-			}
-			if done, err := printFormat(c.App.Writer, c.String("format"), rows); done || err != nil {
-				return err
-			}
-			header := []string{"REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"}
-			if c.Bool("digests") {
-				header = []string{"REPOSITORY", "TAG", "DIGEST", "IMAGE ID", "CREATED", "SIZE"}
-			}
-			var table [][]string
-			for _, r := range rows {
-				row := []string{r.Repository, r.Tag}
-				if c.Bool("digests") {
-					row = append(row, r.Digest)
-				}
-				table = append(table, append(row, r.ID, r.CreatedSince, r.Size))
-			}
-			return printTable(c.App.Writer, header, table)
-		}),
-	}
-}
-
-func imageRows(imgs []*image.Image, only string, whole bool) []imageRow {
-	var rows []imageRow
-	for _, img := range imgs {
-		id := img.ID
-		if !whole {
-			id = strings.TrimPrefix(id, "sha256:")[:12]
-		}
-		names := img.Names
-		if len(names) == 0 {
-			names = []string{"<none>:<none>"}
-		}
-		for _, n := range names {
-			repo, tag := n, "<none>"
-			if i := strings.LastIndex(n, ":"); i > strings.LastIndex(n, "/") {
-				repo, tag = n[:i], n[i+1:]
-			}
-			if only != "" && only != n && only != repo {
-				continue
-			}
-			row := imageRow{Repository: repo, Tag: tag, ID: id, Digest: img.Manifest.Digest, Size: units.HumanSizeWithPrecision(float64(img.Size), 3), CreatedSince: "N/A", CreatedAt: "N/A"}
-			if t := img.Created(); !t.IsZero() && t.Unix() > 0 {
-				row.CreatedSince = units.HumanDuration(time.Since(t)) + " ago"
-				row.CreatedAt = t.Format(time.RFC3339)
-			}
-			rows = append(rows, row)
-		}
-	}
-	return rows
-}
-
-func rmiCommand() *cli.Command {
-	return &cli.Command{
-		Name: "rmi", Usage: "remove images", ArgsUsage: "IMAGE [IMAGE...]",
-		Flags: []cli.Flag{flag("force", "remove an image of several names", "f")},
-		Action: withStore(func(ctx context.Context, c *cli.Context, s *image.Store) error {
-			if err := wantArgs(c, 1, -1); err != nil {
-				return err
-			}
+func rmiCommand(g *globals) *cobra.Command {
+	var force bool
+	c := &cobra.Command{
+		Use: "rmi [OPTIONS] IMAGE [IMAGE...]", Short: "Remove images", Args: wantArgs(1, -1),
+		ValidArgsFunction: completeImages(-1),
+		RunE: withStore(g, func(ctx context.Context, c *cobra.Command, s *image.Store, args []string) error {
 			failed := false
-			for _, ref := range c.Args().Slice() {
-				done, err := s.Remove(ctx, ref, c.Bool("force"))
-				for _, l := range done {
-					fmt.Fprintln(c.App.Writer, l)
+			for _, ref := range args {
+				done, err := s.Remove(ctx, ref, force)
+				if perr := printLines(c.OutOrStdout(), done...); perr != nil {
+					return perr
+				}
+				if ctx.Err() != nil {
+					return endedBy(ctx, err)
+				}
+				if force && errors.Is(err, image.ErrNotFound) {
+					continue // as with rm -f
 				}
 				if err != nil {
-					printError(c.App.ErrWriter, err)
+					printError(c.ErrOrStderr(), err)
 					failed = true
 				}
 			}
 			if failed {
-				return exitStatus(1)
+				return exitStatus(exitOwn)
 			}
 			return nil
 		}),
 	}
+	c.Flags().BoolVarP(&force, "force", "f", false, "remove an image of several names, and do not mind one that is not there")
+	return c
 }
 
-func tagCommand() *cli.Command {
-	return &cli.Command{
-		Name: "tag", Usage: "give an image another name", ArgsUsage: "IMAGE NAME[:TAG]",
-		Action: withStore(func(ctx context.Context, c *cli.Context, s *image.Store) error {
-			if err := wantArgs(c, 2, 2); err != nil {
-				return err
-			}
-			return s.Tag(ctx, c.Args().Get(0), c.Args().Get(1))
+func tagCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use: "tag IMAGE NAME[:TAG]", Short: "Give an image another name", Args: wantArgs(2, 2),
+		ValidArgsFunction: completeImages(2),
+		RunE: withStore(g, func(ctx context.Context, _ *cobra.Command, s *image.Store, args []string) error {
+			return s.Tag(ctx, args[0], args[1])
 		}),
 	}
 }
 
-func imageCommand() *cli.Command {
-	list, remove := imagesCommand(), rmiCommand()
-	list.Name, list.Aliases = "ls", []string{"list"}
-	remove.Name = "rm"
-	return &cli.Command{
-		Name: "image", Usage: "manage images",
-		Subcommands: []*cli.Command{list, remove, pullCommand(), loadCommand(), tagCommand(), {
-			Name: "inspect", Usage: "show everything about images, as docker image inspect does", ArgsUsage: "IMAGE [IMAGE...]",
-			Flags:  []cli.Flag{str("format", "Go `TEMPLATE` of the output", "f")},
-			Action: withStore(inspectImages),
-		}},
+func pruneCommand(g *globals) *cobra.Command {
+	var all, force bool
+	c := &cobra.Command{
+		Use: "prune [OPTIONS]", Short: "Remove images that have no name", Args: wantArgs(0, 0),
+		RunE: withStore(g, func(ctx context.Context, c *cobra.Command, s *image.Store, _ []string) error {
+			if !force {
+				what := "all images without a name"
+				if all {
+					what = "all images that no sandbox uses"
+				}
+				if err := confirm(c, "This removes "+what+"."); err != nil {
+					return err
+				}
+			}
+			done, err := s.Prune(ctx, all)
+			if err != nil {
+				return endedBy(ctx, err)
+			}
+			return printLines(c.OutOrStdout(), done...)
+		}),
 	}
+	c.Flags().BoolVarP(&all, "all", "a", false, "remove every image that no sandbox uses")
+	c.Flags().BoolVarP(&force, "force", "f", false, "do not ask")
+	return c
 }
 
-func inspectImages(ctx context.Context, c *cli.Context, s *image.Store) error {
-	if err := wantArgs(c, 1, -1); err != nil {
-		return err
+// confirm asks before something that cannot be undone.
+func confirm(c *cobra.Command, what string) error {
+	fmt.Fprintf(c.ErrOrStderr(), "%s Continue? [y/N] ", what)
+	line, err := bufio.NewReader(c.InOrStdin()).ReadString('\n')
+	if err != nil && !errors.Is(err, io.EOF) {
+		return fmt.Errorf("read the answer: %w", err)
 	}
-	list := []*image.Inspection{}
-	for _, ref := range c.Args().Slice() {
-		in, err := s.Inspect(ctx, ref)
-		if err != nil {
-			return err
-		}
-		list = append(list, in)
+	if err != nil {
+		fmt.Fprintln(c.ErrOrStderr())
 	}
-	if f := c.String("format"); f != "" && f != "json" {
-		_, err := printFormat(c.App.Writer, f, list)
-		return err
+	if a := strings.ToLower(strings.TrimSpace(line)); a == "y" || a == "yes" {
+		return nil
 	}
-	enc := json.NewEncoder(c.App.Writer)
-	enc.SetIndent("", "    ")
+	return &usage{msg: "nothing was removed: not confirmed", fix: "answer y, or give --force"}
+}
+
+func imageCommand(g *globals) *cobra.Command {
+	list, remove := imagesCommand(g), rmiCommand(g)
+	list.Use, list.Aliases = "ls [OPTIONS] [NAME]", []string{"list"}
+	remove.Use, remove.Aliases = "rm [OPTIONS] IMAGE [IMAGE...]", []string{"remove"}
+	c := &cobra.Command{Use: "image COMMAND", Short: "Manage images", Args: cobra.ArbitraryArgs, RunE: runGroup}
+	c.AddCommand(list, inspectCommand(g), pullCommand(g), loadCommand(g), tagCommand(g), remove, pruneCommand(g))
+	return c
+}
+
+func inspectCommand(g *globals) *cobra.Command {
+	var format string
+	c := &cobra.Command{
+		Use: "inspect [OPTIONS] IMAGE [IMAGE...]", Short: "Show everything about images, as docker image inspect does", Args: wantArgs(1, -1),
+		ValidArgsFunction: completeImages(-1),
+		RunE: withStore(g, func(ctx context.Context, c *cobra.Command, s *image.Store, args []string) error {
+			list := []*image.Inspection{}
+			var failed error
+			for _, ref := range args {
+				in, err := s.Inspect(ctx, ref)
+				if err != nil {
+					failed = errors.Join(failed, endedBy(ctx, err))
+					continue
+				}
+				list = append(list, in)
+			}
+			return errors.Join(printInspection(c.OutOrStdout(), format, list), failed)
+		}),
+	}
+	c.Flags().StringVarP(&format, "format", "f", "", "`FORMAT` of the output: json, or a Go template")
+	completeFlags(c)
+	return c
+}
+
+// printInspection prints what was found as one list, also if something was not.
+func printInspection[T any](w io.Writer, format string, list []T) error {
+	if format != "" && format != "json" {
+		return printItems(w, format, nil, list)
+	}
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	if format == "" {
+		enc.SetIndent("", "    ")
+	}
 	return enc.Encode(list)
 }

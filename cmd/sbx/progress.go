@@ -6,33 +6,53 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
+	"unicode/utf8"
 
 	"github.com/docker/go-units"
 	"github.com/rootless-sbx/sbx/image"
-	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
 )
 
-// progress shows a pull or a load: one bar over all layers on a terminal, a line
-// for each step elsewhere.
+const (
+	redraw   = 100 * time.Millisecond // at most that often
+	barCells = 30                     // at most that wide
+)
+
+// progress shows a pull or a load: one line with a bar over all blobs on a
+// terminal, a line for each step elsewhere.
 type progress struct {
 	w     io.Writer
 	quiet bool
-	tty   bool
+	width func() int // of the terminal; nil if there is none
+	now   func() time.Time
 
 	mu     sync.Mutex // guards what follows
-	bar    *progressbar.ProgressBar
-	done   map[string]int64
-	total  map[string]int64
-	phases map[string]image.Phase
+	name   string     // what is being fetched
+	blobs  map[string]*blobState
+	begun  time.Time // the first byte
+	drawn  time.Time
+	onLine bool // the bar is there
 }
 
-func newProgress(w io.Writer, quiet bool) *progress {
-	f, ok := w.(*os.File)
-	return &progress{
-		w: w, quiet: quiet, tty: ok && term.IsTerminal(int(f.Fd())),
-		done: map[string]int64{}, total: map[string]int64{}, phases: map[string]image.Phase{},
+type blobState struct {
+	phase       image.Phase
+	done, total int64
+	had         bool // was in the store already
+}
+
+func newProgress(f *os.File, quiet bool) *progress {
+	p := &progress{w: f, quiet: quiet, now: time.Now, blobs: map[string]*blobState{}}
+	if term.IsTerminal(int(f.Fd())) && os.Getenv("TERM") != "dumb" {
+		p.width = func() int {
+			w, _, err := term.GetSize(int(f.Fd()))
+			if err != nil || w == 0 {
+				return narrow
+			}
+			return w
+		}
 	}
+	return p
 }
 
 // event takes one step of the store's.
@@ -42,28 +62,61 @@ func (p *progress) event(e image.Event) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	first := p.phases[e.Layer] != e.Phase
-	p.phases[e.Layer] = e.Phase
-	if p.tty {
-		p.draw(e)
-		return
+	if e.Phase == image.PhaseResolve {
+		p.name = e.Layer
 	}
-	if first {
+	first := p.note(e)
+	switch {
+	case p.width == nil && first:
 		p.line(e)
+	case p.width == nil:
+	case e.Phase == image.PhaseRetry:
+		p.clear()
+		p.line(e)
+	default:
+		p.draw()
 	}
 }
 
+// note remembers the state of a blob, and says whether its phase is new.
+func (p *progress) note(e image.Event) bool {
+	if e.Phase == image.PhaseResolve || e.Phase == image.PhaseRetry {
+		return true
+	}
+	b := p.blobs[e.Layer]
+	if b == nil {
+		b = &blobState{}
+		p.blobs[e.Layer] = b
+	}
+	first := b.phase != e.Phase
+	b.phase = e.Phase
+	b.total = max(b.total, e.Total)
+	switch e.Phase {
+	case image.PhaseDownload, image.PhaseLoad:
+		b.done = e.Done
+		if p.begun.IsZero() {
+			p.begun = p.now()
+		}
+	case image.PhaseExists:
+		b.done, b.had = b.total, true
+	case image.PhaseDone:
+		b.done = b.total
+	}
+	return first
+}
+
 func (p *progress) line(e image.Event) {
-	short := strings.TrimPrefix(e.Layer, "sha256:")
-	if len(short) > 12 && !strings.Contains(short, "/") {
-		short = short[:12]
+	short := e.Layer
+	if hex, ok := strings.CutPrefix(short, "sha256:"); ok {
+		short = fmt.Sprintf("%.12s", hex)
 	}
 	switch e.Phase {
 	case image.PhaseResolve:
 		fmt.Fprintf(p.w, "Pulling %s\n", e.Layer)
-	case image.PhaseDownload, image.PhaseLoad:
-		verb := map[image.Phase]string{image.PhaseDownload: "Downloading", image.PhaseLoad: "Loading"}[e.Phase]
-		fmt.Fprintf(p.w, "%s: %s %s\n", short, verb, units.HumanSize(float64(e.Total)))
+	case image.PhaseDownload:
+		fmt.Fprintf(p.w, "%s: Downloading %s\n", short, size(e.Total))
+	case image.PhaseLoad:
+		fmt.Fprintf(p.w, "%s: Loading %s\n", short, size(e.Total))
 	case image.PhaseRetry:
 		fmt.Fprintf(p.w, "%s: trying again: %v\n", short, e.Err)
 	case image.PhaseExists:
@@ -73,46 +126,73 @@ func (p *progress) line(e image.Event) {
 	}
 }
 
-func (p *progress) draw(e image.Event) {
-	if e.Phase == image.PhaseResolve {
+// draw renews the bar if it is old enough.
+func (p *progress) draw() {
+	now := p.now()
+	if now.Sub(p.drawn) < redraw {
 		return
 	}
-	if e.Total > 0 {
-		p.total[e.Layer] = e.Total
+	p.drawn = now
+	p.onLine = true
+	fmt.Fprintf(p.w, "\r%s\x1b[K", p.text(p.width()-1, now))
+}
+
+// text is the bar's line, at most width characters wide.
+func (p *progress) text(width int, now time.Time) string {
+	what := "Loading"
+	if p.name != "" {
+		what = "Pulling " + p.name
 	}
-	switch e.Phase {
-	case image.PhaseDownload, image.PhaseLoad:
-		p.done[e.Layer] = e.Done
-	case image.PhaseDone, image.PhaseExists:
-		p.done[e.Layer] = p.total[e.Layer]
-	}
-	var done, total int64
-	for l, t := range p.total {
-		total += t
-		done += min(p.done[l], t)
+	var done, total, fetched int64
+	for _, b := range p.blobs {
+		total += b.total
+		done += min(b.done, b.total)
+		if !b.had {
+			fetched += b.done
+		}
 	}
 	if total == 0 {
-		return
+		return clip(what, width)
 	}
-	if p.bar == nil {
-		p.bar = progressbar.NewOptions64(total,
-			progressbar.OptionSetWriter(p.w),
-			progressbar.OptionShowBytes(true),
-			progressbar.OptionSetWidth(30),
-			progressbar.OptionClearOnFinish(),
-			progressbar.OptionSetDescription("image"),
-		)
+	numbers := fmt.Sprintf("%3d%% %s/%s", done*100/total, size(done), size(total))
+	if d := now.Sub(p.begun); !p.begun.IsZero() && d > time.Second {
+		numbers += fmt.Sprintf(" %s/s", size(int64(float64(fetched)/d.Seconds())))
 	}
-	p.bar.ChangeMax64(total)
-	p.bar.Set64(done)
+	cells := min(barCells, width-utf8.RuneCountInString(what+numbers)-4)
+	if cells < barCells/3 { // no room for both: the name goes first
+		what = "image"
+		cells = min(barCells, width-len(what+numbers)-4)
+	}
+	if cells < 3 {
+		return clip(numbers, width)
+	}
+	full := int(done * int64(cells) / total)
+	bar := strings.Repeat("=", full)
+	if full < cells {
+		bar += ">" + strings.Repeat(" ", cells-full-1)
+	}
+	return fmt.Sprintf("%s [%s] %s", what, bar, numbers)
 }
 
 // close removes the bar.
 func (p *progress) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.bar != nil {
-		p.bar.Clear()
-		p.bar = nil
+	p.clear()
+}
+
+func (p *progress) clear() {
+	if p.onLine {
+		fmt.Fprint(p.w, "\r\x1b[K")
+		p.onLine = false
 	}
+}
+
+func size(n int64) string { return units.HumanSizeWithPrecision(float64(n), 3) }
+
+func clip(s string, width int) string {
+	if r := []rune(s); len(r) > width {
+		return string(r[:max(width, 0)])
+	}
+	return s
 }

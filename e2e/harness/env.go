@@ -19,7 +19,12 @@ import (
 
 // Env is one test's view of a user: home, XDG directories, environment.
 type Env struct {
-	t       testing.TB
+	t testing.TB
+	*state
+}
+
+// state is what a test shares with its subtests.
+type state struct {
 	dir     string
 	data    string
 	Home    string
@@ -32,6 +37,9 @@ type Env struct {
 	// Prefix is a command before sbx: one that takes something away from it first.
 	Prefix []string
 }
+
+// In returns the same environment for a subtest, which is then the one that fails.
+func (e *Env) In(t testing.TB) *Env { return &Env{t: t, state: e.state} }
 
 // New returns an environment with the shared image store and its own runtime
 // directory, after whose test nothing may be left. images are loaded first.
@@ -64,7 +72,7 @@ func newEnv(t testing.TB) *Env {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	e := &Env{t: t, dir: dir, Home: filepath.Join(dir, "home"), Tmp: filepath.Join(dir, "tmp"), Runtime: filepath.Join(dir, "run")}
+	e := &Env{t, &state{dir: dir, Home: filepath.Join(dir, "home"), Tmp: filepath.Join(dir, "tmp"), Runtime: filepath.Join(dir, "run")}}
 	t.Cleanup(func() {
 		if err := removeTree(dir); err != nil {
 			t.Error(err)
@@ -134,6 +142,12 @@ func (e *Env) line(args []string) []string {
 // been executed: the place for mounts over what sbx is to miss.
 func (e *Env) InNamespace(script string) {
 	e.Prefix = []string{"unshare", "--user", "--map-auto", "--map-root-user", "--mount", "sh", "-ec", script + `; exec "$@"`, "sh"}
+}
+
+// InNamespaceAsUser is InNamespace without becoming root: one id, no capabilities.
+func (e *Env) InNamespaceAsUser(script string) {
+	e.Prefix = []string{"unshare", "--user", "--map-current-user", "--keep-caps", "--mount", "sh", "-ec",
+		script + `; exec setpriv --ambient-caps -all --inh-caps -all "$@"`, "sh"}
 }
 
 // RunTimeout bounds each sbx that is waited for.

@@ -19,6 +19,12 @@ import (
 // network's process lingers, and a killed sandbox is cleaned up by others.
 const leakWait = 15 * time.Second
 
+// helpers are processes that the tests themselves start and end.
+var helpers = map[int]bool{}
+
+// Helper exempts a process that a test has started, and will end, from the check.
+func Helper(pid int) { helpers[pid] = true }
+
 // watch registers the check at the end of the test. It runs before the test's
 // directory is removed, since cleanups run last in, first out.
 func (e *Env) watch() {
@@ -51,7 +57,9 @@ func (e *Env) watch() {
 func (e *Env) leftovers(before map[string]bool, fdsBefore int) []string {
 	var left []string
 	for _, pid := range descendants(os.Getpid()) {
-		left = append(left, describe(pid))
+		if !helpers[pid] {
+			left = append(left, describe(pid))
+		}
 	}
 	left = append(left, matchingLines("/proc/self/mountinfo", "mount", e.dir, e.data)...)
 	left = append(left, matchingLines("/proc/net/unix", "unix socket", e.dir)...)
@@ -80,13 +88,7 @@ func (e *Env) listeners() []string {
 			continue
 		}
 		for line := range strings.Lines(string(data)) {
-			f := strings.Fields(line)
-			if len(f) < 4 || (f[3] != "0A" && f[3] != "07") { // LISTEN; a bound UDP socket
-				continue
-			}
-			_, hex, _ := strings.Cut(f[1], ":")
-			port, err := strconv.ParseInt(hex, 16, 32)
-			if err == nil && slices.Contains(e.ports, int(port)) {
+			if port, ok := listener(line); ok && slices.Contains(e.ports, port) {
 				left = append(left, fmt.Sprintf("port %d in %s", port, file))
 			}
 		}
@@ -96,8 +98,7 @@ func (e *Env) listeners() []string {
 
 // files lists what a sandbox may leave by mistake: everything below the runtime and
 // temporary directories, and in the data directory everything but images, layers
-// and named volumes. Lock files stay: removing one that another process waits for
-// would break the lock.
+// and named volumes.
 func (e *Env) files() map[string]bool {
 	found := map[string]bool{}
 	add := func(root string, skip func(rel string) bool) {
@@ -110,7 +111,7 @@ func (e *Env) files() map[string]bool {
 			switch {
 			case skip != nil && skip(rel):
 				return filepath.SkipDir
-			case d.IsDir() && skip == nil, filepath.Ext(path) == ".lock", d.Name() == "lock":
+			case d.IsDir() && skip == nil, lasting(d.Name()):
 				return nil
 			}
 			found[path] = true
@@ -127,13 +128,19 @@ func (e *Env) files() map[string]bool {
 		if d.IsDir() {
 			sub, _ := os.ReadDir(filepath.Join(e.Data(), d.Name()))
 			for _, s := range sub {
-				if filepath.Ext(s.Name()) != ".lock" && s.Name() != "lock" {
+				if !lasting(s.Name()) {
 					found[filepath.Join(e.Data(), d.Name(), s.Name())] = true
 				}
 			}
 		}
 	}
 	return found
+}
+
+// lasting names the files that stay: a lock, since removing one that another process
+// waits for would break it, and a network's log, which says why it died.
+func lasting(name string) bool {
+	return filepath.Ext(name) == ".lock" || name == "lock" || name == "log"
 }
 
 func matchingLines(file, what string, dirs ...string) []string {
@@ -155,7 +162,7 @@ func matchingLines(file, what string, dirs ...string) []string {
 // itself are waited for by os/exec before the check begins.
 func reap() {
 	for _, pid := range descendants(os.Getpid()) {
-		if state(pid) == 'Z' {
+		if procState(pid) == 'Z' && !helpers[pid] {
 			var ws unix.WaitStatus
 			_, _ = unix.Wait4(pid, &ws, unix.WNOHANG, nil) // not ours to reap: it will go with its parent
 		}
@@ -165,6 +172,9 @@ func reap() {
 // kill removes leaked processes, so that one test's leak is not the next one's.
 func (e *Env) kill() {
 	for _, pid := range descendants(os.Getpid()) {
+		if helpers[pid] {
+			continue
+		}
 		_ = unix.Kill(pid, unix.SIGKILL) // it may have gone, or belong to another id
 	}
 	time.Sleep(100 * time.Millisecond)
@@ -209,7 +219,7 @@ func stat(dir string) []string {
 	return strings.Fields(string(data[i+1:]))
 }
 
-func state(pid int) byte {
+func procState(pid int) byte {
 	f := stat("/proc/" + strconv.Itoa(pid))
 	if len(f) == 0 {
 		return 0
@@ -222,7 +232,7 @@ func describe(pid int) string {
 	cmdline, _ := os.ReadFile(dir + "/cmdline")
 	comm, _ := os.ReadFile(dir + "/comm")
 	line := strings.TrimSpace(strings.ReplaceAll(string(cmdline), "\x00", " "))
-	return fmt.Sprintf("process %d (%s, state %c): %s", pid, strings.TrimSpace(string(comm)), state(pid), line)
+	return fmt.Sprintf("process %d (%s, state %c): %s", pid, strings.TrimSpace(string(comm)), procState(pid), line)
 }
 
 func openFiles() int {

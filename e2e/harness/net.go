@@ -5,6 +5,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -101,4 +103,33 @@ func Eventually(t testing.TB, timeout time.Duration, fn func() error) {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
+}
+
+// Listening returns the TCP ports on which this machine listens.
+func Listening(t testing.TB) map[int]bool {
+	t.Helper()
+	found := map[int]bool{}
+	for _, file := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(data)) {
+			if port, ok := listener(line); ok {
+				found[port] = true
+			}
+		}
+	}
+	return found
+}
+
+// listener parses a line of /proc/net/tcp or udp: a listening or bound socket.
+func listener(line string) (port int, ok bool) {
+	f := strings.Fields(line)
+	if len(f) < 4 || (f[3] != "0A" && f[3] != "07") { // LISTEN; a bound UDP socket
+		return 0, false
+	}
+	_, hex, _ := strings.Cut(f[1], ":")
+	n, err := strconv.ParseUint(hex, 16, 16)
+	return int(n), err == nil
 }

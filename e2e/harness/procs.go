@@ -11,6 +11,7 @@ import (
 // role: sbx-monitor, sbx-netd.
 func (e *Env) Role(role string) []int {
 	var out []int
+	reap()
 	for _, pid := range descendants(os.Getpid()) {
 		dir := "/proc/" + strconv.Itoa(pid)
 		comm, _ := os.ReadFile(dir + "/comm")

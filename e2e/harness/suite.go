@@ -96,6 +96,9 @@ func findBin() string {
 	return "bin/sbx"
 }
 
+// Binary returns the path of the sbx under test.
+func Binary() string { return current.bin }
+
 // Fixtures returns the cache of images and tools.
 func Fixtures() *fixture.Cache { return current.cache }
 

@@ -32,5 +32,5 @@ func run(args []string) error {
 	case len(args) > 1 && args[0] == "probe":
 		return probe.Run(args[1:])
 	}
-	return errors.New("usage: worldd delay IFACE IFACE DURATION | worldd probe COMMAND...")
+	return errors.New("usage: worldd delay IFACE IFACE DURATION, or worldd probe COMMAND")
 }

@@ -18,8 +18,6 @@ type network struct {
 	keeper  *netd.Keeper
 	link    *os.File // duplicate of the link; closing the last one frees the namespace
 	sockets *netd.SocketServer
-
-	builtin *builtinChild
 }
 
 // netdConfig is how to reach the network's process, or to start another one.
@@ -102,9 +100,10 @@ func (m *monitor) attach(ctx context.Context, link proto.Link, ns *os.File, st *
 	}
 	if spec.PortDriver == portfwd.DriverBuiltin && len(spec.Ports) > 0 {
 		req.StateDir = proto.BuiltinDir(m.spec.RuntimeDir, m.spec.ID)
-		if n.builtin, err = startBuiltin(req.StateDir, ns, m.log); err != nil {
+		if err := os.MkdirAll(req.StateDir, 0o700); err != nil {
 			return err
 		}
+		n.sockets.BuiltinDir = req.StateDir
 	}
 	n.keeper, err = netd.Keep(ctx, n.client, netd.KeepConfig{
 		Config: m.netdConfig(), Lease: n.lease, Attach: req, Link: n.link, Sockets: n.sockets,
@@ -132,14 +131,14 @@ func (n *network) close() (notes []string) {
 	if n.client != nil {
 		note("leave the network", n.client.Close())
 	}
-	if n.builtin != nil {
-		note("end the builtin port driver", n.builtin.close())
-	}
 	if n.link != nil {
 		note("close the link", n.link.Close())
 	}
 	if n.sockets != nil {
 		note("end the socket service", n.sockets.Close())
+		if dir := n.sockets.BuiltinDir; dir != "" {
+			note("remove the port driver's directory", os.RemoveAll(dir))
+		}
 	}
 	return notes
 }

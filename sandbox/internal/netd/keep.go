@@ -49,9 +49,10 @@ type Keeper struct {
 	cancel context.CancelFunc
 	ended  chan struct{}
 
-	op chan struct{} // of one: held while client and ports are being changed
+	op   chan struct{} // of one: held by who changes client or ports
+	once sync.Once
 
-	mu     sync.Mutex // guards what follows
+	mu     sync.Mutex // guards what follows; changes need op as well
 	client *Client
 	ports  []*keptPort
 	nextID int
@@ -61,7 +62,7 @@ type Keeper struct {
 type keptPort struct {
 	id     int
 	spec   port.Spec // with the host port that was bound first
-	remote int       // netd's id; 0: not published at the moment
+	remote int       // netd's id, guarded by op; 0: not published at the moment
 }
 
 // ErrDetached is returned by calls on a Keeper after Close.
@@ -143,13 +144,11 @@ func (k *Keeper) again() bool {
 	}
 	defer k.end()
 	k.current().Close()
-	k.mu.Lock()
 	for _, p := range k.ports {
 		p.remote = 0
 	}
-	k.mu.Unlock()
 	for wait := keepFirst; ; wait = min(2*wait, keepMost) {
-		c, err := k.once()
+		c, err := k.attempt()
 		if err == nil {
 			k.mu.Lock()
 			k.client = c
@@ -171,7 +170,7 @@ func (k *Keeper) again() bool {
 	}
 }
 
-func (k *Keeper) once() (*Client, error) {
+func (k *Keeper) attempt() (*Client, error) {
 	c, err := Ensure(k.ctx, k.cfg.Config)
 	if err != nil {
 		return nil, err
@@ -297,8 +296,11 @@ func (k *Keeper) Stats(ctx context.Context) (st Stats, reattached int, err error
 }
 
 // Close detaches the sandbox.
-func (k *Keeper) Close() error {
-	k.cancel()
-	<-k.ended
-	return k.current().Close()
+func (k *Keeper) Close() (err error) {
+	k.once.Do(func() {
+		k.cancel()
+		<-k.ended
+		err = k.current().Close()
+	})
+	return err
 }

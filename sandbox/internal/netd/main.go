@@ -25,8 +25,9 @@ type MainConfig struct {
 	Log *os.File
 }
 
-// claimPatience is how long a killed predecessor may take to be gone.
-const claimPatience = 3 * time.Second
+// claimPatience is how long a killed predecessor may take to be gone. Ensure
+// tries again after it.
+const claimPatience = time.Second
 
 // Main is the body of a network's process. conn is the connection to the
 // starter; Main reads the start message, answers it and closes conn. It returns
@@ -72,11 +73,12 @@ type server struct {
 	cancel  context.CancelFunc
 	refused atomic.Uint64
 
-	mu       sync.Mutex // guards what follows
-	sessions map[*session]struct{}
-	byID     map[string]*session
-	leaving  bool
-	idle     *time.Timer // runs while there are no sessions
+	mu        sync.Mutex // guards what follows
+	sessions  map[*session]struct{}
+	byID      map[string]*session
+	published map[portKey]*session
+	leaving   bool
+	idle      *time.Timer // runs while there are no sessions
 
 	idleC   chan struct{}
 	wg      sync.WaitGroup // sessions
@@ -84,7 +86,7 @@ type server struct {
 }
 
 func newServer(ctx context.Context, m *wire.Message, mc MainConfig) (_ *server, err error) {
-	s := &server{sessions: map[*session]struct{}{}, byID: map[string]*session{}, idleC: make(chan struct{}, 1)}
+	s := &server{sessions: map[*session]struct{}{}, byID: map[string]*session{}, published: map[portKey]*session{}, idleC: make(chan struct{}, 1)}
 	if m.Type != msgStart {
 		return nil, wire.Errorf(CodeMisuse, "the first message is %.40q, not %q", m.Type, msgStart)
 	}
@@ -272,18 +274,21 @@ func (s *server) run(ctx context.Context) error {
 // way. From then on a client finds no socket, or one whose other end closes.
 func (s *server) mayLeave() bool {
 	lock, err := s.dir.tryLock()
-	if err != nil {
-		s.log.Error("leave", "err", err)
-	}
-	if lock == nil { // somebody is about to connect
+	switch {
+	case err != nil:
+		// The directory was removed, with the session of the user perhaps.
+		// Nobody finds us any more; who has a connection stays.
+		s.log.Error("leave without the lock", "err", err)
+	case lock == nil: // somebody is about to connect
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if len(s.sessions) == 0 {
 			s.idle.Reset(s.cfg.Linger)
 		}
 		return false
+	default:
+		defer lock.Close()
 	}
-	defer lock.Close()
 	s.mu.Lock()
 	// From here on a connection is closed before its hello.
 	s.leaving = len(s.sessions) == 0

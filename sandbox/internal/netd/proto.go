@@ -30,6 +30,7 @@ import (
 //
 //	on the "sockets" descriptor, the other way round:
 //	  netd -> monitor     socket   SocketRequest                reply: nothing + "0", "1", ...
+//	                      builtin  BuiltinRequest               reply: nothing; runs until EOF
 const (
 	msgStart   = "start"
 	msgHello   = "hello"
@@ -40,6 +41,7 @@ const (
 	msgPorts   = "ports"
 	msgStats   = "stats"
 	msgSocket  = "socket"
+	msgBuiltin = "builtin"
 
 	fileLink    = "link"
 	fileSockets = "sockets"

@@ -285,9 +285,14 @@ func (x *session) publish(req AttachRequest, sockets *os.File) (Ports, error) {
 		x.forward = nil
 		return Ports{}, err
 	}
+	if driver == portfwd.DriverBuiltin {
+		if err := x.sockets.startBuiltin(x.ctx, req.StateDir); err != nil {
+			return Ports{}, err
+		}
+	}
 	out := Ports{Ports: []port.Status{}}
 	for _, spec := range req.Publish {
-		st, err := x.forward.AddPort(x.ctx, spec)
+		st, err := x.addPort(x.ctx, spec)
 		if err != nil {
 			return Ports{}, err
 		}
@@ -312,12 +317,13 @@ func (x *session) doPorts(m *wire.Message) (any, error) {
 		if err := m.Decode(&spec); err != nil {
 			return nil, err
 		}
-		return x.forward.AddPort(x.ctx, spec)
+		return x.addPort(x.ctx, spec)
 	case msgRmPort:
 		var id portID
 		if err := m.Decode(&id); err != nil {
 			return nil, err
 		}
+		x.unpublish(x.ctx, id.ID)
 		return nil, x.forward.RemovePort(x.ctx, id.ID)
 	}
 	list, err := x.forward.ListPorts(x.ctx)
@@ -349,6 +355,7 @@ func (x *session) detach() {
 		}
 	}
 	if x.forward != nil {
+		x.unpublish(context.Background(), 0)
 		warn("published ports", x.forward.Close())
 		x.forward = nil
 	}

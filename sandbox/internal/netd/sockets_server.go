@@ -1,6 +1,7 @@
 package netd
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"os"
@@ -19,9 +20,14 @@ const maxSockets = 8
 // forwarders of netd. It belongs to the monitor, which has CAP_SYS_ADMIN in the
 // user namespace that owns the sandbox's; nothing of it is inside the sandbox.
 type SocketServer struct {
-	log  *slog.Logger
-	work chan socketWork
-	quit chan struct{}
+	// BuiltinDir is where the builtin port driver may be started; set before
+	// Connect. Empty: nowhere.
+	BuiltinDir string
+
+	log   *slog.Logger
+	netns *os.File
+	work  chan socketWork
+	quit  chan struct{}
 
 	mu     sync.Mutex // guards what follows
 	closed bool
@@ -47,11 +53,17 @@ func NewSocketServer(netns *os.File, log *slog.Logger) (*SocketServer, error) {
 		log = slog.New(slog.DiscardHandler)
 	}
 	s := &SocketServer{log: log, work: make(chan socketWork), quit: make(chan struct{}), conns: map[*wire.Conn]struct{}{}}
+	fd, err := unix.FcntlInt(netns.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err)
+	}
+	s.netns = os.NewFile(uintptr(fd), netns.Name())
 	entered := make(chan error)
 	s.wg.Add(1)
 	go s.thread(netns, entered)
 	if err := <-entered; err != nil {
 		s.wg.Wait()
+		s.netns.Close()
 		return nil, wire.ToError("enter the sandbox's network namespace", err)
 	}
 	return s, nil
@@ -135,8 +147,10 @@ func (s *SocketServer) Connect() (*os.File, error) {
 
 func (s *SocketServer) serve(conn *wire.Conn) {
 	defer s.wg.Done()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
 	err := conn.Serve(func(m *wire.Message) {
-		files, err := s.answer(m)
+		files, err := s.answer(ctx, m)
 		named := make([]wire.File, len(files))
 		for i, f := range files {
 			named[i] = wire.File{Name: strconv.Itoa(i), File: f}
@@ -155,7 +169,10 @@ func (s *SocketServer) serve(conn *wire.Conn) {
 	conn.Close()
 }
 
-func (s *SocketServer) answer(m *wire.Message) ([]*os.File, error) {
+func (s *SocketServer) answer(ctx context.Context, m *wire.Message) ([]*os.File, error) {
+	if m.Type == msgBuiltin {
+		return nil, s.runBuiltin(ctx, m)
+	}
 	var req SocketRequest
 	if m.Type != msgSocket {
 		return nil, wire.Errorf(CodeMisuse, "unknown request %.40q", m.Type)
@@ -188,5 +205,5 @@ func (s *SocketServer) Close() error {
 	}
 	s.mu.Unlock()
 	s.wg.Wait()
-	return nil
+	return s.netns.Close()
 }

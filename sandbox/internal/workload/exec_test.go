@@ -32,16 +32,16 @@ func TestExecStatus(t *testing.T) {
 		}},
 		{"user by name", Spec{User: "alice"}, map[string]string{
 			"CapInh": zero, "CapPrm": zero, "CapEff": zero, "CapBnd": defaultMask, "CapAmb": zero,
-			"NoNewPrivs": "0", "Seccomp": "2", "Uid": "1000 1000 1000 1000", "Gid": "1001 1001 1001 1001", "Groups": "10 50",
+			"NoNewPrivs": "0", "Seccomp": "2", "Uid": "1000 1000 1000 1000", "Gid": "1001 1001 1001 1001", "Groups": "10 50 1001",
 		}},
 		{"user without no_new_privs or seccomp", Spec{User: "1000", Seccomp: "unconfined"}, map[string]string{
 			"CapPrm": zero, "CapEff": zero, "CapBnd": defaultMask, "Seccomp": "0", "NoNewPrivs": "0",
 		}},
 		{"numbers", Spec{User: "4:5", ExtraGroups: []string{"staff", "77"}}, map[string]string{
-			"Uid": "4 4 4 4", "Gid": "5 5 5 5", "Groups": "50 77",
+			"Uid": "4 4 4 4", "Gid": "5 5 5 5", "Groups": "5 50 77",
 		}},
 		{"user and group", Spec{User: "alice:staff", NoNewPrivs: true}, map[string]string{
-			"Uid": "1000 1000 1000 1000", "Gid": "50 50 50 50", "Groups": "", "NoNewPrivs": "1", "Seccomp": "2", "CapPrm": zero,
+			"Uid": "1000 1000 1000 1000", "Gid": "50 50 50 50", "Groups": "50", "NoNewPrivs": "1", "Seccomp": "2", "CapPrm": zero,
 		}},
 		{"drop all", Spec{CapDrop: []string{"all"}}, map[string]string{
 			"CapPrm": zero, "CapEff": zero, "CapBnd": zero, "Seccomp": "2",

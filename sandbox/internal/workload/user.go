@@ -62,7 +62,9 @@ func resolveUser(spec, passwdPath, groupPath string, extra []string, uids, gids 
 			return nil, notMapped("group", extra[min(i, len(extra)-1)], g, gids)
 		}
 	}
-	id := &identity{uid: u.Uid, gid: u.Gid, home: u.Home}
+	// The primary group is among the supplementary ones too, as with Docker: a
+	// program that gives its gid away must not lose a negative permission.
+	id := &identity{uid: u.Uid, gid: u.Gid, home: u.Home, groups: []int{u.Gid}}
 	if id.home == "" {
 		id.home = "/"
 	}

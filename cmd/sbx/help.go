@@ -1,0 +1,191 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"golang.org/x/term"
+)
+
+// groupKey is the annotation that holds the heading a flag stands under.
+const groupKey = "sbx_group"
+
+// Columns of the help: at least narrow, which is also what a file gets.
+const (
+	narrow, wide = 80, 100
+	textColumn   = 30 // where the flags' texts begin
+)
+
+func helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Show the help of a command",
+		RunE: func(c *cobra.Command, args []string) error {
+			at := c.Root()
+			for _, a := range args {
+				next := findCommand(at, a)
+				if next == nil {
+					return unknownCommand(at, a)
+				}
+				at = next
+			}
+			printHelp(c.OutOrStdout(), at)
+			return nil
+		},
+		ValidArgsFunction: func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+			at := c.Root()
+			for _, a := range args {
+				if at = findCommand(at, a); at == nil {
+					return nil, cobra.ShellCompDirectiveNoFileComp
+				}
+			}
+			var names []string
+			for _, s := range at.Commands() {
+				if !s.Hidden {
+					names = append(names, cobra.CompletionWithDesc(s.Name(), s.Short))
+				}
+			}
+			return names, cobra.ShellCompDirectiveNoFileComp
+		},
+	}
+}
+
+// helpCommandOf returns the help command of the tree, for cobra not to add its own.
+func helpCommandOf(root *cobra.Command) *cobra.Command { return findCommand(root, "help") }
+
+func findCommand(at *cobra.Command, name string) *cobra.Command {
+	for _, s := range at.Commands() {
+		if !s.Hidden && (s.Name() == name || s.HasAlias(name)) {
+			return s
+		}
+	}
+	return nil
+}
+
+func printHelp(w io.Writer, c *cobra.Command) {
+	width := narrow
+	if cols, _, err := term.GetSize(int(os.Stdout.Fd())); err == nil {
+		width = min(max(cols, narrow), wide)
+	}
+	io.WriteString(w, helpText(c, width))
+}
+
+// helpText is the help of c: usage, description, commands, flags in groups.
+func helpText(c *cobra.Command, width int) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Usage: %s\n\n%s\n", c.UseLine(), c.Short)
+	if c.Long != "" {
+		fmt.Fprintf(&b, "\n%s\n", strings.TrimSpace(c.Long))
+	}
+	if len(c.Aliases) > 0 {
+		fmt.Fprintf(&b, "\nAlso: %s\n", strings.Join(c.Aliases, ", "))
+	}
+	helpCommands(&b, c)
+	helpFlags(&b, c, width)
+	if c.Example != "" {
+		fmt.Fprintf(&b, "\nExamples:\n%s\n", c.Example)
+	}
+	if c.HasSubCommands() {
+		fmt.Fprintf(&b, "\n%s COMMAND --help says more about a command.\n", c.CommandPath())
+	}
+	return b.String()
+}
+
+func helpCommands(b *strings.Builder, c *cobra.Command) {
+	list := func(title, group string) {
+		for _, s := range c.Commands() {
+			if s.Hidden || s.GroupID != group {
+				continue
+			}
+			if title != "" {
+				fmt.Fprintf(b, "\n%s\n", title)
+				title = ""
+			}
+			fmt.Fprintf(b, "  %-12s %s\n", s.Name(), s.Short)
+		}
+	}
+	for _, g := range c.Groups() {
+		list(g.Title, g.ID)
+	}
+	list("Commands:", "")
+}
+
+func helpFlags(b *strings.Builder, c *cobra.Command, width int) {
+	var order []string
+	groups := map[string][]*pflag.Flag{}
+	visit := func(f *pflag.Flag) {
+		if f.Hidden {
+			return
+		}
+		title := "Options"
+		if g := f.Annotations[groupKey]; len(g) > 0 {
+			title = g[0]
+		}
+		if groups[title] == nil {
+			order = append(order, title)
+		}
+		groups[title] = append(groups[title], f)
+	}
+	c.LocalFlags().SortFlags = false
+	c.NonInheritedFlags().VisitAll(visit)
+	if !c.HasParent() {
+		c.PersistentFlags().VisitAll(func(f *pflag.Flag) {
+			if c.NonInheritedFlags().Lookup(f.Name) == nil {
+				visit(f)
+			}
+		})
+	}
+	for _, title := range order {
+		fmt.Fprintf(b, "\n%s:\n", title)
+		for _, f := range groups[title] {
+			helpFlag(b, f, width)
+		}
+	}
+}
+
+func helpFlag(b *strings.Builder, f *pflag.Flag, width int) {
+	arg, text := pflag.UnquoteUsage(f)
+	left := "      --" + f.Name
+	if f.Shorthand != "" {
+		left = "  -" + f.Shorthand + ", --" + f.Name
+	}
+	if f.Value.Type() != "bool" && arg != "" {
+		left += " " + arg
+	}
+	if d := f.DefValue; d != "" && d != "[]" && d != "0" && d != "false" && !strings.Contains(text, "(default") {
+		text += " (default " + d + ")"
+	}
+	if utf8.RuneCountInString(left) > textColumn-2 {
+		fmt.Fprintln(b, left)
+		left = ""
+	}
+	for i, line := range wrap(text, width-textColumn) {
+		if i > 0 {
+			left = ""
+		}
+		fmt.Fprintf(b, "%-*s%s\n", textColumn, left, line)
+	}
+}
+
+// wrap breaks text between words into lines of at most width characters.
+func wrap(text string, width int) []string {
+	var lines []string
+	line := ""
+	for _, w := range strings.Fields(text) {
+		switch {
+		case line == "":
+			line = w
+		case utf8.RuneCountInString(line)+1+utf8.RuneCountInString(w) <= width:
+			line += " " + w
+		default:
+			lines = append(lines, line)
+			line = w
+		}
+	}
+	return append(lines, line)
+}

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+)
+
+// terminal is standard error. While a workload has the terminal in raw mode a
+// line feed alone does not go back to the first column.
+type terminal struct {
+	f   *os.File
+	raw atomic.Bool
+}
+
+func (t *terminal) Write(p []byte) (int, error) {
+	if !t.raw.Load() {
+		return t.f.Write(p)
+	}
+	if _, err := t.f.Write(bytes.ReplaceAll(p, []byte("\n"), []byte("\r\n"))); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// newLogger logs everything with debug, else only warnings, as messages to a user.
+func newLogger(w io.Writer, debug bool) *slog.Logger {
+	if debug {
+		return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	return slog.New(&warnings{w: w, mu: new(sync.Mutex)})
+}
+
+// warnings prints what is not an error and should be known all the same.
+type warnings struct {
+	w     io.Writer
+	mu    *sync.Mutex // one line at a time
+	attrs string
+}
+
+func (h *warnings) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelWarn }
+
+func (h *warnings) Handle(_ context.Context, r slog.Record) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "sbx: warning: %s", r.Message)
+	attrs := h.attrs
+	r.Attrs(func(a slog.Attr) bool {
+		attrs += attrText(a)
+		return true
+	})
+	if attrs != "" {
+		b.WriteString(":" + attrs)
+	}
+	b.WriteByte('\n')
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	_, err := io.WriteString(h.w, b.String())
+	return err
+}
+
+func (h *warnings) WithAttrs(list []slog.Attr) slog.Handler {
+	next := *h
+	for _, a := range list {
+		next.attrs += attrText(a)
+	}
+	return &next
+}
+
+// WithGroup is not needed by anything that sbx logs to users: names are kept flat.
+func (h *warnings) WithGroup(string) slog.Handler { return h }
+
+func attrText(a slog.Attr) string {
+	return fmt.Sprintf(" %s=%s", a.Key, strings.ReplaceAll(a.Value.String(), "\n", "; "))
+}

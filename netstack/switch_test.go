@@ -1,0 +1,345 @@
+package netstack
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// wireGuest is a guest that is only the far end of a cable: it sends and
+// receives frames as they are.
+type wireGuest struct {
+	t    testing.TB
+	port *Port
+	far  *os.File
+	mac  macAddr
+	a4   netip.Addr
+	a6   netip.Addr
+}
+
+func (l *lan) wire(t testing.TB, i int) *wireGuest {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	near, far := os.NewFile(uintptr(fds[0]), "near"), os.NewFile(uintptr(fds[1]), "far")
+	t.Cleanup(func() { far.Close() })
+	pc := portConfig(i, &guest{link: near})
+	p, err := l.Attach(pc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &wireGuest{t: t, port: p, far: far, mac: macAddr(pc.MAC), a4: pc.Addr4, a6: pc.Addr6}
+}
+
+// send puts a virtio header before a frame and sends it.
+func (w *wireGuest) send(vnet vnetHdr, frame []byte) {
+	w.t.Helper()
+	b := make([]byte, vnetHdrLen, vnetHdrLen+len(frame))
+	vnet.put(b)
+	before := w.port.count.rxFrames.Load()
+	if _, err := w.far.Write(append(b, frame...)); err != nil {
+		w.t.Fatal(err)
+	}
+	for start := time.Now(); w.port.count.rxFrames.Load() == before && len(frame) >= ethLen; time.Sleep(100 * time.Microsecond) {
+		if time.Since(start) > 2*time.Second {
+			w.t.Fatal("the switch does not read")
+		}
+	}
+}
+
+// receive returns the next frame, nil if there is none within the time.
+func (w *wireGuest) receive(d time.Duration) []byte {
+	w.t.Helper()
+	if err := w.far.SetReadDeadline(time.Now().Add(d)); err != nil {
+		w.t.Fatal(err)
+	}
+	b := make([]byte, 70000)
+	n, err := w.far.Read(b)
+	if err != nil {
+		return nil
+	}
+	return b[vnetHdrLen:n]
+}
+
+func ethernetFrame(dst, src macAddr, etherType uint16, payload []byte) []byte {
+	b := append(append([]byte{}, dst[:]...), src[:]...)
+	return append(binary.BigEndian.AppendUint16(b, etherType), payload...)
+}
+
+func arpRequest(sha macAddr, spa, tpa netip.Addr) []byte {
+	b := append([]byte{0, 1, 8, 0, 6, 4, 0, 1}, sha[:]...)
+	b = append(b, spa.AsSlice()...)
+	b = append(b, 0, 0, 0, 0, 0, 0)
+	return append(b, tpa.AsSlice()...)
+}
+
+// udpDatagram is a whole IP datagram with a good checksum.
+func udpDatagram(src, dst netip.AddrPort, payload []byte) []byte {
+	l4 := binary.BigEndian.AppendUint16(nil, src.Port())
+	l4 = binary.BigEndian.AppendUint16(l4, dst.Port())
+	l4 = binary.BigEndian.AppendUint16(l4, uint16(udpLen+len(payload)))
+	l4 = append(append(l4, 0, 0), payload...)
+	binary.BigEndian.PutUint16(l4[6:], ^sum(pseudoSum(src.Addr(), dst.Addr(), protoUDP, len(l4)), l4))
+	return ipDatagram(src.Addr(), dst.Addr(), protoUDP, 64, l4)
+}
+
+func ipDatagram(src, dst netip.Addr, proto, ttl uint8, l4 []byte) []byte {
+	if dst.Is6() {
+		b := make([]byte, ip6Len)
+		putIPv6(b, src, dst, proto, ttl, len(l4))
+		return append(b, l4...)
+	}
+	b := make([]byte, ip4Len)
+	putIPv4(b, src, dst, proto, ttl, len(l4), 7, 0)
+	return append(b, l4...)
+}
+
+func neighborSolicit(src, target netip.Addr, mac macAddr) []byte {
+	return neighborMessage(ndNeighborSolicit, src, target, mac)
+}
+
+func neighborMessage(typ uint8, src, target netip.Addr, mac macAddr) []byte {
+	m := make([]byte, 32)
+	m[0] = typ
+	copy(m[8:], target.AsSlice())
+	m[24], m[25] = 1, 1
+	copy(m[26:], mac[:])
+	binary.BigEndian.PutUint16(m[2:], ^sum(pseudoSum(src, target, protoICMPv6, len(m)), m))
+	return ipDatagram(src, target, protoICMPv6, 255, m)
+}
+
+var everyone = macAddr{255, 255, 255, 255, 255, 255}
+
+// TestSpoofing is every way to send under another name.
+func TestSpoofing(t *testing.T) {
+	l := newLAN(t, nil)
+	a, b := l.wire(t, 0), l.wire(t, 1)
+	port := func(ip netip.Addr) netip.AddrPort { return netip.AddrPortFrom(ip, 1000) }
+	good := udpDatagram(port(a.a4), port(b.a4), []byte("hello"))
+	advert := neighborMessage(ndNeighborAdvert, a.a6, b.a6, a.mac)
+	// The same behind an extension header that does nothing.
+	hidden := append([]byte{}, advert[:ip6Len]...)
+	hidden[6] = ext6DestOpts
+	binary.BigEndian.PutUint16(hidden[4:], uint16(8+len(advert)-ip6Len))
+	hidden = append(append(hidden, protoICMPv6, 0, 1, 4, 0, 0, 0, 0), advert[ip6Len:]...)
+
+	for _, c := range []struct {
+		name  string
+		frame []byte
+		drop  Drop
+	}{
+		{"source MAC", ethernetFrame(b.mac, b.mac, etherIPv4, good), DropSpoofed},
+		{"IPv4 source", ethernetFrame(b.mac, a.mac, etherIPv4, udpDatagram(port(b.a4), port(b.a4), nil)), DropSpoofed},
+		{"gateway's IPv4", ethernetFrame(b.mac, a.mac, etherIPv4, udpDatagram(port(l.cfg.Gateway4), port(b.a4), nil)), DropSpoofed},
+		{"no IPv4 source", ethernetFrame(everyone, a.mac, etherIPv4, udpDatagram(port(netip.IPv4Unspecified()), port(b.a4), nil)), DropSpoofed},
+		{"IPv6 source", ethernetFrame(b.mac, a.mac, etherIPv6, udpDatagram(port(b.a6), port(b.a6), nil)), DropSpoofed},
+		{"IPv6 link-local of another", ethernetFrame(b.mac, a.mac, etherIPv6, udpDatagram(port(b.port.ll6), port(b.a6), nil)), DropSpoofed},
+		{"ARP sender's MAC", ethernetFrame(everyone, a.mac, etherARP, arpRequest(b.mac, a.a4, b.a4)), DropSpoofed},
+		{"ARP sender's IP", ethernetFrame(everyone, a.mac, etherARP, arpRequest(a.mac, l.cfg.Gateway4, b.a4)), DropSpoofed},
+		{"neighbour advertisement", ethernetFrame(b.mac, a.mac, etherIPv6, advert), DropNeighbor},
+		{"hidden advertisement", ethernetFrame(b.mac, a.mac, etherIPv6, hidden), DropMalformed},
+		{"neighbour solicitation for another", ethernetFrame(b.mac, a.mac, etherIPv6, neighborSolicit(a.a6, b.a6, b.mac)), DropSpoofed},
+		{"solicitation from another", ethernetFrame(b.mac, a.mac, etherIPv6, neighborSolicit(b.a6, l.cfg.Gateway6, a.mac)), DropSpoofed},
+		{"VLAN", ethernetFrame(b.mac, a.mac, 0x8100, good), DropEtherType},
+		{"unknown MAC", ethernetFrame(macAddr{2, 9}, a.mac, etherIPv4, good), DropNoMember},
+		{"truncated", ethernetFrame(b.mac, a.mac, etherIPv4, good[:ip4Len-1]), DropMalformed},
+		{"own MAC", ethernetFrame(a.mac, a.mac, etherIPv4, good), DropNoMember},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			before := a.port.count.drops[c.drop].Load()
+			a.send(vnetHdr{}, c.frame)
+			// One port is read in order: what this frame caused comes before
+			// what the next one causes.
+			a.send(vnetHdr{}, ethernetFrame(b.mac, a.mac, etherIPv4, good))
+			if got := b.receive(2 * time.Second); !bytes.Equal(got, ethernetFrame(b.mac, a.mac, etherIPv4, good)) {
+				t.Errorf("another guest received % x", got)
+			}
+			if n := a.port.count.drops[c.drop].Load() - before; n != 1 {
+				t.Errorf("%d frames counted as %s, want 1; all: %v", n, c.drop, a.port.Stats().Drops)
+			}
+		})
+	}
+}
+
+func TestNeighbors(t *testing.T) {
+	l := newLAN(t, nil)
+	a, b := l.wire(t, 0), l.wire(t, 1)
+	for _, c := range []struct {
+		name   string
+		target netip.Addr
+		want   macAddr
+		ok     bool
+	}{
+		{"gateway", l.cfg.Gateway4, l.gwMAC, true},
+		{"member", b.a4, b.mac, true},
+		{"nobody", netip.MustParseAddr("10.99.0.99"), macAddr{}, false},
+		{"itself", a.a4, macAddr{}, false},
+		{"outside", outside4, macAddr{}, false},
+		{"gateway6", l.cfg.Gateway6, l.gwMAC, true},
+		{"member6", b.a6, b.mac, true},
+		{"member's link-local", b.port.ll6, b.mac, true},
+		{"nobody6", netip.MustParseAddr("fd99::99"), macAddr{}, false},
+		{"itself6", a.a6, macAddr{}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if c.target.Is4() {
+				a.send(vnetHdr{}, ethernetFrame(everyone, a.mac, etherARP, arpRequest(a.mac, a.a4, c.target)))
+			} else {
+				a.send(vnetHdr{}, ethernetFrame(macAddr{0x33, 0x33}, a.mac, etherIPv6, neighborSolicit(a.a6, c.target, a.mac)))
+			}
+			wait := 2 * time.Second
+			if !c.ok {
+				wait = 20 * time.Millisecond
+			}
+			r := a.receive(wait)
+			if !c.ok {
+				if r != nil {
+					t.Fatalf("answer % x", r)
+				}
+				return
+			}
+			if r == nil {
+				t.Fatal("no answer")
+			}
+			if macAddr(r[:6]) != a.mac || macAddr(r[6:12]) != c.want {
+				t.Errorf("frame is from %x to %x", r[6:12], r[:6])
+			}
+			if c.target.Is4() {
+				if op := r[ethLen+7]; op != 2 || macAddr(r[ethLen+8:ethLen+14]) != c.want || !bytes.Equal(r[ethLen+14:ethLen+18], c.target.AsSlice()) {
+					t.Errorf("ARP answer % x", r[ethLen:])
+				}
+				return
+			}
+			ip, ok := parseIP(etherIPv6, r[ethLen:], nil)
+			if !ok || !ip.checksumOK() || ip.ttl != 255 || ip.src != c.target || ip.dst != a.a6 {
+				t.Fatalf("answer % x", r)
+			}
+			if m := ip.l4(); m[0] != ndNeighborAdvert || macAddr(m[26:32]) != c.want {
+				t.Errorf("advertisement % x", m)
+			}
+		})
+	}
+	if b.receive(10*time.Millisecond) != nil {
+		t.Error("neighbour discovery crossed the switch")
+	}
+}
+
+func TestBroadcast(t *testing.T) {
+	l := newLAN(t, nil)
+	a, b, c := l.wire(t, 0), l.wire(t, 1), l.wire(t, 2)
+	frame := ethernetFrame(everyone, a.mac, etherIPv4, udpDatagram(netip.AddrPortFrom(a.a4, 1), netip.AddrPortFrom(bcast4, 2), []byte("all")))
+	a.send(vnetHdr{}, frame)
+	for _, w := range []*wireGuest{b, c} {
+		if got := w.receive(2 * time.Second); !bytes.Equal(got, frame) {
+			t.Errorf("received % x", got)
+		}
+	}
+	if a.receive(10*time.Millisecond) != nil {
+		t.Error("the sender received its own broadcast")
+	}
+}
+
+// TestPolicy sends a datagram to each kind of forbidden destination. The host
+// must never be asked.
+func TestPolicy(t *testing.T) {
+	asked := make(chan netip.AddrPort, 16)
+	l := newLAN(t, func(c *Config) {
+		c.Redirect = func(_ string, _, dst netip.AddrPort) (netip.AddrPort, error) {
+			asked <- dst
+			return dst, unix.ENETUNREACH
+		}
+	})
+	a := l.wire(t, 0)
+	for _, c := range []struct {
+		dst  string
+		want string // ICMP type and code, nothing, or the host
+	}{
+		{"127.0.0.1", "3/13"}, {"127.255.0.9", "3/13"}, {"0.1.2.3", "3/13"}, {"169.254.1.1", "3/13"},
+		{"0.0.0.0", ""}, {"224.0.0.1", ""}, {"239.1.2.3", ""}, {"255.255.255.255", ""},
+		{"10.99.0.77", "3/1"}, {"10.99.0.255", "3/1"}, {"10.99.0.1", "3/3"},
+		{"8.8.8.8", "host"}, {"192.168.1.1", "host"},
+		{"::1", "1/1"}, {"::ffff:127.0.0.1", "1/1"}, {"::ffff:8.8.8.8", "1/1"}, {"::127.0.0.1", "1/1"}, {"fe80::1", "1/1"},
+		{"::", ""}, {"ff02::1", ""}, {"ff05::2", ""},
+		{"64:ff9b::127.0.0.1", "1/1"}, {"64:ff9b::169.254.1.1", "1/1"}, {"64:ff9b::8.8.8.8", "host"},
+		{"fd99::77", "1/3"}, {"fd99::1", "1/4"}, {"2001:db8::9", "host"},
+	} {
+		t.Run(c.dst, func(t *testing.T) {
+			dst := netip.MustParseAddr(c.dst)
+			src, etherType := a.a4, uint16(etherIPv4)
+			if dst.Is6() {
+				src, etherType = a.a6, etherIPv6
+			}
+			a.send(vnetHdr{}, ethernetFrame(l.gwMAC, a.mac, etherType, udpDatagram(netip.AddrPortFrom(src, 1234), netip.AddrPortFrom(dst, 9), []byte("x"))))
+			got := ""
+			wait := 2 * time.Second
+			if c.want == "" {
+				wait = 10 * time.Millisecond
+			}
+			if r := a.receive(wait); r != nil {
+				ip, ok := parseIP(etherType, r[ethLen:], nil)
+				if !ok || !ip.checksumOK() {
+					t.Fatalf("malformed answer % x", r)
+				}
+				got = string(rune('0'+ip.l4()[0])) + "/" + itoa(ip.l4()[1])
+			}
+			select {
+			case <-asked:
+				got = "host"
+			default:
+			}
+			if got != c.want {
+				t.Errorf("answer %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+func itoa(b uint8) string {
+	if b >= 10 {
+		return string([]byte{'0' + b/10, '0' + b%10})
+	}
+	return string([]byte{'0' + b})
+}
+
+func TestAttachRefuses(t *testing.T) {
+	l := newLAN(t, nil)
+	l.wire(t, 0)
+	for name, edit := range map[string]func(*PortConfig){
+		"same id":           func(c *PortConfig) { c.ID = "guest0" },
+		"same MAC":          func(c *PortConfig) { c.MAC = net.HardwareAddr{2, 0, 0, 0, 0, 10} },
+		"gateway's MAC":     func(c *PortConfig) { c.MAC = l.gwMAC[:] },
+		"same IPv4":         func(c *PortConfig) { c.Addr4 = netip.MustParseAddr("10.99.0.10") },
+		"gateway's IPv4":    func(c *PortConfig) { c.Addr4 = l.cfg.Gateway4 },
+		"IPv4 elsewhere":    func(c *PortConfig) { c.Addr4 = outside4 },
+		"same IPv6":         func(c *PortConfig) { c.Addr6 = netip.MustParseAddr("fd99::a") },
+		"no address":        func(c *PortConfig) { c.Addr4, c.Addr6 = netip.Addr{}, netip.Addr{} },
+		"group MAC":         func(c *PortConfig) { c.MAC = net.HardwareAddr{1, 0, 0, 0, 0, 10} },
+		"no link":           func(c *PortConfig) { c.Link = nil },
+		"odd header length": func(c *PortConfig) { c.HdrLen = 11 },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, w, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer w.Close()
+			defer r.Close()
+			pc := portConfig(1, &guest{link: r})
+			edit(&pc)
+			if _, err := l.Attach(pc); err == nil {
+				t.Error("no error")
+			}
+		})
+	}
+	if n := len(l.Stats().Ports); n != 1 {
+		t.Errorf("%d ports, want 1", n)
+	}
+}

@@ -1,0 +1,56 @@
+package netd
+
+import (
+	"context"
+	"errors"
+	"os"
+
+	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
+	"github.com/rootless-sbx/sbx/portfwd"
+)
+
+// portKey is a host port, whatever the address.
+type portKey struct {
+	proto string
+	port  int
+}
+
+func keyOf(s port.Spec) portKey { return portKey{s.Proto, s.ParentPort} }
+
+// addPort opens a port for the session's sandbox. That another sandbox of this
+// network has it is known here alone: to the system they are all this process.
+func (x *session) addPort(ctx context.Context, spec port.Spec) (*port.Status, error) {
+	st, err := x.forward.AddPort(ctx, spec)
+	var used *portfwd.ErrPortInUse
+	if errors.As(err, &used) && used.OwnerPID == os.Getpid() {
+		x.s.mu.Lock()
+		owner := x.s.published[portKey{used.Proto, int(used.Addr.Port())}]
+		x.s.mu.Unlock()
+		if owner != nil {
+			used.Owner = "sandbox " + owner.lease.Name
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	x.s.mu.Lock()
+	defer x.s.mu.Unlock()
+	x.s.published[keyOf(st.Spec)] = x
+	return st, nil
+}
+
+// unpublish forgets the session's ports, one id or with 0 all of them. The caller
+// closes them.
+func (x *session) unpublish(ctx context.Context, id int) {
+	list, err := x.forward.ListPorts(ctx)
+	if err != nil {
+		return // closed already
+	}
+	x.s.mu.Lock()
+	defer x.s.mu.Unlock()
+	for _, st := range list {
+		if k := keyOf(st.Spec); (id == 0 || id == st.ID) && x.s.published[k] == x {
+			delete(x.s.published, k)
+		}
+	}
+}
