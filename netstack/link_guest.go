@@ -89,7 +89,7 @@ func SetupGuest(cfg GuestConfig) (*GuestLink, error) {
 	if err != nil {
 		return nil, wire.ToError("set up the link", err)
 	}
-	notes := setNamespaceSysctls()
+	notes := shorten(setNamespaceSysctls())
 
 	link, err := createLink(cfg)
 	if err != nil {

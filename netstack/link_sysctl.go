@@ -47,6 +47,15 @@ func setNamespaceSysctls() []string {
 	return notes
 }
 
+// shorten sums up what has one reason: a /proc/sys that is read-only, as inside
+// other containers.
+func shorten(notes []string) []string {
+	if len(notes) < 3 {
+		return notes
+	}
+	return []string{fmt.Sprintf("%d sysctls of the network namespace are as they were: no ports below 1024 and no ping for users, smaller buffers (%s)", len(notes), notes[0])}
+}
+
 // setSysctls writes pairs of name and value.
 func setSysctls(pairs ...string) (notes []string) {
 	for i := 0; i+1 < len(pairs); i += 2 {

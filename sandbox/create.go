@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/rootless-sbx/sbx/fsoverlay"
@@ -49,7 +50,7 @@ func (s *Sandbox) prepare(ctx context.Context) error {
 	if s.mapping.Reason != "" {
 		s.notes = append(s.notes, s.mapping.Reason)
 	}
-	imgCfg, err := s.openImage(ctx)
+	imgCfg, err := s.openImage(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -93,7 +94,7 @@ func (s *Sandbox) claim(ctx context.Context) error {
 }
 
 // openImage finds or pulls the image and holds its layers.
-func (s *Sandbox) openImage(ctx context.Context) (v1.Config, error) {
+func (s *Sandbox) openImage(ctx context.Context, p *platform) (v1.Config, error) {
 	if s.cfg.RootFS != "" {
 		dir, err := filepath.Abs(s.cfg.RootFS)
 		if err == nil {
@@ -120,7 +121,27 @@ func (s *Sandbox) openImage(ctx context.Context) (v1.Config, error) {
 		return v1.Config{}, fmt.Errorf("unpack %s: %w", s.cfg.Image, err)
 	}
 	s.lowers = s.lease.Layers
+	if s.lease.WhiteoutFiles && s.driver == fsoverlay.DriverNative {
+		// Unpacked where whiteouts cannot be made, e.g. in a container that
+		// shares this data directory.
+		if s.driver, err = fsoverlay.Choose(withoutNative(p.storage), s.cfg.StorageDriver); err != nil {
+			return v1.Config{}, err
+		}
+	}
 	return img.Config.Config, nil
+}
+
+// withoutNative takes the kernel's overlay out, which does not read whiteouts that
+// are files.
+func withoutNative(results []fsoverlay.ProbeResult) []fsoverlay.ProbeResult {
+	out := slices.Clone(results)
+	for i := range out {
+		if out[i].Driver == fsoverlay.DriverNative {
+			out[i].OK, out[i].Reason = false, "the image's layers mark removed files by other files"
+			out[i].Fix = "remove the image and pull it again"
+		}
+	}
+	return out
 }
 
 func (s *Sandbox) findImage(ctx context.Context, store *image.Store) (*image.Image, error) {

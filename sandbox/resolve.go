@@ -57,7 +57,7 @@ func (s *Sandbox) resolve(img v1.Config) error {
 		ID: s.id, Name: s.name, Hostname: s.hostname(), Labels: merged.Labels,
 		Dir: s.dir.Path, RuntimeDir: s.e.runtimeDir, VolumesDir: s.e.Volumes().Root,
 		Driver: s.driver, Lowers: s.lowers, Single: s.mapping.Mode == userns.ModeSingle,
-		Mounts: mounts, ReadOnly: c.ReadOnly, ShmSize: c.ShmSize,
+		Mounts: mounts, SystemPathsUnconfined: sec.SystemPathsUnconfined, ReadOnly: c.ReadOnly, ShmSize: c.ShmSize,
 		TTY: c.TTY, Rows: c.Rows, Cols: c.Cols, Init: c.Init, Sysctls: c.Sysctls,
 		NetdLinger: s.e.linger,
 		Network: proto.Network{

@@ -175,6 +175,9 @@ func (m *monitor) buildRoot(ctx context.Context, st *proto.Started) error {
 		Hostname: s.Hostname, Sysctls: s.Sysctls,
 		TTY: s.TTY, Rows: s.Rows, Cols: s.Cols, Init: s.Init,
 	}
+	if s.SystemPathsUnconfined {
+		req.Plan.MaskedPaths, req.Plan.ReadonlyPaths = []string{}, []string{}
+	}
 	var res proto.Rooted
 	reply, err := m.init.Conn.Call(ctx, proto.MsgRoot, req, &res)
 	if err != nil {

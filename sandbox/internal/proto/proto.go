@@ -84,14 +84,16 @@ type Start struct {
 	Lowers []string `json:"lowers"` // top first
 	Single bool     `json:"single,omitempty"`
 
-	Mounts   []fsoverlay.Mount `json:"mounts,omitempty"`
-	ReadOnly bool              `json:"readOnly,omitempty"`
-	ShmSize  int64             `json:"shmSize,omitempty"`
-	TTY      bool              `json:"tty,omitempty"`
-	Rows     uint16            `json:"rows,omitempty"`
-	Cols     uint16            `json:"cols,omitempty"`
-	Init     bool              `json:"init,omitempty"`
-	Sysctls  map[string]string `json:"sysctls,omitempty"`
+	// SystemPathsUnconfined leaves the masks of /proc and /sys out.
+	SystemPathsUnconfined bool              `json:"systemPathsUnconfined,omitempty"`
+	Mounts                []fsoverlay.Mount `json:"mounts,omitempty"`
+	ReadOnly              bool              `json:"readOnly,omitempty"`
+	ShmSize               int64             `json:"shmSize,omitempty"`
+	TTY                   bool              `json:"tty,omitempty"`
+	Rows                  uint16            `json:"rows,omitempty"`
+	Cols                  uint16            `json:"cols,omitempty"`
+	Init                  bool              `json:"init,omitempty"`
+	Sysctls               map[string]string `json:"sysctls,omitempty"`
 
 	// NetdLinger is passed on to a network process that the monitor has to start.
 	NetdLinger time.Duration `json:"netdLinger,omitempty"`
