@@ -23,9 +23,32 @@
 // in its own place. See docs/architecture.md for the picture and
 // internal/proto for the messages.
 //
+// The program may use cgo and be linked dynamically; only the image "demo", which
+// holds the program itself, needs a static one.
+//
 // # What is left behind
 //
-// Nothing. Everything of a running sandbox is in one directory, locked by its
-// monitor; when the monitor and the caller were both killed, the next Engine
-// finds the directory unlocked and removes it.
+// Nothing. Everything of a sandbox is in one directory, locked by its monitor and
+// its caller. Each of them clears up after the other. When both were killed, the
+// next Create or Sweep of any engine finds the directory without an owner, ends the
+// pid 1 that is recorded in it, and removes it, the sandbox's anonymous volumes and
+// the files of its port driver. Files of images and named volumes stay.
+//
+// # Streams
+//
+// Stdout and Stderr are complete when Wait returns: Wait lasts as long as their
+// Write. A Write that fails closes the pipe, or hangs up the terminal. A stream
+// that a process outside still holds 200 ms after the end is read to what is in
+// it then, at most 2 MiB, and closed. Stdin is read from Start on. An *os.File
+// is polled and let go at the end, without a byte more being taken; the Read of any
+// other reader cannot be interrupted, so its goroutine stays until that returns.
+// The end of Stdin closes the workload's input, but no terminal.
+//
+// # Limits
+//
+// A start that is given up has 15 seconds to be undone before its monitor is
+// killed and the caller does it; processes have 10 seconds to be gone after
+// SIGKILL. Create looks for left-overs every 10 seconds, Sweep always. 64 KiB of
+// labels, 256 mounts, 127 layers. What a monitor logs while its caller does not
+// read is lost after 30 seconds.
 package sandbox

@@ -88,7 +88,7 @@ func TestKillWhileRunning(t *testing.T) {
 	for _, victim := range []string{"sbx-monitor", "pid 1", "sbx-netd"} {
 		t.Run(victim, func(t *testing.T) {
 			for i := range 30 {
-				cfg := w.config("sh", "-c", "echo ready; sleep 0.3; exit 4")
+				cfg := w.config("sh", "-c", "echo ready; sleep 0.15; exit 4")
 				cfg.Network, cfg.Init = sandbox.NetworkDefault, i%2 == 1
 				s, _ := w.startReady(cfg)
 				time.Sleep(rand.N(50 * time.Millisecond))
@@ -132,7 +132,7 @@ func TestKillWhileStarting(t *testing.T) {
 		t.Run(victim, func(t *testing.T) {
 			hit := 0
 			for i := range 30 {
-				cfg := w.config("sh", "-c", "sleep 0.2; exit 4")
+				cfg := w.config("sh", "-c", "sleep 0.1; exit 4")
 				cfg.Network = sandbox.NetworkDefault
 				s := w.create(cfg)
 				started := make(chan error, 1)

@@ -59,7 +59,6 @@ func TestPublish(t *testing.T) {
 			t.Fatalf("%+v", s.Info())
 		}
 		addr := fmt.Sprintf("127.0.0.1:%d", got[0].Spec.ParentPort)
-		t.Log(tc)
 		answers(t, addr)
 		old := find(os.Getpid(), "sbx-netd")
 		kill(old...)

@@ -164,10 +164,18 @@ func (s *Sandbox) report(m *owner) *proto.Exited {
 }
 
 func (s *Sandbox) startError(m *owner, err error) error {
-	if !errors.Is(err, io.EOF) {
-		return workload.FromWire(err)
+	for _, gone := range []error{io.EOF, syscall.EPIPE, syscall.ECONNRESET} {
+		if errors.Is(err, gone) && !isWire(err) {
+			return monitorDied(m)
+		}
 	}
-	return monitorDied(m)
+	return workload.FromWire(err)
+}
+
+// isWire says that the error is the monitor's own report, whatever errno is in it.
+func isWire(err error) bool {
+	var we *wire.Error
+	return errors.As(err, &we)
 }
 
 // monitorDied is ErrMonitorDied with what is known about its end.

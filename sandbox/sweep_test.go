@@ -49,6 +49,7 @@ func TestKilledCaller(t *testing.T) {
 			kill(cmd.Process.Pid)
 			if strings.Contains(victims, "monitor") {
 				kill(monitors...)
+				dead(t, monitors...) // the lock goes with its last holder
 			}
 			if strings.Contains(victims, "init") {
 				kill(pid)
@@ -75,6 +76,25 @@ func TestKilledCaller(t *testing.T) {
 				t.Errorf("the second sweep found %d, %v", n, err)
 			}
 		})
+	}
+}
+
+// dead waits for the end of processes that were killed.
+func dead(t testing.TB, pids ...int) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+		alive := 0
+		for _, p := range pids {
+			if state, _ := stat(p); state != "" && state != "Z" {
+				alive++
+			}
+		}
+		if alive == 0 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d of %v are still there", alive, pids)
+		}
 	}
 }
 

@@ -6,12 +6,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"io"
 	"log"
 	"net/http"
 	"os"
 	"os/signal"
+	"time"
 
 	"github.com/rootless-sbx/sbx/portfwd"
 	"github.com/rootless-sbx/sbx/sandbox"
@@ -48,29 +49,29 @@ func run(ctx context.Context, args []string) error {
 	if err := s.Start(ctx); err != nil {
 		return err
 	}
-	url := fmt.Sprintf("http://127.0.0.1:%d/", s.Ports()[0].Spec.ParentPort)
-	if err := fetch(ctx, url); err != nil {
-		log.Print(err)
-	}
+	fetchErr := fetch(ctx, fmt.Sprintf("http://127.0.0.1:%d/", s.Ports()[0].Spec.ParentPort))
 	if err := s.Stop(context.Background()); err != nil {
 		return err
 	}
 	status, err := s.Wait(context.Background())
 	fmt.Println("exit status", status.Code)
-	return err
+	return errors.Join(fetchErr, err)
 }
 
+// fetch tries until the server inside listens.
 func fetch(ctx context.Context, url string) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	for {
+		resp, err := http.Get(url)
+		if err == nil {
+			fmt.Println(url, resp.Status)
+			return resp.Body.Close()
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(50 * time.Millisecond):
+		}
 	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	fmt.Printf("%s: %s, %d bytes\n", url, resp.Status, len(body))
-	return err
 }

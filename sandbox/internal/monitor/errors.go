@@ -4,11 +4,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"syscall"
 
 	"github.com/rootless-sbx/sbx/internal/wire"
 )
 
-func isEOF(err error) bool { return errors.Is(err, io.EOF) }
+// isEOF says that init has gone, or has become the workload.
+func isEOF(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
+}
 
 // reported is what init said about its own failure, nil if nothing.
 func (m *monitor) reported() error {
