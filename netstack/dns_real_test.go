@@ -21,38 +21,7 @@ func TestDNSRealServer(t *testing.T) {
 			t.Skip("dnsmasq is not installed (package dnsmasq-base)")
 		}
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := l.Addr().(*net.TCPAddr).AddrPort()
-	l.Close()
-	args := []string{"--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--user=", "--group=", "--pid-file=",
-		"--listen-address=127.0.0.1", "--bind-interfaces", fmt.Sprint("--port=", server.Port()), "--local=/example/", "--local-ttl=77",
-		"--host-record=a.example,192.0.2.1,2001:db8::1", "--cname=alias.example,a.example", "--txt-record=txt.example,hello",
-		"--srv-host=_http._tcp.example,a.example,8080,1,2", "--mx-host=example,a.example,10"}
-	for i := range 100 {
-		args = append(args, fmt.Sprintf("--txt-record=big.example,%03d%s", i, strings.Repeat("x", 100)))
-	}
-	cmd := exec.Command(bin, args...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	var log strings.Builder
-	cmd.Stderr = &log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
-	for i := 0; ; i++ {
-		c, err := net.Dial("tcp", server.String())
-		if err == nil {
-			c.Close()
-			break
-		}
-		if i == 200 {
-			t.Fatalf("dnsmasq does not listen: %s", log.String())
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
+	server := startDNSMasq(t, bin)
 	r := newResolver(t, ResolverConfig{Timeout: 2 * time.Second}, netip.AddrPortFrom(server.Addr(), server.Port()))
 	for _, tt := range []struct {
 		name  string
@@ -92,4 +61,51 @@ func TestDNSRealServer(t *testing.T) {
 	if a := dnsExchange(t, r, dnsQuery("big.example.", dns.TypeTXT), true); a.Truncated || len(a.Answer) != 100 {
 		t.Errorf("by TCP: %d records, TC %v", len(a.Answer), a.Truncated)
 	}
+}
+
+// startDNSMasq runs a server on a port that is free for both UDP and TCP. Another
+// test may take it first: then the server ends, and the next port is tried.
+func startDNSMasq(t *testing.T, bin string) netip.AddrPort {
+	t.Helper()
+	var log strings.Builder
+	for range 5 {
+		pc, ln := listenBoth(t)
+		server := ln.Addr().(*net.TCPAddr).AddrPort()
+		pc.Close()
+		ln.Close()
+		args := []string{"--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--user=", "--group=", "--pid-file=",
+			"--listen-address=127.0.0.1", "--bind-interfaces", fmt.Sprint("--port=", server.Port()), "--local=/example/", "--local-ttl=77",
+			"--host-record=a.example,192.0.2.1,2001:db8::1", "--cname=alias.example,a.example", "--txt-record=txt.example,hello",
+			"--srv-host=_http._tcp.example,a.example,8080,1,2", "--mx-host=example,a.example,10"}
+		for i := range 100 {
+			args = append(args, fmt.Sprintf("--txt-record=big.example,%03d%s", i, strings.Repeat("x", 100)))
+		}
+		cmd := exec.Command(bin, args...)
+		cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		cmd.Stderr = &log
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			cmd.Wait() // its log says more than the error
+		}()
+		t.Cleanup(func() { cmd.Process.Kill(); <-ended })
+		for deadline := time.After(10 * time.Second); ; {
+			if c, err := net.Dial("tcp", server.String()); err == nil {
+				c.Close()
+				return server
+			}
+			select {
+			case <-time.After(10 * time.Millisecond):
+				continue
+			case <-ended:
+			case <-deadline:
+			}
+			break
+		}
+	}
+	t.Fatalf("dnsmasq does not listen: %s", log.String())
+	return netip.AddrPort{}
 }

@@ -384,12 +384,7 @@ func TestDNSBadServers(t *testing.T) {
 			w.WriteMsg(m)
 		}
 	}
-	closed, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	closedAddr := closed.LocalAddr().(*net.UDPAddr).AddrPort()
-	closed.Close()
+	closedAddr := refusingPort(t, "udp", "127.0.0.1")
 	for name, bad := range map[string]netip.AddrPort{
 		"wrong id":       dnsServer(t, lie(func(m *dns.Msg) { m.Id++ })),
 		"wrong name":     dnsServer(t, lie(func(m *dns.Msg) { m.Question[0].Name = "b.example." })),

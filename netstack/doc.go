@@ -22,6 +22,27 @@
 // finds the port by the destination address and writes virtio and Ethernet
 // header itself, so that no neighbour table exists that a guest could fill.
 //
+// # Datagrams larger than the host's MTU
+//
+// Linux sets don't-fragment on ordinary datagrams, too, and itself cuts what
+// exceeds the MTU: behind a link of 65520 bytes nothing, so that 5 KB for a DNS
+// server arrive here in a form that no network in front of the host takes. If the
+// host's kernel does not send a datagram in one piece because of that bit, then
+//
+//   - up to 1500 bytes, it is dropped and the guest gets "too big" about it, as
+//     behind every router: the path is narrower than an ordinary link.
+//   - above, it goes out in fragments, and the guest's kernel is told the MTU,
+//     once per destination and in a way that no socket notices. From then on the
+//     kernel cuts what ordinary sockets send, and refuses (EMSGSIZE) what sockets
+//     with IP_PMTUDISC_DO send, as it would behind an ordinary link.
+//   - a sender that ignores what its kernel knows (IP_PMTUDISC_PROBE: tracepath,
+//     QUIC stacks) gets its first datagram above 1500 bytes per destination
+//     through, and "too big" about the others.
+//
+// An MTU that a router on the way reports is passed on to the guest. A probe with
+// IP_PMTUDISC_PROBE above 1500 bytes may thus succeed once in five minutes where
+// the path is not that wide.
+//
 // # Limits
 //
 // See Limits for the bounds of one port and Stats for the counter that goes up

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/rootless-sbx/sbx/internal/wire"
+	"golang.org/x/sys/unix"
 )
 
 // guestEnv makes the test binary the guest of a test.
@@ -684,6 +685,52 @@ func listenUDP(t testing.TB, addr string) uint16 {
 	t.Cleanup(func() { c.Close() })
 	go serveUDP(c)
 	return c.LocalAddr().(*net.UDPAddr).AddrPort().Port()
+}
+
+// refusingPort returns a port of a loopback address that refuses, and that nobody
+// else gets until the test ends: it is bound, but does not listen, or only to
+// one that never sends.
+func refusingPort(t testing.TB, network, addr string) netip.AddrPort {
+	t.Helper()
+	a := netip.MustParseAddr(addr)
+	domain, typ := unix.AF_INET, unix.SOCK_STREAM
+	if a.Is6() {
+		domain = unix.AF_INET6
+	}
+	if network == "udp" {
+		typ = unix.SOCK_DGRAM
+	}
+	fd, err := unix.Socket(domain, typ|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	sockaddr := func(port int) unix.Sockaddr {
+		if a.Is6() {
+			return &unix.SockaddrInet6{Addr: a.As16(), Port: port}
+		}
+		return &unix.SockaddrInet4{Addr: a.As4(), Port: port}
+	}
+	if err := unix.Bind(fd, sockaddr(0)); err != nil {
+		t.Fatal(err)
+	}
+	if network == "udp" {
+		if err := unix.Connect(fd, sockaddr(9)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(a, uint16(sa.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(a, uint16(sa.Port))
+	}
+	t.Fatalf("socket name is a %T", sa)
+	return netip.AddrPort{}
 }
 
 // logBuffer collects log lines.

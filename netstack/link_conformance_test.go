@@ -109,6 +109,23 @@ func TestAuto(t *testing.T) {
 	}
 }
 
+// TestReady is the first datagram of a new guest: it must not meet a link that
+// is still being set up, as the next try of neighbour discovery is a second
+// later.
+func TestReady(t *testing.T) {
+	l := newLAN(t, func(c *Config) { c.DNS = dnsStub{} })
+	for i := range 20 {
+		driver, gw := drivers[i%2], l.cfg.Gateway4
+		if i%4 >= 2 {
+			gw = l.cfg.Gateway6
+		}
+		g, _ := l.join(t, i, driver, nil)
+		if r := g.do("exchange", request{Network: "udp", Addr: hostPortOf(gw, 53)}); r.Elapsed > 900*time.Millisecond {
+			t.Errorf("%s: the first answer of %s took %v; link: %+v", driver, gw, r.Elapsed, g.info)
+		}
+	}
+}
+
 // TestFallback is auto without a TUN driver.
 func TestFallback(t *testing.T) {
 	l := newLAN(t, nil)
@@ -148,12 +165,8 @@ func TestSetupGuestRefuses(t *testing.T) {
 
 // TestGuestSees is how failures on the host's side look in the guest.
 func TestGuestSees(t *testing.T) {
-	refusing, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dead := refusing.Addr().(*net.TCPAddr).AddrPort().Port()
-	refusing.Close()
+	tcp4, tcp6 := refusingPort(t, "tcp", "127.0.0.1").Port(), refusingPort(t, "tcp", "::1").Port()
+	udp4, udp6 := refusingPort(t, "udp", "127.0.0.1").Port(), refusingPort(t, "udp", "::1").Port()
 	for _, driver := range drivers {
 		t.Run(driver, func(t *testing.T) {
 			l := newLAN(t, func(c *Config) { c.Limits.DialTimeout = time.Second })
@@ -162,10 +175,10 @@ func TestGuestSees(t *testing.T) {
 				network, addr string
 				want          syscall.Errno
 			}{
-				{"tcp", hostPortOf(outside4, dead), syscall.ECONNREFUSED},
-				{"tcp", hostPortOf(outside6, dead), syscall.ECONNREFUSED},
-				{"udp", hostPortOf(outside4, dead), syscall.ECONNREFUSED},
-				{"udp", hostPortOf(outside6, dead), syscall.ECONNREFUSED},
+				{"tcp", hostPortOf(outside4, tcp4), syscall.ECONNREFUSED},
+				{"tcp", hostPortOf(outside6, tcp6), syscall.ECONNREFUSED},
+				{"udp", hostPortOf(outside4, udp4), syscall.ECONNREFUSED},
+				{"udp", hostPortOf(outside6, udp6), syscall.ECONNREFUSED},
 				{"tcp", hostPortOf(l.cfg.Gateway4, 80), syscall.ECONNREFUSED},
 				{"tcp", hostPortOf(l.cfg.Gateway6, 80), syscall.ECONNREFUSED},
 				{"udp", hostPortOf(l.cfg.Gateway4, 80), syscall.ECONNREFUSED},

@@ -100,7 +100,11 @@ func SetupGuest(cfg GuestConfig) (*GuestLink, error) {
 		link.File.Close()
 		return nil, wire.ToError("configure "+cfg.Name, err)
 	}
-	for _, n := range append(notes, more...) {
+	notes = append(notes, more...)
+	if err := awaitReady(cfg, link); err != nil {
+		notes = append(notes, err.Error())
+	}
+	for _, n := range notes {
 		if link.Reason != "" {
 			link.Reason += "; "
 		}

@@ -168,6 +168,7 @@ func guestDatagrams(req request) (string, error) {
 			return "", err
 		}
 		said = append(said, word)
+		time.Sleep(20 * time.Millisecond) // let the gateway read on, until nothing is left
 	}
 	mtu := 0
 	cerr := raw.Control(func(fd uintptr) { mtu, err = unix.GetsockoptInt(int(fd), level, optMTU) })
