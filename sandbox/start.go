@@ -90,6 +90,9 @@ func (s *Sandbox) launch(ctx context.Context) (_ *owner, err error) {
 	m := &owner{Child: child, served: make(chan struct{}), exited: make(chan *proto.Exited, 1)}
 	go s.serve(m)
 	files := append(s.stdio.childFiles(), wire.File{Name: "lock", File: s.dir.Lock})
+	if rows, cols := s.stdio.size(); rows > 0 && cols > 0 {
+		s.start.Rows, s.start.Cols = rows, cols
+	}
 	var started proto.Started
 	reply, err := child.Conn.Call(ctx, proto.MsgStart, s.start, &started, files...)
 	if err == nil && s.cfg.TTY {

@@ -132,6 +132,13 @@ func (st *stdio) run(pty *os.File) error {
 	return nil
 }
 
+// size is what the terminal is to begin with, 0 if nobody has said.
+func (st *stdio) size() (rows, cols uint16) {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return st.rows, st.cols
+}
+
 // resize of a terminal that is not there yet is remembered.
 func (st *stdio) resize(rows, cols uint16) error {
 	st.mu.Lock()

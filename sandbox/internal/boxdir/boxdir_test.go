@@ -1,0 +1,112 @@
+package boxdir
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestOwners(t *testing.T) {
+	root := t.TempDir()
+	ctx := t.Context()
+	d, err := Create(ctx, root, "aa", func(taken map[string]string) (string, error) { return "one", nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Create(ctx, root, "aa", nil); err == nil {
+		t.Error("made twice")
+	}
+	if c, err := Claim(ctx, root, "aa"); c != nil || err != nil {
+		t.Errorf("claimed from its owner: %v, %v", c, err)
+	}
+	if ids, err := Running(ctx, root); err != nil || len(ids) != 1 || ids[0] != "aa" {
+		t.Errorf("running: %v, %v", ids, err)
+	}
+	// A copy of the lock keeps it.
+	fd, err := unix.Dup(int(d.Lock.Fd()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Release()
+	if c, err := Claim(ctx, root, "aa"); c != nil || err != nil {
+		t.Errorf("claimed from its second owner: %v, %v", c, err)
+	}
+	unix.Close(fd)
+	if ids, err := Running(ctx, root); err != nil || len(ids) != 0 {
+		t.Errorf("running: %v, %v", ids, err)
+	}
+	c, err := Claim(ctx, root, "aa")
+	if c == nil || err != nil {
+		t.Fatalf("not claimed: %v", err)
+	}
+	defer c.Release()
+	for range 2 {
+		if err := Remove(ctx, c.Path); err != nil {
+			t.Error(err)
+		}
+	}
+	if c, err := Claim(ctx, root, "aa"); c != nil || err != nil {
+		t.Errorf("claimed what is not there: %v, %v", c, err)
+	}
+	if names, err := os.ReadDir(root); err != nil || len(names) != 1 {
+		t.Errorf("%v, %v", names, err)
+	}
+}
+
+// Only the process that was recorded is killed, never one that has its number.
+func TestKillRecorded(t *testing.T) {
+	dir := t.TempDir()
+	start := func() *exec.Cmd {
+		cmd := exec.Command("sleep", "1000")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+		return cmd
+	}
+	if err := Kill(t.Context(), dir); err != nil {
+		t.Errorf("nothing recorded: %v", err)
+	}
+	cmd := start()
+	if err := Record(dir, cmd.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, pidName)
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for field, from := range map[string]string{"start": `"start":"`, "pidns": `"pidns":"`, "boot": `"boot":"`, "cut": "}"} {
+		bad := strings.Replace(string(good), from, from+"9", 1)
+		if field == "cut" {
+			bad = string(good[:len(good)/2])
+		}
+		if err := os.WriteFile(path, []byte(bad), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := Kill(t.Context(), dir); err != nil {
+			t.Errorf("%s: %v", field, err)
+		}
+		if err := cmd.Process.Signal(unix.Signal(0)); err != nil {
+			t.Fatalf("%s: another process was killed", field)
+		}
+	}
+	if err := os.WriteFile(path, good, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t0 := time.Now()
+	if err := Kill(t.Context(), dir); err != nil || time.Since(t0) > 5*time.Second {
+		t.Errorf("%v after %v", err, time.Since(t0))
+	}
+	if err := cmd.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Errorf("the process: %v", err)
+	}
+	if err := Kill(t.Context(), dir); err != nil {
+		t.Errorf("gone: %v", err)
+	}
+}
