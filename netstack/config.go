@@ -66,10 +66,14 @@ type Limits struct {
 	// TCPDials in flight (512): SYNs over it are dropped, and the guest's
 	// kernel sends them again.
 	TCPDials int
-	// TCPFlows open at once, published ones included (4096).
+	// TCPFlows open at once, published ones included (4096, and not more than
+	// fit into TCPMemory at 192 KiB each). Over it SYNs are dropped.
 	TCPFlows int
-	// TCPMemory is what the buffers of all flows may take, in bytes (256 MiB):
-	// it is shared out when a flow starts, down to 128 KiB each way.
+	// TCPMemory is the most that the buffers of all flows take of the process,
+	// in bytes (768 MiB, what 4096 flows need). Each flow has up to 4 MiB each
+	// way; as more flows open, the buffers of all shrink. Data that has been
+	// received already stays until it is read, and the host's kernel has socket
+	// buffers besides.
 	TCPMemory int
 	// DialTimeout of one attempt (30 s). After it the guest gets no answer, so
 	// that its kernel's own limit ends the connect, as without a gateway.
@@ -96,7 +100,8 @@ func (l *Limits) complete() {
 	}
 	set(&l.TCPDials, 512)
 	set(&l.TCPFlows, 4096)
-	set(&l.TCPMemory, 256<<20)
+	set(&l.TCPMemory, 768<<20)
+	l.TCPFlows = min(l.TCPFlows, max(1, l.TCPMemory/flowMemory(tcpShareMin)))
 	set(&l.UDPFlows, 1024)
 	set(&l.UDPPeers, 4096)
 	set(&l.Pings, 64)

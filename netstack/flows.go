@@ -3,6 +3,7 @@ package netstack
 import (
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -14,6 +15,7 @@ type flowTable struct {
 	flows  map[*tcpFlow]struct{}
 	dials  int
 	closed bool
+	share  int // size of a flow's buffers
 }
 
 // tcpFlow is one established connection between a guest and the host.
@@ -22,9 +24,11 @@ type tcpFlow struct {
 	host *net.TCPConn // nil for a service of the gateway
 	once sync.Once
 	dead chan struct{} // closed by abort
+	// relayBuf is the size of the buffer that upload takes next.
+	relayBuf atomic.Int64
 }
 
-func (t *flowTable) init() { t.flows = map[*tcpFlow]struct{}{} }
+func (t *flowTable) init() { t.flows, t.share = map[*tcpFlow]struct{}{}, tcpBufMax }
 
 func (t *flowTable) len() (flows, dials int) {
 	t.mu.Lock()
@@ -56,8 +60,7 @@ func (t *flowTable) endDial(p *Port) {
 	p.wg.Done()
 }
 
-// add registers a flow and sizes its buffers: what is left of the port's
-// memory, evenly shared.
+// add registers a flow and sizes its buffers.
 func (t *flowTable) add(p *Port, f *tcpFlow) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -65,10 +68,9 @@ func (t *flowTable) add(p *Port, f *tcpFlow) bool {
 		return false
 	}
 	t.flows[f] = struct{}{}
-	size := min(tcpBufMax, max(tcpBufFloor, p.net.cfg.Limits.TCPMemory/(2*len(t.flows))))
-	so := f.ep.SocketOptions()
-	so.SetSendBufferSize(int64(size), true)
-	so.SetReceiveBufferSize(int64(size), true)
+	if !t.fit(p) {
+		f.setBuffers(t.share)
+	}
 	p.wg.Add(1)
 	return true
 }
@@ -76,8 +78,43 @@ func (t *flowTable) add(p *Port, f *tcpFlow) bool {
 func (t *flowTable) remove(p *Port, f *tcpFlow) {
 	t.mu.Lock()
 	delete(t.flows, f)
+	t.fit(p)
 	t.mu.Unlock()
 	p.wg.Done()
+}
+
+// flowMemory is the most that one flow takes if its share is so large: what is
+// received, what is to be sent, and the buffer in which upload collects.
+func flowMemory(share int) int { return max(share, tcpRcvFloor) + share + relayBufLen(share) }
+
+// fit makes the buffers of all flows together fit into the port's memory: it
+// halves them as flows come, and doubles them when a half of the memory would
+// do. It returns true if it has set every flow's. t.mu is held.
+func (t *flowTable) fit(p *Port) bool {
+	n, memory, share := max(1, len(t.flows)), p.net.cfg.Limits.TCPMemory, t.share
+	for share > tcpShareMin && n*flowMemory(share) > memory {
+		share /= 2
+	}
+	for share < tcpBufMax && n*flowMemory(2*share) <= memory/2 {
+		share *= 2
+	}
+	if share == t.share {
+		return false
+	}
+	t.share = share
+	for f := range t.flows {
+		f.setBuffers(share)
+	}
+	return true
+}
+
+// setBuffers bounds a flow's buffers, and ends gVisor's own tuning of them. What
+// is in them already stays until it is read.
+func (f *tcpFlow) setBuffers(share int) {
+	so := f.ep.SocketOptions()
+	so.SetSendBufferSize(int64(share), true)
+	so.SetReceiveBufferSize(int64(max(share, tcpRcvFloor)), true)
+	f.relayBuf.Store(int64(relayBufLen(share)))
 }
 
 // abort resets every flow and lets no new one in.

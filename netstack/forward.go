@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
@@ -68,16 +69,7 @@ func (n *Network) connect(ctx context.Context, src, dst netip.AddrPort) (*Port, 
 		p.count.drop(d)
 		return nil, nil, nil, ErrTooManyFlows
 	}
-	ep, wq, err := n.dialGuest(ctx, p, from, dst)
-	if errors.Is(err, ErrTupleInUse) {
-		n.log.Debug("source port of a published connection is taken, using another", "client", from, "guest", dst)
-		ep, wq, err = n.dialGuest(ctx, p, netip.AddrPortFrom(from.Addr(), 0), dst)
-	}
-	if gw := n.gateway(dst.Addr().Is6()); errors.Is(err, syscall.EHOSTUNREACH) && from.Addr() != gw {
-		// The guest has a route of its own for the client's network.
-		n.log.Debug("guest cannot answer the client, using the gateway's address", "client", from, "guest", dst)
-		ep, wq, err = n.dialGuest(ctx, p, netip.AddrPortFrom(gw, 0), dst)
-	}
+	ep, wq, err := n.dialAs(ctx, p, from, dst)
 	if err != nil {
 		p.flows.endDial(p)
 		return nil, nil, nil, err
@@ -87,8 +79,37 @@ func (n *Network) connect(ctx context.Context, src, dst netip.AddrPort) (*Port, 
 	return p, ep, wq, nil
 }
 
+// A guest is one hop away: it answers a SYN at once, or something is wrong. One
+// whose routes lead its answer to the client elsewhere is silent.
+const (
+	ownAddressTimeout = 3 * time.Second // two SYNs
+	guestDialTimeout  = 15 * time.Second
+)
+
+// dialAs connects with the client's address and port if that works: else with
+// another port, or with the gateway's address.
+func (n *Network) dialAs(ctx context.Context, p *Port, from, dst netip.AddrPort) (tcpip.Endpoint, *waiter.Queue, error) {
+	gw := n.gateway(dst.Addr().Is6())
+	timeout := ownAddressTimeout
+	if from.Addr() == gw {
+		timeout = guestDialTimeout
+	}
+	ep, wq, err := n.dialGuest(ctx, p, from, dst, timeout)
+	if errors.Is(err, ErrTupleInUse) {
+		n.log.Debug("source port of a published connection is taken, using another", "client", from, "guest", dst)
+		from = netip.AddrPortFrom(from.Addr(), 0)
+		ep, wq, err = n.dialGuest(ctx, p, from, dst, timeout)
+	}
+	silent := errors.Is(err, syscall.ETIMEDOUT) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH)
+	if silent && from.Addr() != gw {
+		n.log.Debug("guest does not answer the client, using the gateway's address", "client", from, "guest", dst, "error", err)
+		ep, wq, err = n.dialGuest(ctx, p, netip.AddrPortFrom(gw, 0), dst, guestDialTimeout)
+	}
+	return ep, wq, err
+}
+
 // dialGuest connects one endpoint.
-func (n *Network) dialGuest(ctx context.Context, p *Port, src, dst netip.AddrPort) (tcpip.Endpoint, *waiter.Queue, error) {
+func (n *Network) dialGuest(ctx context.Context, p *Port, src, dst netip.AddrPort, timeout time.Duration) (tcpip.Endpoint, *waiter.Queue, error) {
 	netProto := ipv4.ProtocolNumber
 	if dst.Addr().Is6() {
 		netProto = ipv6.ProtocolNumber
@@ -110,12 +131,17 @@ func (n *Network) dialGuest(ctx context.Context, p *Port, src, dst netip.AddrPor
 	defer wq.EventUnregister(&entry)
 	terr = ep.Connect(fullAddress(dst))
 	if _, started := terr.(*tcpip.ErrConnectStarted); started {
+		timer := time.NewTimer(timeout)
+		defer timer.Stop()
 		select {
 		case <-ready:
 			terr = ep.LastError()
 		case <-ctx.Done():
 			ep.Abort()
 			return nil, nil, ctx.Err()
+		case <-timer.C:
+			ep.Abort()
+			return nil, nil, syscall.ETIMEDOUT
 		case <-p.ctx.Done():
 			ep.Abort()
 			return nil, nil, ErrClosed

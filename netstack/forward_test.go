@@ -98,6 +98,30 @@ func TestForwardTCPTransfers(t *testing.T) {
 	}
 }
 
+// TestForwardTCPOwnRoute is a guest that has a route of its own to the client's
+// network, and so cannot answer the client through the gateway.
+func TestForwardTCPOwnRoute(t *testing.T) {
+	l := newLAN(t, nil)
+	g, p := l.join(t, 0, DriverTap, nil)
+	g.do("ip", request{Args: []string{"route", "add", "unreachable", "192.0.2.0/24"}})
+	g.do("listen", request{Network: "tcp", Addr: ":9000"})
+	client, host := tcpPair(t)
+	errs := make(chan error, 2)
+	go func() {
+		errs <- l.ForwardTCP(context.Background(), host, netip.MustParseAddrPort("192.0.2.7:4711"), netip.AddrPortFrom(p.cfg.Addr4, 9000))
+	}()
+	go func() { errs <- clientTransfer(client, transfer{'U', 1 << 20, 1}) }()
+	start := time.Now()
+	for range cap(errs) {
+		if err := <-errs; err != nil {
+			t.Errorf("after %v: %v", time.Since(start), err)
+		}
+	}
+	if d := time.Since(start); d > 2*ownAddressTimeout {
+		t.Errorf("took %v", d)
+	}
+}
+
 func TestForwardTCPFails(t *testing.T) {
 	l := newLAN(t, nil)
 	_, p := l.join(t, 0, DriverTap, nil)

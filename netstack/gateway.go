@@ -17,14 +17,16 @@ const nicID tcpip.NICID = 1
 // Settings of the gateway's TCP.
 const (
 	tcpBufMin     = 4 << 10
-	tcpBufFloor   = 128 << 10
 	tcpBufDefault = 1 << 20
 	tcpBufMax     = 4 << 20
+	// tcpShareMin is the least that buffers are cut to; tcpRcvFloor the same
+	// for what is received: the window is half of it, and Linux sends nothing
+	// for a while into one that is smaller than a segment.
+	tcpShareMin = 32 << 10
+	tcpRcvFloor = 128 << 10
 	// tcpTimeWait in seconds is short: the other end is a guest's kernel one
 	// hop away, and a proxy meets the same tuples again soon.
 	tcpTimeWait = 2
-	// tcpSynRetries: 1+2+4+8 seconds for a guest that is there or is not.
-	tcpSynRetries = 3
 )
 
 // newStack makes the gateway's TCP: both IP versions on one NIC that takes
@@ -49,9 +51,8 @@ func (n *Network) newStack() error {
 	recovery := tcpip.TCPRecovery(0)
 	moderate := tcpip.TCPModerateReceiveBufferOption(true)
 	timeWait := tcpip.TCPTimeWaitTimeoutOption(tcpTimeWait * 1e9)
-	retries := tcpip.TCPSynRetriesOption(tcpSynRetries)
 	for _, o := range []tcpip.SettableTransportProtocolOption{
-		&sack, &recovery, &moderate, &timeWait, &retries,
+		&sack, &recovery, &moderate, &timeWait,
 		&tcpip.TCPReceiveBufferSizeRangeOption{Min: tcpBufMin, Default: tcpBufDefault, Max: tcpBufMax},
 		&tcpip.TCPSendBufferSizeRangeOption{Min: tcpBufMin, Default: tcpBufDefault, Max: tcpBufMax},
 	} {

@@ -106,6 +106,75 @@ func TestTCPFlowsBound(t *testing.T) {
 	g.do("tcp", request{Network: "tcp", Addr: addr, Transfer: transfer{'U', 1000, 1}})
 }
 
+// TestTCPMemory is as many flows as the memory allows, all of them busy.
+func TestTCPMemory(t *testing.T) {
+	const flows, memory = 12, 12*192<<10 + 100
+	l := newLAN(t, func(c *Config) { c.Limits.TCPMemory = memory })
+	g, p := l.join(t, 0, DriverTap, nil)
+	addr := hostPortOf(outside4, listenTCP(t, "127.0.0.1"))
+	taken := func() (n, sum int) {
+		p.flows.mu.Lock()
+		defer p.flows.mu.Unlock()
+		for f := range p.flows.flows {
+			so := f.ep.SocketOptions()
+			sum += int(so.GetSendBufferSize()+so.GetReceiveBufferSize()) + int(f.relayBuf.Load())
+		}
+		return len(p.flows.flows), sum
+	}
+	done := make(chan error, flows)
+	for i := range flows {
+		go func() {
+			_, err := g.try("rate", request{Network: "tcp", Addr: addr, Transfer: transfer{Op: "SZ"[i%2]}, Timeout: time.Second})
+			done <- err
+		}()
+	}
+	for start := time.Now(); ; time.Sleep(time.Millisecond) {
+		n, sum := taken()
+		if sum > memory {
+			t.Fatalf("%d flows may take %d bytes, want at most %d", n, sum, memory)
+		}
+		if n == flows {
+			break
+		}
+		if time.Since(start) > 5*time.Second {
+			t.Fatalf("%d of %d flows started", n, flows)
+		}
+	}
+	if _, err := g.try("dial", request{Network: "tcp", Addr: addr, Timeout: 300 * time.Millisecond}); !errors.Is(err, syscall.ETIMEDOUT) {
+		t.Errorf("one flow more: %v, want a timeout", err)
+	}
+	for range flows {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	// With the smallest buffers everything still arrives, and soon.
+	errs := make(chan error, flows)
+	start := time.Now()
+	for i := range flows {
+		go func() {
+			_, err := g.try("tcp", request{Network: "tcp", Addr: addr, Transfer: transfer{"UD"[i%2], 4 << 20, uint64(i)}})
+			errs <- err
+		}()
+	}
+	for range flows {
+		if err := <-errs; err != nil {
+			t.Error(err)
+		}
+	}
+	if d := time.Since(start); d > 10*time.Second {
+		t.Errorf("%d transfers of 4 MiB took %v", flows, d)
+	}
+	for start := time.Now(); p.Stats().TCPFlows != 0; time.Sleep(time.Millisecond) {
+		if time.Since(start) > 5*time.Second {
+			t.Fatal("flows did not end")
+		}
+	}
+	if p.flows.share <= tcpShareMin {
+		t.Errorf("buffers stay at %d bytes", p.flows.share)
+	}
+}
+
 func TestResets(t *testing.T) {
 	l := newLAN(t, nil)
 	g, _ := l.join(t, 0, DriverTap, nil)

@@ -441,6 +441,9 @@ func guestOp(op string, req request) (resp response, files []wire.File, err erro
 	case "datagrams":
 		resp.Text, err = guestDatagrams(req)
 		return resp, nil, err
+	case "segments":
+		resp.Text, err = guestSegments(req)
+		return resp, nil, err
 	case "ttl":
 		resp.Text, err = guestTrace(req)
 		return resp, nil, err
@@ -527,6 +530,47 @@ func guestUDP(req request) error {
 		}
 	}
 	return nil
+}
+
+// guestSegments makes one write, which the kernel or the device cuts into
+// datagrams of Mode bytes, and says which echoes come.
+func guestSegments(req request) (string, error) {
+	conn, err := net.Dial(req.Network, req.Addr)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	raw, err := conn.(*net.UDPConn).SyscallConn()
+	if err != nil {
+		return "", err
+	}
+	cerr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_UDP, unix.UDP_SEGMENT, req.Mode) })
+	if err = errors.Join(err, cerr); err != nil {
+		return "", err
+	}
+	want, err := io.ReadAll(randomBytes(1, int64(req.Sizes[0])))
+	if err != nil {
+		return "", err
+	}
+	if _, err := conn.Write(want); err != nil {
+		return "", err
+	}
+	if err := conn.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		return "", err
+	}
+	var sizes []string
+	buf := make([]byte, 65536)
+	for len(want) > 0 {
+		n, err := conn.Read(buf)
+		if err != nil {
+			return "", fmt.Errorf("after %v: %w", sizes, err)
+		}
+		if n > len(want) || string(buf[:n]) != string(want[:n]) {
+			return "", fmt.Errorf("datagram %d differs (%d bytes)", len(sizes), n)
+		}
+		want, sizes = want[n:], append(sizes, fmt.Sprint(n))
+	}
+	return strings.Join(sizes, " "), nil
 }
 
 // guestPing sends echo requests of each size through a ping socket.

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 var drivers = []string{DriverTap, DriverPacket}
@@ -57,6 +59,62 @@ func TestConformance(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestOldHeader is a packet link as Linux before 6.4 has it: without num_buffers
+// in the virtio header.
+func TestOldHeader(t *testing.T) {
+	l := newLAN(t, nil)
+	var guests [2]*guest
+	for i := range guests {
+		g := newGuest(t)
+		g.setup(guestConfig(i, DriverPacket, l.cfg.MTU))
+		// Of two: they also exchange frames with each other.
+		if i == 0 {
+			if err := unix.SetsockoptInt(int(g.link.Fd()), unix.SOL_PACKET, unix.PACKET_VNET_HDR_SZ, vnetHdrLenOld); err != nil {
+				t.Fatal(err)
+			}
+			g.info.HdrLen = vnetHdrLenOld
+		}
+		if _, err := l.Attach(portConfig(i, g)); err != nil {
+			t.Fatal(err)
+		}
+		guests[i] = g
+	}
+	old, other := guests[0], guests[1]
+	tcp, udp := hostPortOf(outside4, listenTCP(t, "127.0.0.1")), hostPortOf(outside6, listenUDP(t, "::1"))
+	other.do("listen", request{Network: "tcp", Addr: ":9000"})
+	for _, to := range []string{tcp, hostPortOf(guestConfig(1, "", 0).Addrs[1].Addr(), 9000)} {
+		old.do("tcp", request{Network: "tcp", Addr: to, Transfer: transfer{'U', 16 << 20, 1}})
+		old.do("tcp", request{Network: "tcp", Addr: to, Transfer: transfer{'D', 16 << 20, 2}})
+	}
+	old.do("udp", request{Network: "udp", Addr: udp, Sizes: []int{1, 1473, 60000}})
+	old.do("ping", request{Addr: l.cfg.Gateway6.String(), Sizes: []int{56, 5000}})
+}
+
+// TestUDPSegments is one write of many datagrams (UDP_SEGMENT, as QUIC stacks use
+// it). They come over a packet link in one frame, and leave as they were meant.
+func TestUDPSegments(t *testing.T) {
+	for _, driver := range drivers {
+		t.Run(driver, func(t *testing.T) {
+			l := newLAN(t, nil)
+			g, p := l.join(t, 0, driver, nil)
+			for _, addr := range []string{hostPortOf(outside4, listenUDP(t, "127.0.0.1")), hostPortOf(outside6, listenUDP(t, "::1"))} {
+				g.do("udp", request{Network: "udp", Addr: addr, Sizes: []int{1}})
+				before := p.Stats().FromGuest.Frames
+				const want = "1200 1200 1200 1200 1200 1200 1200 1200 1200 500"
+				if got := g.do("segments", request{Network: "udp", Addr: addr, Sizes: []int{9*1200 + 500}, Mode: 1200}).Text; got != want {
+					t.Errorf("datagrams of %s bytes, want %s", got, want)
+				}
+				if n := p.Stats().FromGuest.Frames - before; driver == DriverPacket && n > 5 {
+					t.Errorf("%d frames, want them in one", n)
+				}
+			}
+			if n := p.Stats().Drops[DropMalformed.String()]; n != 0 {
+				t.Errorf("%d frames make no sense", n)
+			}
+		})
 	}
 }
 

@@ -50,16 +50,50 @@ func setKeepAlive(ep tcpip.Endpoint) {
 	ep.SocketOptions().SetKeepAlive(true)
 }
 
-// relayBuf is what upload collects for one write(2).
-const relayBufLen = 256 << 10
+// Sizes of what upload collects for one write(2).
+const (
+	relayBufMax = 256 << 10
+	relayBufMin = 32 << 10
+)
 
-var relayBufs = sync.Pool{New: func() any { return new([relayBufLen]byte) }}
+// relayBufLen is the size for a flow whose buffers have a size.
+func relayBufLen(share int) int {
+	if share >= relayBufMax {
+		return relayBufMax
+	}
+	return relayBufMin
+}
+
+var (
+	largeRelayBufs = sync.Pool{New: func() any { return new([relayBufMax]byte) }}
+	smallRelayBufs = sync.Pool{New: func() any { return new([relayBufMin]byte) }}
+)
 
 // collector is the io.Writer that Endpoint.Read fills. Read holds the
 // endpoint's lock, so it must not block.
 type collector struct {
-	buf *[relayBufLen]byte
+	buf []byte
 	n   int
+}
+
+// take gets a buffer.
+func (c *collector) take(size int64) {
+	if size >= relayBufMax {
+		c.buf = largeRelayBufs.Get().(*[relayBufMax]byte)[:]
+	} else {
+		c.buf = smallRelayBufs.Get().(*[relayBufMin]byte)[:]
+	}
+}
+
+// release gives it back, if there is one.
+func (c *collector) release() {
+	switch len(c.buf) {
+	case relayBufMax:
+		largeRelayBufs.Put((*[relayBufMax]byte)(c.buf))
+	case relayBufMin:
+		smallRelayBufs.Put((*[relayBufMin]byte)(c.buf))
+	}
+	c.buf = nil
 }
 
 var errCollectorFull = errors.New("buffer is full")
@@ -82,16 +116,11 @@ func (f *tcpFlow) upload(wq *waiter.Queue) bool {
 	defer wq.EventUnregister(&entry)
 
 	var c collector
-	release := func() {
-		if c.buf != nil {
-			relayBufs.Put(c.buf)
-			c.buf = nil
-		}
-	}
-	defer release()
+	defer c.release()
 	for {
-		if c.buf == nil {
-			c.buf = relayBufs.Get().(*[relayBufLen]byte)
+		if want := f.relayBuf.Load(); int64(len(c.buf)) != want {
+			c.release()
+			c.take(want)
 		}
 		c.n = 0
 		_, err := f.ep.Read(&c, tcpip.ReadOptions{})
@@ -103,7 +132,7 @@ func (f *tcpFlow) upload(wq *waiter.Queue) bool {
 			f.ep.ModerateRecvBuf(c.n)
 		case *tcpip.ErrWouldBlock:
 			// An idle connection holds no buffer.
-			release()
+			c.release()
 			select {
 			case <-ready:
 			case <-f.dead:
