@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/rootless-sbx/sbx/sandbox"
-	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
 
@@ -19,66 +18,58 @@ type globals struct {
 }
 
 // newRoot makes the tree of commands. Everything that sbx itself says goes to term.
-func newRoot(term *terminal) *cobra.Command {
+func newRoot(term *terminal) *command {
 	g := &globals{term: term}
-	root := &cobra.Command{
+	root := &command{
 		Use:   "sbx [OPTIONS] COMMAND",
 		Short: "Run container images without root and without a daemon",
 		Example: `  sbx run --rm -p 8080:80 demo
   sbx run --rm -it -v "$PWD:/work" -w /work debian:12 bash
   sbx help run`,
-		Version:           version,
-		SilenceErrors:     true,
-		SilenceUsage:      true,
-		Args:              cobra.ArbitraryArgs,
-		RunE:              runGroup,
-		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
 	}
-	root.SetVersionTemplate("sbx version {{.Version}}\n")
-	root.PersistentFlags().BoolVarP(&g.debug, "debug", "D", false, "log what happens, on standard error; also SBX_DEBUG=1")
-	// Not as the flag's default, which the help shows. What is no boolean is false.
+	// What is no boolean is false.
 	g.debug, _ = strconv.ParseBool(os.Getenv("SBX_DEBUG"))
 	root.Flags().BoolP("version", "v", false, "print the version")
-	root.AddGroup(
-		&cobra.Group{ID: "run", Title: "Sandboxes:"},
-		&cobra.Group{ID: "image", Title: "Images:"},
-		&cobra.Group{ID: "system", Title: "System:"},
-	)
-	add := func(group string, cmds ...*cobra.Command) {
+	add := func(category string, cmds ...*command) {
 		for _, c := range cmds {
-			c.GroupID = group
-			root.AddCommand(c)
+			c.Category = category
 		}
+		root.add(cmds...)
 	}
-	add("run", runCommand(g))
-	add("image", pullCommand(g), loadCommand(g), imagesCommand(g), rmiCommand(g), tagCommand(g), imageCommand(g))
-	add("system", doctorCommand(g), infoCommand(g), versionCommand(), completionCommand(), helpCommand())
-	root.SetHelpCommand(helpCommandOf(root))
-	root.SetHelpFunc(func(c *cobra.Command, _ []string) { printHelp(c.OutOrStdout(), c) })
-	root.SetFlagErrorFunc(flagError)
-	prepare(root)
+	add(categories[0], runCommand(g))
+	add(categories[1], pullCommand(g), loadCommand(g), imagesCommand(g), rmiCommand(g), tagCommand(g), imageCommand(g))
+	add(categories[2], doctorCommand(g), infoCommand(g), versionCommand(), completionCommand(), helpCommand())
+	root.add(completeCommand())
+	prepare(root, g)
 	return root
 }
 
-// prepare gives every command the same conventions.
-func prepare(c *cobra.Command) {
-	c.Flags().SortFlags = false
-	c.DisableFlagsInUseLine = true
+// categories are the headings of the commands, in the order of the help.
+var categories = []string{"Sandboxes", "Images", "System"}
+
+// prepare gives every command the flags that all have.
+func prepare(c *command, g *globals) {
+	fs := c.Flags()
 	// Docker's -h is --hostname under run, and help elsewhere.
-	if c.Flags().ShorthandLookup("h") == nil {
-		c.Flags().BoolP("help", "h", false, "show this help")
-	} else {
-		c.Flags().Bool("help", false, "show this help")
+	h := "h"
+	if fs.ShorthandLookup(h) != nil {
+		h = ""
 	}
-	for _, s := range c.Commands() {
-		prepare(s)
+	fs.BoolVarP(&c.help, "help", h, false, "show this help")
+	// The variable's value is not the default: the help would show it.
+	debug := g.debug
+	fs.BoolVarP(&g.debug, "debug", "D", false, "log what happens, on standard error; also SBX_DEBUG=1")
+	g.debug = debug
+	fs.Lookup("debug").Hidden = c.parent != nil
+	for _, s := range c.commands {
+		prepare(s, g)
 	}
 }
 
 // runGroup is the action of a command that only has others below it.
-func runGroup(c *cobra.Command, args []string) error {
+func runGroup(c *command, args []string) error {
 	if len(args) == 0 {
-		printHelp(c.OutOrStdout(), c)
+		printHelp(c.Out(), c)
 		return nil
 	}
 	return unknownCommand(c, args[0])
@@ -96,21 +87,24 @@ var dockerOnly = map[string]string{
 	"search":  "search on the registry's web page",
 }
 
-func unknownCommand(c *cobra.Command, name string) error {
-	see := "see " + c.CommandPath() + " --help"
-	if why := dockerOnly[name]; why != "" && !c.HasParent() {
+func unknownCommand(c *command, name string) error {
+	see := "see " + c.Path() + " --help"
+	if why := dockerOnly[name]; why != "" && c.parent == nil {
 		return &usage{msg: fmt.Sprintf("%q is not a command of sbx", name), fix: why}
 	}
-	c.SuggestionsMinimumDistance = 2
-	if near := c.SuggestionsFor(name); len(near) > 0 {
-		see = fmt.Sprintf("did you mean %s %s? Else %s", c.CommandPath(), near[0], see)
+	var names []string
+	for _, s := range c.visible() {
+		names = append(names, s.names()...)
 	}
-	return &usage{msg: fmt.Sprintf("%q is not a command of %s", name, c.CommandPath()), fix: see}
+	if near := nearest(names, name); near != "" {
+		see = fmt.Sprintf("did you mean %s %s? Else %s", c.Path(), near, see)
+	}
+	return &usage{msg: fmt.Sprintf("%q is not a command of %s", name, c.Path()), fix: see}
 }
 
 // flagError says on one line what is wrong with a flag, and the likely remedy.
-func flagError(c *cobra.Command, err error) error {
-	see := "see " + c.CommandPath() + " --help"
+func flagError(c *command, err error) error {
+	see := "see " + c.Path() + " --help"
 	var (
 		un      *unsupportedError
 		missing *pflag.NotExistError
@@ -122,16 +116,11 @@ func flagError(c *cobra.Command, err error) error {
 		return &usage{msg: un.Error(), fix: un.fix}
 	case errors.As(err, &missing):
 		name := missing.GetSpecifiedName()
-		if rest := missing.GetSpecifiedShortnames(); rest != "" {
-			if len(rest) > 1 && c.Flags().Lookup(rest) != nil { // -rm
-				see = fmt.Sprintf("did you mean --%s? Else %s", rest, see)
-			}
-			return &usage{msg: "unknown flag -" + name, fix: see}
+		rest := missing.GetSpecifiedShortnames()
+		if len(rest) > 1 && c.Flags().Lookup(rest) != nil { // -rm
+			return &usage{msg: "unknown flag -" + name, fix: fmt.Sprintf("did you mean --%s? Else %s", rest, see)}
 		}
-		if near := nearestFlag(c.Flags(), name); near != "" {
-			see = fmt.Sprintf("did you mean --%s? Else %s", near, see)
-		}
-		return &usage{msg: "unknown flag --" + name, fix: see}
+		return unknownFlag(c, name, rest != "")
 	case errors.As(err, &empty):
 		arg, text := pflag.UnquoteUsage(empty.GetFlag())
 		return &usage{msg: fmt.Sprintf("--%s needs a value", empty.GetFlag().Name), fix: fmt.Sprintf("--%s %s: %s", empty.GetFlag().Name, arg, text)}
@@ -147,19 +136,36 @@ func flagError(c *cobra.Command, err error) error {
 	return &usage{msg: err.Error(), fix: see}
 }
 
-// nearestFlag finds the flag that name was probably meant to be: the first that it
-// begins, else the one with the fewest letters to change.
-func nearestFlag(fs *pflag.FlagSet, name string) string {
-	best, least := "", 3
-	fs.VisitAll(func(f *pflag.Flag) {
-		switch d := distance(name, f.Name); {
-		case f.Hidden || least == 0:
-		case len(name) > 2 && strings.HasPrefix(f.Name, name):
-			best, least = f.Name, 0
-		case d < least && d < len(name):
-			best, least = f.Name, d
+func unknownFlag(c *command, name string, short bool) error {
+	see := "see " + c.Path() + " --help"
+	if short {
+		return &usage{msg: "unknown flag -" + name, fix: see}
+	}
+	var names []string
+	c.Flags().VisitAll(func(f *pflag.Flag) {
+		if !f.Hidden {
+			names = append(names, f.Name)
 		}
 	})
+	if near := nearest(names, name); near != "" {
+		see = fmt.Sprintf("did you mean --%s? Else %s", near, see)
+	}
+	return &usage{msg: "unknown flag --" + name, fix: see}
+}
+
+// nearest finds what name was probably meant to be, nothing if that is far: the first
+// that it begins, else the one with the fewest letters to change. urfave's own
+// suggestions have no limit and name something for every word.
+func nearest(names []string, name string) string {
+	best, least := "", 3
+	for _, n := range names {
+		if len(name) > 2 && strings.HasPrefix(n, name) {
+			return n
+		}
+		if d := distance(name, n); d < least && d < len(name) {
+			best, least = n, d
+		}
+	}
 	return best
 }
 
@@ -185,8 +191,8 @@ func distance(a, b string) int {
 }
 
 // wantArgs checks the number of arguments; most < 0 means any number.
-func wantArgs(least, most int) cobra.PositionalArgs {
-	return func(c *cobra.Command, args []string) error {
+func wantArgs(least, most int) argsCheck {
+	return func(c *command, args []string) error {
 		if n := len(args); n >= least && (most < 0 || n <= most) {
 			return nil
 		}
@@ -204,7 +210,7 @@ func wantArgs(least, most int) cobra.PositionalArgs {
 		if least > 1 || most > 1 && len(args) > most {
 			what += "s"
 		}
-		return &usage{msg: c.CommandPath() + " " + what, fix: "usage: " + c.UseLine()}
+		return &usage{msg: c.Path() + " " + what, fix: "usage: " + c.UseLine()}
 	}
 }
 

@@ -15,18 +15,13 @@ import (
 	"github.com/rootless-sbx/sbx/image"
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox"
-	"github.com/spf13/cobra"
 )
 
 // sbx runs a command line and returns what main would print and exit with.
 func sbx(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	t.Helper()
 	var out, errs bytes.Buffer
-	root := newRoot(&terminal{f: os.Stderr})
-	root.SetArgs(args)
-	root.SetOut(&out)
-	root.SetErr(&errs)
-	err := root.ExecuteContext(context.Background())
+	err := newRoot(&terminal{f: os.Stderr}).execute(context.Background(), args, streams{in: os.Stdin, out: &out, err: &errs})
 	var status exitStatus
 	switch {
 	case errors.As(err, &status):
@@ -69,7 +64,7 @@ func TestUsage(t *testing.T) {
 		{"rmi", 125, "", "sbx rmi needs at least 1 argument"},
 		{"images a b", 125, "", "sbx images takes at most 1 argument"},
 		{"version x", 125, "", "sbx version takes no argument"},
-		{"completion tcsh", 125, "", "bash, zsh, fish, powershell"},
+		{"completion tcsh", 125, "", "bash, zsh, fish"},
 		{"run --help=true", 0, "Usage: sbx run", ""},
 		{"version --format json", 0, `"Version":"dev"`, ""},
 		{"version --format {{.Os}}", 0, "linux\n", ""},
@@ -131,29 +126,27 @@ func TestErrorLines(t *testing.T) {
 }
 
 // everyCommand visits the commands in the order of the help.
-func everyCommand(c *cobra.Command, visit func(*cobra.Command)) {
+func everyCommand(c *command, visit func(*command)) {
 	visit(c)
-	for _, s := range c.Commands() {
-		if !s.Hidden {
-			everyCommand(s, visit)
-		}
+	for _, s := range c.visible() {
+		everyCommand(s, visit)
 	}
 }
 
 func TestHelpFits(t *testing.T) {
-	everyCommand(newRoot(&terminal{f: os.Stderr}), func(c *cobra.Command) {
+	everyCommand(newRoot(&terminal{f: os.Stderr}), func(c *command) {
 		for _, width := range []int{narrow, wide} {
 			for _, line := range strings.Split(helpText(c, width), "\n") {
 				if n := utf8.RuneCountInString(line); n > width {
-					t.Errorf("%s: %d columns: %q", c.CommandPath(), n, line)
+					t.Errorf("%s: %d columns: %q", c.Path(), n, line)
 				}
 				if strings.HasSuffix(line, " ") {
-					t.Errorf("%s: space at the end of %q", c.CommandPath(), line)
+					t.Errorf("%s: space at the end of %q", c.Path(), line)
 				}
 			}
 		}
 		if c.Short == "" || strings.HasSuffix(c.Short, ".") {
-			t.Errorf("%s: short text %q", c.CommandPath(), c.Short)
+			t.Errorf("%s: short text %q", c.Path(), c.Short)
 		}
 	})
 }
@@ -187,8 +180,8 @@ Data goes to standard output; progress, notes, warnings and errors go to standar
 func cliDoc() string {
 	var b strings.Builder
 	b.WriteString(docIntro)
-	everyCommand(newRoot(&terminal{f: os.Stderr}), func(c *cobra.Command) {
-		fmt.Fprintf(&b, "\n## %s\n\n```\n%s```\n", c.CommandPath(), helpText(c, narrow))
+	everyCommand(newRoot(&terminal{f: os.Stderr}), func(c *command) {
+		fmt.Fprintf(&b, "\n## %s\n\n```\n%s```\n", c.Path(), helpText(c, narrow))
 	})
 	b.WriteString("\n## Flags of docker run that are refused\n\n| flag | why | instead |\n|---|---|---|\n")
 	for _, u := range unsupportedFlags() {

@@ -1,149 +1,184 @@
 package main
 
 import (
-	"io"
-	"log/slog"
+	"embed"
+	"fmt"
 	"slices"
 	"strings"
 
-	"github.com/moby/sys/capability"
-	"github.com/rootless-sbx/sbx/image"
-	"github.com/rootless-sbx/sbx/sandbox"
-	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
 
-var shells = map[string]func(*cobra.Command, io.Writer) error{
-	"bash":       func(c *cobra.Command, w io.Writer) error { return c.GenBashCompletionV2(w, true) },
-	"zsh":        func(c *cobra.Command, w io.Writer) error { return c.GenZshCompletion(w) },
-	"fish":       func(c *cobra.Command, w io.Writer) error { return c.GenFishCompletion(w, true) },
-	"powershell": func(c *cobra.Command, w io.Writer) error { return c.GenPowerShellCompletionWithDesc(w) },
-}
+// The scripts ask sbx itself: sbx __complete WORD... CURRENT.
+//
+//go:embed completion
+var scripts embed.FS
 
-var shellNames = []string{"bash", "zsh", "fish", "powershell"}
+var shellNames = []string{"bash", "zsh", "fish"}
 
-func completionCommand() *cobra.Command {
-	return &cobra.Command{
+func completionCommand() *command {
+	return &command{
 		Use:   "completion SHELL",
 		Short: "Print the completion script of a shell",
-		Long:  "SHELL is bash, zsh, fish or powershell.",
-		Example: `  source <(sbx completion bash)   # ~/.bashrc; needs the package bash-completion
+		Long:  "SHELL is bash, zsh or fish.",
+		Example: `  source <(sbx completion bash)   # ~/.bashrc
   source <(sbx completion zsh)    # ~/.zshrc, after compinit
   sbx completion fish | source    # ~/.config/fish/config.fish`,
-		ValidArgs: shellNames,
-		RunE: func(c *cobra.Command, args []string) error {
-			if len(args) == 1 && shells[args[0]] != nil {
-				return shells[args[0]](c.Root(), c.OutOrStdout())
+		Complete: func(_ *command, in typed) offers {
+			if len(in.args) > 0 {
+				return offers{}
 			}
-			return &usage{msg: "sbx completion needs the name of a shell: " + strings.Join(shellNames, ", "), fix: "source <(sbx completion bash)"}
+			return offers{words: shellNames}
+		},
+		RunE: func(c *command, args []string) error {
+			if len(args) != 1 || !slices.Contains(shellNames, args[0]) {
+				return &usage{msg: "sbx completion needs the name of a shell: " + strings.Join(shellNames, ", "), fix: "source <(sbx completion bash)"}
+			}
+			script, err := scripts.ReadFile("completion/sbx." + args[0])
+			if err != nil {
+				return err
+			}
+			_, err = c.Out().Write(script)
+			return err
 		},
 	}
 }
 
-// flagValues are offered for flags that take any value.
-var flagValues = map[string][]string{
-	"security-opt": {"no-new-privileges", "seccomp=unconfined", "seccomp="},
-	"stop-signal":  {"SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGKILL"},
-	"platform":     {"linux/amd64", "linux/arm64", "linux/arm/v7", "linux/386", "linux/ppc64le", "linux/riscv64", "linux/s390x"},
-	"ulimit":       {"core=", "cpu=", "data=", "fsize=", "locks=", "memlock=", "msgqueue=", "nice=", "nofile=", "nproc=", "rss=", "rtprio=", "rttime=", "sigpending=", "stack="},
-	"sysctl":       {"net.core.somaxconn=", "net.ipv4.ip_forward=", "net.ipv4.ip_local_port_range=", "net.ipv4.ip_unprivileged_port_start=", "net.ipv4.tcp_syncookies=", "net.ipv6.conf.all.disable_ipv6=", "kernel.msgmax=", "kernel.sem=", "kernel.shmmax=", "fs.mqueue.msg_max="},
-	"add-host":     {"host.docker.internal:host-gateway"},
-	"format":       {"json", "table", "{{json .}}"},
-	"filter":       {"reference=", "label=", "dangling=true", "dangling=false"},
+// What the shell does besides, or instead of, offering the words.
+const (
+	offerNothing = ":none"
+	offerFiles   = ":files"
+	offerDirs    = ":dirs"
+	offerPart    = ":nospace" // more may follow a word: NAME=
+)
+
+// offers are what may stand at the cursor: words, with a description after a tab if
+// there is one, and one of the constants above; "" is offerNothing.
+type offers struct {
+	words []string
+	then  string
 }
 
-// pathFlags take a file or directory, for which the shell's own completion is best.
-var pathFlags = []string{"cidfile", "env-file", "label-file", "input", "volume", "mount"}
+// typed is what a command was given before the cursor.
+type typed struct {
+	args  []string
+	flags map[string]bool
+}
 
-// completeFlags offers the values of all flags of c that have any to offer.
-func completeFlags(c *cobra.Command) {
-	c.Flags().VisitAll(func(f *pflag.Flag) {
-		known := flagValues[f.Name]
-		if f.Name == "cap-add" || f.Name == "cap-drop" {
-			known = capabilities()
+// completion offers arguments of a command.
+type completion func(c *command, in typed) offers
+
+func completeCommand() *command {
+	return &command{
+		Use: "__complete [WORD...] CURRENT", Short: "Answer the completion of a shell", Hidden: true, Raw: true, Args: wantArgs(1, -1),
+		RunE: func(c *command, args []string) error {
+			o := complete(c, args[:len(args)-1], args[len(args)-1])
+			if o.then == "" {
+				o.then = offerNothing
+			}
+			return printLines(c.Out(), append(o.words, o.then)...)
+		},
+	}
+}
+
+// complete offers what may stand in place of current, after words. asking is the
+// command that asks, with the context.
+func complete(asking *command, words []string, current string) offers {
+	at := asking.Root()
+	for len(at.commands) > 0 && len(words) > 0 {
+		if !strings.HasPrefix(words[0], "-") { // flags of groups are switches
+			next := at.find(words[0])
+			if next == nil {
+				return offers{}
+			}
+			at = next
 		}
-		if v, ok := f.Value.(*value); ok && v.choices != nil {
-			known = v.choices
-		}
-		mode := cobra.ShellCompDirectiveNoFileComp
+		words = words[1:]
+	}
+	in, open, flagsEnd := at.typed(words)
+	var o offers
+	prefix := ""
+	switch name, value, assigned := strings.Cut(current, "="); {
+	case open != nil:
+		o = flagOffers(open)
+	case flagsEnd || !strings.HasPrefix(current, "-"):
 		switch {
-		case f.Value.Type() == "bool" || f.Hidden:
-			return
-		case slices.Contains(pathFlags, f.Name):
-			mode = cobra.ShellCompDirectiveDefault
-		case f.Name == "rootfs":
-			mode = cobra.ShellCompDirectiveFilterDirs
+		case len(at.commands) > 0:
+			o = commandOffers(at)
+		case at.Complete != nil:
+			at.ctx = asking.ctx
+			o = at.Complete(at, in)
 		}
-		if slices.ContainsFunc(known, func(s string) bool { return strings.HasSuffix(s, "=") }) {
-			mode |= cobra.ShellCompDirectiveNoSpace
+	case assigned && strings.HasPrefix(name, "--"):
+		if f := at.Flags().Lookup(name[2:]); f != nil {
+			o, prefix, current = flagOffers(f), name+"=", value
 		}
-		must(c.RegisterFlagCompletionFunc(f.Name, cobra.FixedCompletions(known, mode)))
-	})
-}
-
-func capabilities() []string {
-	names := []string{"ALL"}
-	for _, c := range capability.ListKnown() {
-		names = append(names, strings.TrimPrefix(strings.ToUpper(c.String()), "CAP_"))
+	default:
+		o = flagNames(at, in)
 	}
-	return names
-}
-
-// must is for what can only fail if the commands are put together wrongly.
-func must(err error) {
-	if err != nil {
-		panic(err)
-	}
-}
-
-// completeImages offers the images of the store for the first most arguments;
-// any number if most is negative.
-func completeImages(most int) cobra.CompletionFunc {
-	return func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-		if most >= 0 && len(args) >= most {
-			return nil, cobra.ShellCompDirectiveNoFileComp
+	var fit []string
+	for _, w := range o.words {
+		if strings.HasPrefix(w, current) {
+			fit = append(fit, prefix+w)
 		}
-		var names []string
-		for _, n := range imageNames(c) {
-			if !slices.Contains(args, n) {
-				names = append(names, n)
+	}
+	o.words = fit
+	return o
+}
+
+// typed sorts words as pflag would. open is the flag whose value comes next.
+func (c *command) typed(words []string) (in typed, open *pflag.Flag, flagsEnd bool) {
+	in.flags = map[string]bool{}
+	for _, w := range words {
+		switch {
+		case open != nil:
+			open = nil
+		case flagsEnd || len(w) < 2 || w[0] != '-':
+			in.args = append(in.args, w)
+			flagsEnd = flagsEnd || c.OptionsFirst
+		case w == "--":
+			flagsEnd = true
+		case w[1] == '-':
+			name, _, assigned := strings.Cut(w[2:], "=")
+			if f := c.Flags().Lookup(name); f != nil {
+				in.flags[f.Name] = true
+				if !assigned && f.NoOptDefVal == "" {
+					open = f
+				}
+			}
+		default:
+			for i := 1; i < len(w); i++ {
+				f := c.Flags().ShorthandLookup(w[i : i+1])
+				if f == nil {
+					break
+				}
+				in.flags[f.Name] = true
+				if f.NoOptDefVal == "" {
+					if i == len(w)-1 {
+						open = f
+					}
+					break
+				}
 			}
 		}
-		return names, cobra.ShellCompDirectiveNoFileComp
 	}
+	return in, open, flagsEnd
 }
 
-// completeRunArgs offers images, then files for the command.
-func completeRunArgs(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	if len(args) > 0 || c.Flags().Changed("rootfs") {
-		return nil, cobra.ShellCompDirectiveDefault
+func commandOffers(c *command) (o offers) {
+	for _, s := range c.visible() {
+		o.words = append(o.words, s.Name()+"\t"+s.Short)
 	}
-	names := imageNames(c)
-	if !slices.Contains(names, image.DemoName) {
-		names = append(names, image.DemoName)
-	}
-	return names, cobra.ShellCompDirectiveNoFileComp
+	return o
 }
 
-// imageNames are the names of the store. A store that cannot be read offers none.
-func imageNames(c *cobra.Command) []string {
-	e, err := sandbox.NewEngine(sandbox.Options{Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		return nil
-	}
-	store, err := e.Images()
-	if err != nil {
-		return nil
-	}
-	imgs, err := store.List(c.Context())
-	if err != nil {
-		return nil
-	}
-	var names []string
-	for _, img := range imgs {
-		for _, n := range img.Names {
-			names = append(names, strings.TrimSuffix(n, ":latest"))
+// flagNames are the flags that can be given yet.
+func flagNames(c *command, in typed) (o offers) {
+	c.Flags().VisitAll(func(f *pflag.Flag) {
+		if !f.Hidden && (!in.flags[f.Name] || f.Value.Type() == "list") {
+			_, text := pflag.UnquoteUsage(f)
+			o.words = append(o.words, fmt.Sprintf("--%s\t%s", f.Name, text))
 		}
-	}
-	return names
+	})
+	return o
 }

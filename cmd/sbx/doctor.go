@@ -8,31 +8,30 @@ import (
 	"strings"
 
 	"github.com/rootless-sbx/sbx/sandbox"
-	"github.com/spf13/cobra"
 	"golang.org/x/term"
 )
 
 // exitUnfit is the status of sbx doctor where sandboxes cannot run.
 const exitUnfit = 1
 
-func formatFlag(c *cobra.Command, p *string) {
+func formatFlag(c *command, p *string) {
 	c.Flags().StringVarP(p, "format", "f", "", "`FORMAT` of the output: json, or a Go template")
 }
 
-func doctorCommand(g *globals) *cobra.Command {
+func doctorCommand(g *globals) *command {
 	var format string
-	c := &cobra.Command{
+	c := &command{
 		Use: "doctor [OPTIONS]", Short: "Check what this machine offers, and how to fix what is missing", Args: wantArgs(0, 0),
 		Long: `Checks each prerequisite, says what sbx chooses where one is missing, and the
 exact fix. Exits with 1 if sandboxes cannot run at all.`,
-		RunE: func(c *cobra.Command, _ []string) error {
+		RunE: func(c *command, _ []string) error {
 			report := sandbox.Diagnose(c.Context(), sandbox.Options{Logger: newLogger(g.term, g.debug)})
-			done, err := printObject(c.OutOrStdout(), format, report)
+			done, err := printObject(c.Out(), format, report)
 			if err != nil {
 				return err
 			}
 			if !done {
-				if err := printReport(c.OutOrStdout(), report, useColour(os.Stdout)); err != nil {
+				if err := printReport(c.Out(), report, useColour(os.Stdout)); err != nil {
 					return err
 				}
 			}
@@ -43,7 +42,6 @@ exact fix. Exits with 1 if sandboxes cannot run at all.`,
 		},
 	}
 	formatFlag(c, &format)
-	completeFlags(c)
 	return c
 }
 
@@ -106,11 +104,11 @@ func choiceRows(choices []sandbox.Choice) [][]string {
 	return rows
 }
 
-func infoCommand(g *globals) *cobra.Command {
+func infoCommand(g *globals) *command {
 	var format string
-	c := &cobra.Command{
+	c := &command{
 		Use: "info [OPTIONS]", Short: "Show directories, drivers and images", Args: wantArgs(0, 0),
-		RunE: func(c *cobra.Command, _ []string) error {
+		RunE: func(c *command, _ []string) error {
 			e, err := newEngine(g)
 			if err != nil {
 				return err
@@ -120,10 +118,10 @@ func infoCommand(g *globals) *cobra.Command {
 				return err
 			}
 			info.Version = version
-			if done, err := printObject(c.OutOrStdout(), format, info); err != nil || done {
+			if done, err := printObject(c.Out(), format, info); err != nil || done {
 				return err
 			}
-			return printTable(c.OutOrStdout(), append([][]string{
+			return printTable(c.Out(), append([][]string{
 				{"Version:", info.Version},
 				{"Data directory:", info.DataDir},
 				{"Runtime directory:", info.RuntimeDir},
@@ -134,26 +132,24 @@ func infoCommand(g *globals) *cobra.Command {
 		},
 	}
 	formatFlag(c, &format)
-	completeFlags(c)
 	return c
 }
 
 // versionInfo has the keys of sbx version --format.
 type versionInfo struct{ Version, GoVersion, Os, Arch string }
 
-func versionCommand() *cobra.Command {
+func versionCommand() *command {
 	var format string
-	c := &cobra.Command{
+	c := &command{
 		Use: "version [OPTIONS]", Short: "Show the version", Args: wantArgs(0, 0),
-		RunE: func(c *cobra.Command, _ []string) error {
+		RunE: func(c *command, _ []string) error {
 			v := versionInfo{version, runtime.Version(), runtime.GOOS, runtime.GOARCH}
-			if done, err := printObject(c.OutOrStdout(), format, v); err != nil || done {
+			if done, err := printObject(c.Out(), format, v); err != nil || done {
 				return err
 			}
-			return printLines(c.OutOrStdout(), fmt.Sprintf("sbx version %s, %s %s/%s", v.Version, v.GoVersion, v.Os, v.Arch))
+			return printLines(c.Out(), fmt.Sprintf("sbx version %s, %s %s/%s", v.Version, v.GoVersion, v.Os, v.Arch))
 		},
 	}
 	formatFlag(c, &format)
-	completeFlags(c)
 	return c
 }

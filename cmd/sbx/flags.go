@@ -7,7 +7,6 @@ import (
 
 	"github.com/rootless-sbx/sbx/sandbox"
 	"github.com/rootless-sbx/sbx/userns"
-	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
 
@@ -52,9 +51,9 @@ var (
 var aliases = map[string]string{"net": "network", "dns-opt": "dns-option", "net-alias": "network-alias"}
 
 // define adds docker run's flags by its names, with what sbx has besides.
-func (o *runOptions) define(c *cobra.Command) {
+func (o *runOptions) define(c *command) {
+	c.OptionsFirst = true // what follows IMAGE belongs to the command
 	fs := c.Flags()
-	fs.SetInterspersed(false) // what follows IMAGE belongs to the command
 	fs.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		if full := aliases[name]; full != "" {
 			name = full

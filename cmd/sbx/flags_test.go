@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/rootless-sbx/sbx/sandbox"
-	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
 
@@ -21,18 +20,19 @@ func parseRun(t *testing.T, args ...string) (sandbox.Config, error) {
 	t.Helper()
 	o := &runOptions{}
 	var cfg sandbox.Config
-	root := &cobra.Command{Use: "sbx", SilenceErrors: true, SilenceUsage: true}
-	root.SetFlagErrorFunc(flagError)
-	c := &cobra.Command{Use: "run", RunE: func(_ *cobra.Command, args []string) (err error) {
+	root := &command{Use: "sbx"}
+	c := &command{Use: "run", RunE: func(_ *command, args []string) (err error) {
 		cfg, err = o.config(args)
 		return err
 	}}
 	o.define(c)
-	root.AddCommand(c)
-	prepare(root)
-	root.SetArgs(append([]string{"run"}, args...))
-	root.SetOut(new(bytes.Buffer))
-	err := root.Execute()
+	root.add(c)
+	prepare(root, &globals{})
+	var out bytes.Buffer
+	err := root.execute(t.Context(), append([]string{"run"}, args...), streams{in: os.Stdin, out: &out, err: &out})
+	if out.Len() > 0 {
+		t.Errorf("%q printed %q", args, out.String())
+	}
 	return cfg, err
 }
 
@@ -181,7 +181,7 @@ restart rm:b runtime security-opt shm-size sig-proxy:b stop-signal stop-timeout 
 user userns uts volume volume-driver volumes-from workdir`
 
 func TestDockerFlagsKeepTheirArity(t *testing.T) {
-	c := &cobra.Command{}
+	c := &command{}
 	new(runOptions).define(c)
 	for _, f := range strings.Fields(dockerRunFlags) {
 		name, boolean := strings.CutSuffix(f, ":b")
@@ -223,7 +223,7 @@ func TestUnsupportedFlagsSayWhy(t *testing.T) {
 
 // Every flag that is shown has a text and belongs to a group.
 func TestFlagsAreDescribed(t *testing.T) {
-	c := &cobra.Command{}
+	c := &command{}
 	new(runOptions).define(c)
 	c.Flags().VisitAll(func(f *pflag.Flag) {
 		if f.Hidden {

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
 )
@@ -21,53 +20,35 @@ const (
 	textColumn   = 30 // where the flags' texts begin
 )
 
-func helpCommand() *cobra.Command {
-	return &cobra.Command{
+func helpCommand() *command {
+	return &command{
 		Use:   "help [COMMAND]",
 		Short: "Show the help of a command",
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: func(c *command, args []string) error {
 			at := c.Root()
 			for _, a := range args {
-				next := findCommand(at, a)
+				next := at.find(a)
 				if next == nil {
 					return unknownCommand(at, a)
 				}
 				at = next
 			}
-			printHelp(c.OutOrStdout(), at)
+			printHelp(c.Out(), at)
 			return nil
 		},
-		ValidArgsFunction: func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		Complete: func(c *command, in typed) offers {
 			at := c.Root()
-			for _, a := range args {
-				if at = findCommand(at, a); at == nil {
-					return nil, cobra.ShellCompDirectiveNoFileComp
+			for _, a := range in.args {
+				if at = at.find(a); at == nil {
+					return offers{}
 				}
 			}
-			var names []string
-			for _, s := range at.Commands() {
-				if !s.Hidden {
-					names = append(names, cobra.CompletionWithDesc(s.Name(), s.Short))
-				}
-			}
-			return names, cobra.ShellCompDirectiveNoFileComp
+			return commandOffers(at)
 		},
 	}
 }
 
-// helpCommandOf returns the help command of the tree, for cobra not to add its own.
-func helpCommandOf(root *cobra.Command) *cobra.Command { return findCommand(root, "help") }
-
-func findCommand(at *cobra.Command, name string) *cobra.Command {
-	for _, s := range at.Commands() {
-		if !s.Hidden && (s.Name() == name || s.HasAlias(name)) {
-			return s
-		}
-	}
-	return nil
-}
-
-func printHelp(w io.Writer, c *cobra.Command) {
+func printHelp(w io.Writer, c *command) {
 	width := narrow
 	if cols, _, err := term.GetSize(int(os.Stdout.Fd())); err == nil {
 		width = min(max(cols, narrow), wide)
@@ -76,7 +57,7 @@ func printHelp(w io.Writer, c *cobra.Command) {
 }
 
 // helpText is the help of c: usage, description, commands, flags in groups.
-func helpText(c *cobra.Command, width int) string {
+func helpText(c *command, width int) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Usage: %s\n\n%s\n", c.UseLine(), c.Short)
 	if c.Long != "" {
@@ -90,35 +71,35 @@ func helpText(c *cobra.Command, width int) string {
 	if c.Example != "" {
 		fmt.Fprintf(&b, "\nExamples:\n%s\n", c.Example)
 	}
-	if c.HasSubCommands() {
-		fmt.Fprintf(&b, "\n%s COMMAND --help says more about a command.\n", c.CommandPath())
+	if len(c.commands) > 0 {
+		fmt.Fprintf(&b, "\n%s COMMAND --help says more about a command.\n", c.Path())
 	}
 	return b.String()
 }
 
-func helpCommands(b *strings.Builder, c *cobra.Command) {
-	list := func(title, group string) {
-		for _, s := range c.Commands() {
-			if s.Hidden || s.GroupID != group {
+func helpCommands(b *strings.Builder, c *command) {
+	list := func(title, category string) {
+		for _, s := range c.visible() {
+			if s.Category != category {
 				continue
 			}
 			if title != "" {
-				fmt.Fprintf(b, "\n%s\n", title)
+				fmt.Fprintf(b, "\n%s:\n", title)
 				title = ""
 			}
 			fmt.Fprintf(b, "  %-12s %s\n", s.Name(), s.Short)
 		}
 	}
-	for _, g := range c.Groups() {
-		list(g.Title, g.ID)
+	for _, title := range categories {
+		list(title, title)
 	}
-	list("Commands:", "")
+	list("Commands", "")
 }
 
-func helpFlags(b *strings.Builder, c *cobra.Command, width int) {
+func helpFlags(b *strings.Builder, c *command, width int) {
 	var order []string
 	groups := map[string][]*pflag.Flag{}
-	visit := func(f *pflag.Flag) {
+	c.Flags().VisitAll(func(f *pflag.Flag) {
 		if f.Hidden {
 			return
 		}
@@ -130,16 +111,7 @@ func helpFlags(b *strings.Builder, c *cobra.Command, width int) {
 			order = append(order, title)
 		}
 		groups[title] = append(groups[title], f)
-	}
-	c.LocalFlags().SortFlags = false
-	c.NonInheritedFlags().VisitAll(visit)
-	if !c.HasParent() {
-		c.PersistentFlags().VisitAll(func(f *pflag.Flag) {
-			if c.NonInheritedFlags().Lookup(f.Name) == nil {
-				visit(f)
-			}
-		})
-	}
+	})
 	for _, title := range order {
 		fmt.Fprintf(b, "\n%s:\n", title)
 		for _, f := range groups[title] {

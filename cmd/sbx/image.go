@@ -12,15 +12,14 @@ import (
 	"syscall"
 
 	"github.com/rootless-sbx/sbx/image"
-	"github.com/spf13/cobra"
 	"golang.org/x/term"
 )
 
-type storeAction func(ctx context.Context, c *cobra.Command, s *image.Store, args []string) error
+type storeAction func(ctx context.Context, c *command, s *image.Store, args []string) error
 
 // withStore opens the image store for a command, which an interrupt ends cleanly.
-func withStore(g *globals, f storeAction) func(*cobra.Command, []string) error {
-	return func(c *cobra.Command, args []string) error {
+func withStore(g *globals, f storeAction) func(*command, []string) error {
+	return func(c *command, args []string) error {
 		e, err := newEngine(g)
 		if err != nil {
 			return err
@@ -62,15 +61,15 @@ func endedBy(ctx context.Context, err error) error {
 	return err
 }
 
-func pullCommand(g *globals) *cobra.Command {
+func pullCommand(g *globals) *command {
 	var opts image.PullOptions
 	var quiet bool
-	c := &cobra.Command{
+	c := &command{
 		Use: "pull [OPTIONS] IMAGE", Short: "Fetch an image from a registry", Args: wantArgs(1, 1),
 		Long: `Credentials are those of docker, podman and their credential helpers. Registries
 on the loopback interface are tried with plain HTTP too.`,
-		ValidArgsFunction: completeImages(1),
-		RunE: withStore(g, func(ctx context.Context, c *cobra.Command, s *image.Store, args []string) error {
+		Complete: completeImages(1),
+		RunE: withStore(g, func(ctx context.Context, c *command, s *image.Store, args []string) error {
 			bars := newProgress(g.term.f, quiet)
 			opts.Progress = bars.event
 			img, err := s.Pull(ctx, args[0], opts)
@@ -78,26 +77,26 @@ on the loopback interface are tried with plain HTTP too.`,
 			if err != nil {
 				return endedBy(ctx, err)
 			}
-			return printLines(c.OutOrStdout(), img.ID)
+			return printLines(c.Out(), img.ID)
 		}),
 	}
 	fs := c.Flags()
 	fs.StringVar(&opts.Platform, "platform", "", "`PLATFORM` of the image, as OS/ARCH[/VARIANT]")
 	fs.BoolVar(&opts.Insecure, "insecure", false, "allow plain HTTP and unverified certificates")
 	fs.BoolVarP(&quiet, "quiet", "q", false, "no progress, only the id")
-	completeFlags(c)
 	return c
 }
 
-func loadCommand(g *globals) *cobra.Command {
+func loadCommand(g *globals) *command {
 	var opts image.LoadOptions
 	var input string
 	var quiet bool
-	c := &cobra.Command{
+	c := &command{
 		Use: "load [OPTIONS] [PATH]", Short: "Read images from an archive or an OCI layout directory", Args: wantArgs(0, 1),
-		Long:    "Reads what docker save, podman save and OCI tools write, compressed or not,\nfrom PATH or standard input.",
-		Example: "  sbx load -i image.tar\n  docker save debian:12 | sbx load",
-		RunE: withStore(g, func(ctx context.Context, c *cobra.Command, s *image.Store, args []string) error {
+		Long:     "Reads what docker save, podman save and OCI tools write, compressed or not,\nfrom PATH or standard input.",
+		Complete: func(*command, typed) offers { return offers{then: offerFiles} },
+		Example:  "  sbx load -i image.tar\n  docker save debian:12 | sbx load",
+		RunE: withStore(g, func(ctx context.Context, c *command, s *image.Store, args []string) error {
 			path := input
 			if len(args) == 1 {
 				if input != "" {
@@ -122,7 +121,7 @@ func loadCommand(g *globals) *cobra.Command {
 			if err != nil {
 				return endedBy(ctx, err)
 			}
-			return printLines(c.OutOrStdout(), loaded(imgs)...)
+			return printLines(c.Out(), loaded(imgs)...)
 		}),
 	}
 	fs := c.Flags()
@@ -130,7 +129,6 @@ func loadCommand(g *globals) *cobra.Command {
 	fs.StringVar(&opts.Platform, "platform", "", "`PLATFORM` of the image, as OS/ARCH[/VARIANT]")
 	fs.StringVar(&opts.Name, "tag", "", "`NAME` for an image that has none in the archive")
 	fs.BoolVarP(&quiet, "quiet", "q", false, "no progress")
-	completeFlags(c)
 	return c
 }
 
@@ -157,16 +155,16 @@ func printLines(w io.Writer, lines ...string) error {
 	return nil
 }
 
-func rmiCommand(g *globals) *cobra.Command {
+func rmiCommand(g *globals) *command {
 	var force bool
-	c := &cobra.Command{
+	c := &command{
 		Use: "rmi [OPTIONS] IMAGE [IMAGE...]", Short: "Remove images", Args: wantArgs(1, -1),
-		ValidArgsFunction: completeImages(-1),
-		RunE: withStore(g, func(ctx context.Context, c *cobra.Command, s *image.Store, args []string) error {
+		Complete: completeImages(-1),
+		RunE: withStore(g, func(ctx context.Context, c *command, s *image.Store, args []string) error {
 			failed := false
 			for _, ref := range args {
 				done, err := s.Remove(ctx, ref, force)
-				if perr := printLines(c.OutOrStdout(), done...); perr != nil {
+				if perr := printLines(c.Out(), done...); perr != nil {
 					return perr
 				}
 				if ctx.Err() != nil {
@@ -176,7 +174,7 @@ func rmiCommand(g *globals) *cobra.Command {
 					continue // as with rm -f
 				}
 				if err != nil {
-					printError(c.ErrOrStderr(), err)
+					printError(c.Err(), err)
 					failed = true
 				}
 			}
@@ -190,21 +188,21 @@ func rmiCommand(g *globals) *cobra.Command {
 	return c
 }
 
-func tagCommand(g *globals) *cobra.Command {
-	return &cobra.Command{
+func tagCommand(g *globals) *command {
+	return &command{
 		Use: "tag IMAGE NAME[:TAG]", Short: "Give an image another name", Args: wantArgs(2, 2),
-		ValidArgsFunction: completeImages(2),
-		RunE: withStore(g, func(ctx context.Context, _ *cobra.Command, s *image.Store, args []string) error {
+		Complete: completeImages(2),
+		RunE: withStore(g, func(ctx context.Context, _ *command, s *image.Store, args []string) error {
 			return s.Tag(ctx, args[0], args[1])
 		}),
 	}
 }
 
-func pruneCommand(g *globals) *cobra.Command {
+func pruneCommand(g *globals) *command {
 	var all, force bool
-	c := &cobra.Command{
+	c := &command{
 		Use: "prune [OPTIONS]", Short: "Remove images that have no name", Args: wantArgs(0, 0),
-		RunE: withStore(g, func(ctx context.Context, c *cobra.Command, s *image.Store, _ []string) error {
+		RunE: withStore(g, func(ctx context.Context, c *command, s *image.Store, _ []string) error {
 			if !force {
 				what := "all images without a name"
 				if all {
@@ -218,7 +216,7 @@ func pruneCommand(g *globals) *cobra.Command {
 			if err != nil {
 				return endedBy(ctx, err)
 			}
-			return printLines(c.OutOrStdout(), done...)
+			return printLines(c.Out(), done...)
 		}),
 	}
 	c.Flags().BoolVarP(&all, "all", "a", false, "remove every image that no sandbox uses")
@@ -227,14 +225,14 @@ func pruneCommand(g *globals) *cobra.Command {
 }
 
 // confirm asks before something that cannot be undone.
-func confirm(c *cobra.Command, what string) error {
-	fmt.Fprintf(c.ErrOrStderr(), "%s Continue? [y/N] ", what)
-	line, err := bufio.NewReader(c.InOrStdin()).ReadString('\n')
+func confirm(c *command, what string) error {
+	fmt.Fprintf(c.Err(), "%s Continue? [y/N] ", what)
+	line, err := bufio.NewReader(c.In()).ReadString('\n')
 	if err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("read the answer: %w", err)
 	}
 	if err != nil {
-		fmt.Fprintln(c.ErrOrStderr())
+		fmt.Fprintln(c.Err())
 	}
 	if a := strings.ToLower(strings.TrimSpace(line)); a == "y" || a == "yes" {
 		return nil
@@ -242,21 +240,21 @@ func confirm(c *cobra.Command, what string) error {
 	return &usage{msg: "nothing was removed: not confirmed", fix: "answer y, or give --force"}
 }
 
-func imageCommand(g *globals) *cobra.Command {
+func imageCommand(g *globals) *command {
 	list, remove := imagesCommand(g), rmiCommand(g)
 	list.Use, list.Aliases = "ls [OPTIONS] [NAME]", []string{"list"}
 	remove.Use, remove.Aliases = "rm [OPTIONS] IMAGE [IMAGE...]", []string{"remove"}
-	c := &cobra.Command{Use: "image COMMAND", Short: "Manage images", Args: cobra.ArbitraryArgs, RunE: runGroup}
-	c.AddCommand(list, inspectCommand(g), pullCommand(g), loadCommand(g), tagCommand(g), remove, pruneCommand(g))
+	c := &command{Use: "image COMMAND", Short: "Manage images"}
+	c.add(list, inspectCommand(g), pullCommand(g), loadCommand(g), tagCommand(g), remove, pruneCommand(g))
 	return c
 }
 
-func inspectCommand(g *globals) *cobra.Command {
+func inspectCommand(g *globals) *command {
 	var format string
-	c := &cobra.Command{
+	c := &command{
 		Use: "inspect [OPTIONS] IMAGE [IMAGE...]", Short: "Show everything about images, as docker image inspect does", Args: wantArgs(1, -1),
-		ValidArgsFunction: completeImages(-1),
-		RunE: withStore(g, func(ctx context.Context, c *cobra.Command, s *image.Store, args []string) error {
+		Complete: completeImages(-1),
+		RunE: withStore(g, func(ctx context.Context, c *command, s *image.Store, args []string) error {
 			list := []*image.Inspection{}
 			var failed error
 			for _, ref := range args {
@@ -267,10 +265,9 @@ func inspectCommand(g *globals) *cobra.Command {
 				}
 				list = append(list, in)
 			}
-			return errors.Join(printInspection(c.OutOrStdout(), format, list), failed)
+			return errors.Join(printInspection(c.Out(), format, list), failed)
 		}),
 	}
 	c.Flags().StringVarP(&format, "format", "f", "", "`FORMAT` of the output: json, or a Go template")
-	completeFlags(c)
 	return c
 }

@@ -164,24 +164,21 @@ func TestPruneAsks(t *testing.T) {
 	if _, errs, code := sbx(t, "load", "-q", archive); code != 0 {
 		t.Fatal(errs)
 	}
-	root := newRoot(&terminal{f: os.Stderr})
-	var errs strings.Builder
-	root.SetArgs([]string{"image", "prune"})
-	root.SetIn(strings.NewReader("no\n"))
-	root.SetErr(&errs)
-	if err := root.Execute(); err == nil || !strings.Contains(errs.String(), "[y/N]") {
+	var out, errs strings.Builder
+	std := streams{in: strings.NewReader("no\n"), out: &out, err: &errs}
+	if err := newRoot(&terminal{f: os.Stderr}).execute(t.Context(), []string{"image", "prune"}, std); err == nil || !strings.Contains(errs.String(), "[y/N]") {
 		t.Errorf("not confirmed: %v %q", err, errs.String())
 	}
-	out, _, _ := sbx(t, "images", "-q", "-f", "dangling=true")
-	if len(strings.Fields(out)) != 1 {
-		t.Fatalf("dangling: %q", out)
+	left, _, _ := sbx(t, "images", "-q", "-f", "dangling=true")
+	if len(strings.Fields(left)) != 1 || out.Len() != 0 {
+		t.Fatalf("dangling: %q; printed %q", left, out.String())
 	}
 	if out, _, code := sbx(t, "image", "prune", "-f"); code != 0 || !strings.Contains(out, "Deleted: sha256:") {
 		t.Errorf("prune: %d %q", code, out)
 	}
-	out, _, _ = sbx(t, "images", "--format", "{{.Repository}}")
-	if out != "debian\n" {
-		t.Errorf("left: %q", out)
+	left, _, _ = sbx(t, "images", "--format", "{{.Repository}}")
+	if left != "debian\n" {
+		t.Errorf("left: %q", left)
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 
 	"github.com/docker/go-units"
 	"github.com/rootless-sbx/sbx/image"
-	"github.com/spf13/cobra"
 )
 
 // imageRow has the keys of docker images --format.
@@ -87,17 +86,17 @@ func (f imageFilter) name(repo, full string) bool {
 	return len(f.references) == 0
 }
 
-func imagesCommand(g *globals) *cobra.Command {
+func imagesCommand(g *globals) *command {
 	var (
 		format                      string
 		filters                     []string
 		all, quiet, noTrunc, digest bool
 	)
-	c := &cobra.Command{
+	c := &command{
 		Use: "images [OPTIONS] [NAME]", Short: "List images", Args: wantArgs(0, 1),
-		Long:              "With NAME only the images of that name, which may have * in it.",
-		ValidArgsFunction: completeImages(1),
-		RunE: withStore(g, func(ctx context.Context, c *cobra.Command, s *image.Store, args []string) error {
+		Long:     "With NAME only the images of that name, which may have * in it.",
+		Complete: completeImages(1),
+		RunE: withStore(g, func(ctx context.Context, c *command, s *image.Store, args []string) error {
 			filter, err := parseImageFilters(append(filters, references(args)...))
 			if err != nil {
 				return err
@@ -108,7 +107,7 @@ func imagesCommand(g *globals) *cobra.Command {
 			}
 			rows := imageRows(imgs, filter, noTrunc)
 			if quiet && format == "" {
-				return printLines(c.OutOrStdout(), ids(rows)...)
+				return printLines(c.Out(), ids(rows)...)
 			}
 			table := imageTable
 			if digest {
@@ -117,7 +116,7 @@ func imagesCommand(g *globals) *cobra.Command {
 			if format == "" || format == "table" {
 				format = table
 			}
-			return printItems(c.OutOrStdout(), format, imageHeaders, rows)
+			return printItems(c.Out(), format, imageHeaders, rows)
 		}),
 	}
 	fs := c.Flags()
@@ -127,7 +126,6 @@ func imagesCommand(g *globals) *cobra.Command {
 	fs.BoolVarP(&quiet, "quiet", "q", false, "print ids only")
 	fs.BoolVar(&noTrunc, "no-trunc", false, "print whole ids")
 	fs.BoolVar(&digest, "digests", false, "show digests")
-	completeFlags(c)
 	return c
 }
 

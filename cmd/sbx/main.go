@@ -22,11 +22,7 @@ func main() {
 
 func run(args []string) int {
 	out := &terminal{f: os.Stderr}
-	root := newRoot(out)
-	root.SetArgs(args)
-	root.SetOut(os.Stdout)
-	root.SetErr(out)
-	err := root.ExecuteContext(context.Background())
+	err := newRoot(out).execute(context.Background(), args, streams{in: os.Stdin, out: os.Stdout, err: out})
 	var status exitStatus
 	if errors.As(err, &status) {
 		return int(status)

@@ -8,13 +8,12 @@ import (
 	"slices"
 
 	"github.com/rootless-sbx/sbx/sandbox"
-	"github.com/spf13/cobra"
 	"golang.org/x/term"
 )
 
-func runCommand(g *globals) *cobra.Command {
+func runCommand(g *globals) *command {
 	o := &runOptions{}
-	c := &cobra.Command{
+	c := &command{
 		Use:   "run [OPTIONS] IMAGE [COMMAND] [ARG...]",
 		Short: "Run a command in a new sandbox",
 		Long: `Runs IMAGE in the foreground and exits as its command does: 125 if sbx failed,
@@ -23,11 +22,10 @@ signal N. Options end at IMAGE. The image "demo" is built in.`,
 		Example: `  sbx run --rm -p 8080:80 demo
   sbx run --rm -it -v "$PWD:/work" -w /work debian:12 bash
   sbx run --rm --network none --read-only --tmpfs /tmp debian:12 id`,
-		ValidArgsFunction: completeRunArgs,
-		RunE:              func(c *cobra.Command, args []string) error { return runAction(c.Context(), g, o, args) },
+		Complete: completeRunArgs,
+		RunE:     func(c *command, args []string) error { return runAction(c.Context(), g, o, args) },
 	}
 	o.define(c)
-	completeFlags(c)
 	return c
 }
 
