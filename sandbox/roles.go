@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"syscall"
-	"unsafe"
 
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox/internal/demo"
@@ -17,7 +16,6 @@ import (
 	"github.com/rootless-sbx/sbx/sandbox/internal/netd"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/userns"
-	"golang.org/x/sys/unix"
 )
 
 var maybeInitCalled bool
@@ -66,8 +64,9 @@ func runRole(name string, role func(context.Context, *wire.Conn) error) (code in
 		return exitOwn
 	}
 	defer conn.Close()
-	// ps and top show this in place of the binary's name, which is "exe".
-	unix.Prctl(unix.PR_SET_NAME, uintptr(unsafe.Pointer(unsafe.StringData(name+"\x00"))), 0, 0, 0)
+	// ps and top show this in place of the binary's name, which is "exe". Not by
+	// prctl: this thread need not be the process's first. Without /proc it stays.
+	os.WriteFile("/proc/self/comm", []byte(name), 0)
 	defer func() {
 		if err != nil {
 			code = exitOwn

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -63,8 +64,12 @@ func TestKilledCaller(t *testing.T) {
 				}
 				return
 			}
-			// The name is free at once, though Create does not sweep every time.
+			// The name is free as soon as the kernel has ended all threads of the
+			// dead, though Create does not sweep every time.
 			s, err := w.Create(t.Context(), cfg)
+			for end := time.Now().Add(5 * time.Second); errors.Is(err, sandbox.ErrNameInUse) && time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+				s, err = w.Create(t.Context(), cfg)
+			}
 			if err != nil {
 				t.Fatal(err)
 			}
