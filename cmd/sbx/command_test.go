@@ -57,6 +57,17 @@ func TestUsage(t *testing.T) {
 		{"help image bogus", 125, "", "not a command of sbx image"},
 		{"build .", 125, "", "fix: build with"},
 		{"--bogus", 125, "", "unknown flag --bogus"},
+		{"--debg", 125, "", "unknown flag --debg\nfix: did you mean --debug?"},
+		{"-x", 125, "", "unknown flag -x\n"},
+		{"--debug=maybe", 125, "", "invalid boolean value \"maybe\""},
+		{"-Dv", 0, "sbx version dev\n", ""},
+		{"-D version", 0, "sbx version dev, ", ""},
+		{"version -D", 0, "sbx version dev, ", ""},
+		{"-- version", 0, "sbx version dev, ", ""},
+		{"--generate-bash-completion", 125, "", "unknown flag --generate-bash-completion"},
+		{"image -h", 0, "Usage: sbx image COMMAND", ""},
+		{"image --bogus ls", 125, "", "unknown flag --bogus\nfix: see sbx image --help"},
+		{"image lst", 125, "", "did you mean sbx image ls?"},
 		{"image ls --bogus", 125, "", "unknown flag --bogus\nfix: see sbx image ls --help"},
 		{"pull", 125, "", "sbx pull needs 1 argument\nfix: usage: sbx pull [OPTIONS] IMAGE\n"},
 		{"pull a b", 125, "", "sbx pull takes 1 argument"},
@@ -83,6 +94,35 @@ func TestUsage(t *testing.T) {
 				t.Errorf("stderr %q, want %q", errs, tc.errors)
 			}
 		})
+	}
+}
+
+// --debug may stand before the command, behind its group, and among its own flags.
+func TestDebugFlag(t *testing.T) {
+	for _, tc := range []struct {
+		env  bool // from SBX_DEBUG
+		args string
+		want bool
+	}{
+		{false, "image ls", false},
+		{false, "-D image ls", true},
+		{false, "image --debug ls", true},
+		{false, "image ls -D", true},
+		{true, "image ls", true},
+		{true, "--debug=false image ls", false},
+	} {
+		g := &globals{debug: tc.env}
+		var got *bool
+		ls := &command{Use: "ls", RunE: func(*command, []string) error { got = &g.debug; return nil }}
+		group := &command{Use: "image COMMAND"}
+		group.add(ls)
+		root := &command{Use: "sbx"}
+		root.add(group)
+		prepare(root, g)
+		err := root.execute(t.Context(), strings.Fields(tc.args), streams{in: os.Stdin, out: os.Stdout, err: os.Stderr})
+		if err != nil || got == nil || *got != tc.want {
+			t.Errorf("%+v: %v, %v", tc, got, err)
+		}
 	}
 }
 
