@@ -177,7 +177,7 @@ func TestTCPMemory(t *testing.T) {
 
 func TestResets(t *testing.T) {
 	l := newLAN(t, nil)
-	g, _ := l.join(t, 0, DriverTap, nil)
+	g, p := l.join(t, 0, DriverTap, nil)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -198,10 +198,21 @@ func TestResets(t *testing.T) {
 		}
 	})
 	t.Run("by the host", func(t *testing.T) {
-		go func() {
-			if c, err := ln.Accept(); err == nil {
-				resetConn(c.(*net.TCPConn))
+		for start := time.Now(); p.Stats().TCPFlows != 0; time.Sleep(time.Millisecond) {
+			if time.Since(start) > 5*time.Second {
+				t.Fatal("the first flow did not end")
 			}
+		}
+		go func() {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			// A reset before the guest's handshake is a refusal to the guest.
+			for start := time.Now(); p.Stats().TCPFlows == 0 && time.Since(start) < 5*time.Second; {
+				time.Sleep(time.Millisecond)
+			}
+			resetConn(c.(*net.TCPConn))
 		}()
 		if _, err := g.try("read", request{Network: "tcp", Addr: addr, Timeout: 5 * time.Second}); !errors.Is(err, syscall.ECONNRESET) {
 			t.Errorf("guest reads %v, want ECONNRESET", err)
