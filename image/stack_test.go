@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -265,12 +264,4 @@ func extract(b []byte) error {
 		}
 	}
 	return nil
-}
-
-func jsonOf(v any) string {
-	b, err := json.MarshalIndent(v, "", " ")
-	if err != nil {
-		return err.Error()
-	}
-	return string(b)
 }

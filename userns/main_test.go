@@ -85,8 +85,7 @@ func child(role string) (err error) {
 	case "forbidden":
 		return &Error{Kind: ErrForbidden, Step: "make a netns", Errno: unix.ENOSPC, Msg: "why", Fix: "how"}
 	case "panic":
-		var m map[string]int
-		m["x"] = 1
+		panic("assignment to entry in nil map")
 	case "wait": // until the parent has gone
 		if err := conn.Send("ready", os.Getpid()); err != nil {
 			return err
