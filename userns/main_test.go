@@ -85,7 +85,7 @@ func child(role string) (err error) {
 	case "forbidden":
 		return &Error{Kind: ErrForbidden, Step: "make a netns", Errno: unix.ENOSPC, Msg: "why", Fix: "how"}
 	case "panic":
-		panic("assignment to entry in nil map")
+		doPanic()
 	case "wait": // until the parent has gone
 		if err := conn.Send("ready", os.Getpid()); err != nil {
 			return err
@@ -219,3 +219,5 @@ func mapping(t testing.TB, mode Mode) *Mapping {
 func testContext() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), 20*time.Second)
 }
+
+func doPanic() { panic("assignment to entry in nil map") }
