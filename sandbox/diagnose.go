@@ -22,15 +22,16 @@ type Check = doctor.Check
 
 // Choice is a rung of a ladder: what is used here, and why not a better one.
 type Choice struct {
-	What, Chosen string
-	Why          string `json:",omitempty"`
+	What   string `json:"what"`
+	Chosen string `json:"chosen"`
+	Why    string `json:"why,omitempty"`
 }
 
 // Report is everything that Diagnose found.
 type Report struct {
-	OK      bool // sandboxes can run
-	Checks  []Check
-	Choices []Choice
+	OK      bool     `json:"ok"` // sandboxes can run
+	Checks  []Check  `json:"checks"`
+	Choices []Choice `json:"choices"`
 }
 
 // Diagnose checks what this machine offers. It works where NewEngine does not.

@@ -4,9 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"slices"
+	"strconv"
 
+	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
 	"github.com/rootless-sbx/sbx/sandbox"
 	"golang.org/x/term"
 )
@@ -74,6 +78,7 @@ func runAction(ctx context.Context, g *globals, o *runOptions, args []string) (e
 	for _, n := range s.Notes() {
 		fmt.Fprintf(g.term, "sbx: note: %s\n", n)
 	}
+	announcePorts(g.term, cfg, s.Ports())
 	signals.forward(s, tty, o.sigProxy)
 	status, err := s.Wait(context.WithoutCancel(ctx))
 	if err != nil {
@@ -151,4 +156,22 @@ func (c *cidFile) close() error {
 		err = errors.Join(err, os.Remove(c.f.Name()))
 	}
 	return err
+}
+
+// announcePorts says which host ports were chosen where the user left it open.
+func announcePorts(w io.Writer, cfg sandbox.Config, ports []port.Status) {
+	asked := map[int]bool{}
+	for _, p := range cfg.Publish {
+		asked[p.ParentPort] = true
+	}
+	for _, p := range ports {
+		if asked[p.Spec.ParentPort] {
+			continue
+		}
+		host := p.Spec.ParentIP
+		if host == "" {
+			host = "0.0.0.0"
+		}
+		fmt.Fprintf(w, "sbx: published %d/%s -> %s\n", p.Spec.ChildPort, p.Spec.Proto, net.JoinHostPort(host, strconv.Itoa(p.Spec.ParentPort)))
+	}
 }

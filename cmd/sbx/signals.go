@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -165,7 +166,7 @@ func (g *signals) resize(t target) {
 }
 
 func (g *signals) complain(what string, err error) {
-	if err != nil {
+	if err != nil && !errors.Is(err, sandbox.ErrEnded) {
 		fmt.Fprintf(g.out, "sbx: %s: %v\n", what, err)
 	}
 }

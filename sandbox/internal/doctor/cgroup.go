@@ -31,7 +31,7 @@ const delegateFix = "ask the administrator for a file /etc/systemd/system/user@.
 // checkCgroup only reads. Limits need either the user's systemd, which gives away
 // a part of its tree, or a cgroup that belongs to us already.
 func checkCgroup(_ context.Context, e Env) Check {
-	c := Check{Name: "cgroup", Status: Missing}
+	c := Check{Name: "cgroup", Status: Degraded} // only limits depend on it
 	d := &CgroupData{Version: "none"}
 	c.Data = d
 	text, err := e.read("/proc/self/cgroup", maxFile)
