@@ -91,7 +91,7 @@ func TestResolve(t *testing.T) {
 			if h == nil {
 				h = fakeHost()
 			}
-			f := filepath.Join("testdata/subid", tc.file)
+			f := filepath.Join("../testdata/subid", tc.file)
 			if tc.file == "rootrange" {
 				f = filepath.Join(t.TempDir(), tc.file)
 				if err := os.WriteFile(f, []byte("root:200000:65536\n"), 0o644); err != nil {
@@ -138,7 +138,7 @@ func TestResolve(t *testing.T) {
 // More ranges than a map can have extents: the kernel would refuse them all.
 func TestResolveMany(t *testing.T) {
 	for _, mode := range []Mode{ModeAuto, ModeKeepID} {
-		m, err := resolve(MappingConfig{Mode: mode, SubUIDFile: "testdata/subid/many", SubGIDFile: "testdata/subid/many"}, fakeHost())
+		m, err := resolve(MappingConfig{Mode: mode, SubUIDFile: "../testdata/subid/many", SubGIDFile: "../testdata/subid/many"}, fakeHost())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -160,7 +160,7 @@ func TestResolveHelper(t *testing.T) {
 		plain:                      "neither set-user-ID root nor",
 		"/proc/self/exe":           "nosuid|neither", // whatever /proc is mounted with
 	} {
-		cfg := MappingConfig{SubUIDFile: "testdata/subid/plain", SubGIDFile: "testdata/subid/plain", NewUIDMap: path}
+		cfg := MappingConfig{SubUIDFile: "../testdata/subid/plain", SubGIDFile: "../testdata/subid/plain", NewUIDMap: path}
 		m, err := resolve(cfg, fakeHost())
 		if err != nil {
 			t.Fatal(err)
@@ -176,7 +176,7 @@ func TestResolveHelper(t *testing.T) {
 	// The only obstacle to a privileged process would be the helper, which it does not need.
 	h := fakeHost()
 	h.effective = setIDs
-	m, err := resolve(MappingConfig{SubUIDFile: "testdata/subid/plain", SubGIDFile: "testdata/subid/plain", NewUIDMap: plain}, h)
+	m, err := resolve(MappingConfig{SubUIDFile: "../testdata/subid/plain", SubGIDFile: "../testdata/subid/plain", NewUIDMap: plain}, h)
 	if err != nil || m.Mode != ModeAuto || m.Helper {
 		t.Errorf("with capabilities: %+v, %v", m, err)
 	}
@@ -303,7 +303,7 @@ func TestValidate(t *testing.T) {
 // FuzzParseSubID: whatever the file says, the maps made of it are ones that the
 // kernel takes.
 func FuzzParseSubID(f *testing.F) {
-	files, err := filepath.Glob("testdata/subid/*")
+	files, err := filepath.Glob("../testdata/subid/*")
 	if err != nil || len(files) == 0 {
 		f.Fatal(err)
 	}
