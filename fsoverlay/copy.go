@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/rootless-sbx/sbx/internal/rmtree"
 	"golang.org/x/sys/unix"
 )
 
@@ -34,7 +35,7 @@ func (d copyDriver) Prepare(ctx context.Context, s RootSpec) (*Prepared, error) 
 		return &Prepared{}, nil // a sandbox that is started again
 	}
 	tmp := filepath.Join(s.Work, "copy")
-	if err := RemoveTree(tmp); err != nil {
+	if err := rmtree.Remove(tmp); err != nil {
 		return nil, err
 	}
 	notes, err := copyLayers(ctx, s.Lowers, tmp)
@@ -42,7 +43,7 @@ func (d copyDriver) Prepare(ctx context.Context, s RootSpec) (*Prepared, error) 
 		err = unix.Rename(tmp, s.Upper) // os.Rename refuses to replace an empty directory
 	}
 	if err != nil {
-		if rerr := RemoveTree(tmp); rerr != nil {
+		if rerr := rmtree.Remove(tmp); rerr != nil {
 			d.log.Warn("remove an unfinished copy", "path", tmp, "err", rerr)
 		}
 		return nil, fail(step, s.Upper, err)

@@ -3,12 +3,13 @@ package fsoverlay
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 
+	"github.com/rootless-sbx/sbx/internal/flock"
+	"github.com/rootless-sbx/sbx/internal/rmtree"
 	"golang.org/x/sys/unix"
 )
 
@@ -45,12 +46,12 @@ func fillVolume(ctx context.Context, data string, src int) (notes []string, err 
 		return nil, err
 	}
 	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return nil, fmt.Errorf("flock: %w", err)
+	if err := flock.Wait(ctx, lock, unix.LOCK_EX); err != nil {
+		return nil, err
 	}
 	marker := filepath.Join(dir, fillMarker)
 	if _, err := os.Lstat(marker); err == nil {
-		if err := removeContents(data); err != nil {
+		if err := rmtree.Empty(data); err != nil {
 			return nil, err
 		}
 	} else if !errors.Is(err, fs.ErrNotExist) {

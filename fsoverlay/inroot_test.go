@@ -2,7 +2,6 @@ package fsoverlay
 
 import (
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -168,58 +167,5 @@ func TestOpenInCreates(t *testing.T) {
 	}
 	if _, err := openIn(root, "/abs", lookup{create: makeDir, noLinks: true}); !errors.Is(err, unix.ELOOP) {
 		t.Errorf("noLinks: %v", err)
-	}
-}
-
-func TestRemoveTree(t *testing.T) {
-	before := openFDs(t)
-	dir := t.TempDir()
-	outside := filepath.Join(dir, "outside")
-	write(t, outside+"/keep", "x")
-	top := filepath.Join(dir, "tree")
-	must(t, os.Mkdir(top, 0o755))
-	must(t, os.Symlink(outside, top+"/link"))
-	must(t, unix.Mkfifo(top+"/fifo", 0))
-	write(t, top+"/locked/in/f", "x")
-	must(t, os.Chmod(top+"/locked/in", 0))
-	must(t, os.Chmod(top+"/locked", 0o500))
-	// Deeper than any path can say.
-	fd, err := unix.Open(top, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	must(t, err)
-	const name = "a-name-that-makes-the-path-longer-than-the-kernel-accepts"
-	for i := range 1500 {
-		must(t, unix.Mkdirat(fd, name, 0o755))
-		if i%100 == 0 {
-			must(t, unix.Symlinkat(outside, fd, "out"))
-			must(t, unix.Mkdirat(fd, ".sbx-removed-1", 0o755))
-		}
-		sub, err := unix.Openat(fd, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-		must(t, err)
-		unix.Close(fd)
-		fd = sub
-	}
-	unix.Close(fd)
-	must(t, os.Mkdir(top+"/wide", 0o755))
-	for i := range 3000 {
-		must(t, os.WriteFile(fmt.Sprintf("%s/wide/%d", top, i), nil, 0))
-	}
-	// No more descriptors than promised.
-	var lim unix.Rlimit
-	must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &lim))
-	low := lim
-	low.Cur = uint64(before + 2*removeDepth + 16)
-	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &low))
-	err = RemoveTree(top)
-	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &lim))
-	must(t, err)
-	wantGone(t, top)
-	wantFile(t, outside+"/keep", "x")
-	must(t, RemoveTree(top)) // again
-	must(t, RemoveTree(dir+"/no/such"))
-	must(t, os.Symlink(outside, top))
-	must(t, RemoveTree(top))
-	wantFile(t, outside+"/keep", "x")
-	if n := openFDs(t); n != before {
-		t.Errorf("%d descriptors, %d before", n, before)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/rootless-sbx/sbx/internal/rmtree"
 	"golang.org/x/sys/unix"
 )
 
@@ -125,7 +126,7 @@ func scratch(t *testing.T) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := RemoveTree(dir); err != nil {
+		if err := rmtree.Remove(dir); err != nil {
 			t.Error(err)
 		}
 	})

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/rootless-sbx/sbx/internal/rmtree"
 	"golang.org/x/sys/unix"
 )
 
@@ -104,7 +105,7 @@ func (p Prober) try(ctx context.Context, name, dir string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, RemoveTree(scratch)) }()
+	defer func() { err = errors.Join(err, rmtree.Remove(scratch)) }()
 	at := func(s ...string) string { return filepath.Join(append([]string{scratch}, s...)...) }
 	s := RootSpec{Driver: name, Lowers: []string{at("l1"), at("l0")}, Upper: at("u"), Work: at("w"), Merged: at("m"),
 		FuseOverlayfs: p.FuseOverlayfs}

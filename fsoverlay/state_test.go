@@ -12,6 +12,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/rootless-sbx/sbx/internal/rmtree"
 	"golang.org/x/sys/unix"
 
 	"github.com/rootless-sbx/sbx/internal/wire"
@@ -220,7 +221,7 @@ func TestFillVolume(t *testing.T) {
 	wantNames(t, vol.DataDir, "sub")
 	wantFile(t, vol.DataDir+"/sub/f", "x")
 	// A guest that has the volume mounted puts a link where the copy writes.
-	must(t, removeContents(vol.DataDir))
+	must(t, rmtree.Empty(vol.DataDir))
 	write(t, dir+"/outside/f", "safe")
 	c := &treeCopy{src: &stack{roots: []int{fd}}, links: map[linkKey]string{}, skipped: map[string]int{}}
 	c.dst, err = openDir(vol.DataDir)

@@ -16,6 +16,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/rootless-sbx/sbx/internal/flock"
+	"github.com/rootless-sbx/sbx/internal/rmtree"
 	"golang.org/x/sys/unix"
 )
 
@@ -122,7 +124,7 @@ func (v *Volumes) Create(ctx context.Context, name string, labels map[string]str
 		return os.Rename(tmp, filepath.Join(v.Root, vol.Name))
 	}()
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("create volume %s: %w", vol.Name, err), RemoveTree(tmp))
+		return nil, errors.Join(fmt.Errorf("create volume %s: %w", vol.Name, err), rmtree.Remove(tmp))
 	}
 	vol.DataDir = v.data(vol.Name)
 	return &vol, nil
@@ -193,10 +195,10 @@ func (v *Volumes) Remove(ctx context.Context, name string) error {
 		return fmt.Errorf("remove volume %s: %w", name, err)
 	}
 	defer use.Close()
-	if err := unix.Flock(int(use.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+	if err := flock.Try(use, unix.LOCK_EX); errors.Is(err, flock.ErrLocked) {
 		return fmt.Errorf("%w: %s", ErrVolumeInUse, name)
 	} else if err != nil {
-		return fmt.Errorf("remove volume %s: flock: %w", name, err)
+		return fmt.Errorf("remove volume %s: %w", name, err)
 	}
 	// The lock file goes along, so nobody can hold the volume any more.
 	if err := os.Rename(filepath.Join(v.Root, name), filepath.Join(v.Root, trashPrefix+randomName())); err != nil {
@@ -238,7 +240,7 @@ func (v *Volumes) trash() ([]string, error) {
 func (v *Volumes) emptyTrash(ctx context.Context, trash []string) error {
 	remove := v.RemoveTree
 	if remove == nil {
-		remove = func(_ context.Context, p string) error { return RemoveTree(p) }
+		remove = func(_ context.Context, p string) error { return rmtree.Remove(p) }
 	}
 	var errs []error
 	for _, p := range trash {
@@ -320,17 +322,13 @@ func (v *Volumes) take(ctx context.Context, m *Mount) (*Volume, *os.File, error)
 		if err != nil {
 			return vol, nil, fmt.Errorf("hold volume %s: %w", vol.Name, err)
 		}
-		err = unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB)
-		if err == nil {
-			// Still the file of that name?
-			var a, b unix.Stat_t
-			if unix.Fstat(int(f.Fd()), &a) == nil && unix.Stat(filepath.Join(v.Root, vol.Name, volumeUse), &b) == nil && a.Ino == b.Ino {
-				return vol, f, nil
-			}
+		err = flock.Try(f, unix.LOCK_SH)
+		if err == nil && flock.AtPath(f, f.Name()) {
+			return vol, f, nil
 		}
 		f.Close()
-		if err != nil && !errors.Is(err, unix.EWOULDBLOCK) {
-			return vol, nil, fmt.Errorf("hold volume %s: flock: %w", vol.Name, err)
+		if err != nil && !errors.Is(err, flock.ErrLocked) {
+			return vol, nil, fmt.Errorf("hold volume %s: %w", vol.Name, err)
 		}
 	}
 	return nil, nil, fmt.Errorf("hold volume %s: it is being removed: %w", m.Source, unix.EAGAIN)
@@ -348,22 +346,11 @@ func (v *Volumes) lock(ctx context.Context) (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("volume store: %w", err)
 	}
-	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return sync.OnceFunc(func() { f.Close() }), nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			f.Close()
-			return nil, fmt.Errorf("volume store: flock: %w", err)
-		}
-		select {
-		case <-ctx.Done():
-			f.Close()
-			return nil, fmt.Errorf("volume store is locked: %w", context.Cause(ctx))
-		case <-time.After(wait):
-		}
+	if err := flock.Wait(ctx, f, unix.LOCK_EX); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock the volume store: %w", err)
 	}
+	return sync.OnceFunc(func() { f.Close() }), nil
 }
 
 func openLock(path string) (*os.File, error) { return os.OpenFile(path, os.O_RDWR, 0) }

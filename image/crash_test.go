@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/rootless-sbx/sbx/internal/rmtree"
 	"io/fs"
 	"math/rand/v2"
 	"net/http"
@@ -243,13 +244,13 @@ func TestSingleRemovesReadOnly(t *testing.T) {
 	if _, err := Unpack(context.Background(), UnpackJob{Blob: blobFile(t, b), DiffID: digestOf(b), Dest: dest, Single: true}); err != nil {
 		t.Fatal(err)
 	}
-	if err := RemoveTree(dest); err != nil {
+	if err := rmtree.Remove(dest); err != nil {
 		t.Error(err)
 	}
 	if left := names(t, root); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
-	if err := RemoveTree(dest); err != nil {
+	if err := rmtree.Remove(dest); err != nil {
 		t.Errorf("a second time: %v", err)
 	}
 }

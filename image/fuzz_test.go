@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"github.com/rootless-sbx/sbx/internal/rmtree"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -71,7 +72,7 @@ func FuzzUnpack(f *testing.F) {
 		if _, serr := os.Lstat(job.Dest); err != nil && !errors.Is(serr, fs.ErrNotExist) {
 			t.Fatalf("failed with %v and left something", err)
 		}
-		if err := errors.Join(RemoveTree(dest), RemoveTree(job.Dest), RemoveTree(below)); err != nil {
+		if err := errors.Join(rmtree.Remove(dest), rmtree.Remove(job.Dest), rmtree.Remove(below)); err != nil {
 			t.Fatal(err)
 		}
 		if got := names(t, outside); strings.Join(got, " ") != "victim" {

@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+	"github.com/rootless-sbx/sbx/internal/rmtree"
 )
 
 var testTime = time.Date(2001, 2, 3, 4, 5, 6, 0, time.UTC)
@@ -93,7 +94,7 @@ func unpackT(t testing.TB, blob []byte, diffID string, job UnpackJob) (string, U
 	}
 	res, err := Unpack(context.Background(), job)
 	if err == nil {
-		t.Cleanup(func() { RemoveTree(job.Dest) })
+		t.Cleanup(func() { rmtree.Remove(job.Dest) })
 	}
 	return job.Dest, res, err
 }

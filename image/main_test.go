@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rootless-sbx/sbx/internal/rmtree"
 	"github.com/rootless-sbx/sbx/internal/wire"
 )
 
@@ -114,7 +115,7 @@ func mappedChild(mode string) int {
 		if err != nil {
 			return 2
 		}
-		reply.Err = WireError(RemoveTree(string(path)))
+		reply.Err = WireError(rmtree.Remove(string(path)))
 	case "stack":
 		var job stackJob
 		if err := json.NewDecoder(os.Stdin).Decode(&job); err != nil {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/rootless-sbx/sbx/internal/flock"
 	"golang.org/x/sys/unix"
 )
 
@@ -94,7 +95,7 @@ func repositories(names []string) []string {
 // lock taken here is held until after that: see change.
 func (s *Store) deleteRecord(x *index, rec *record) ([]string, error) {
 	l, err := tryLock(s.lockPath(leaseName(rec.ID)), unix.LOCK_EX)
-	if errors.Is(err, errLocked) {
+	if errors.Is(err, flock.ErrLocked) {
 		return nil, &Error{Kind: ErrInUse, Op: "remove image", Subject: rec.ID, Fix: "stop the sandboxes that use it first"}
 	}
 	if err != nil {
@@ -228,7 +229,7 @@ func (s *Store) collectLocks(x *index) error {
 		if err == nil {
 			err = l.discard()
 		}
-		if err != nil && !errors.Is(err, errLocked) && !errors.Is(err, fs.ErrNotExist) {
+		if err != nil && !errors.Is(err, flock.ErrLocked) && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
 	})

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/rootless-sbx/sbx/internal/flock"
 	"golang.org/x/sys/unix"
 )
 
@@ -41,7 +42,7 @@ func (s *Store) newSession(kind string) (*session, error) {
 			}
 			return nil, classify("open", dir, err)
 		}
-		if flock(f, unix.LOCK_EX|unix.LOCK_NB) == nil && sameFile(f, dir) {
+		if flock.Try(f, unix.LOCK_EX) == nil && flock.AtPath(f, dir) {
 			return &session{s: s, dir: dir, f: f}, nil
 		}
 		f.Close()
@@ -98,7 +99,7 @@ func (s *Store) sweep(ctx context.Context) (pins map[string]bool, swept int, err
 			errs = append(errs, err)
 			continue
 		}
-		if flock(f, unix.LOCK_EX|unix.LOCK_NB) == nil {
+		if flock.Try(f, unix.LOCK_EX) == nil {
 			if err := s.removeTree(ctx, dir); err != nil {
 				errs = append(errs, fmt.Errorf("remove left-over %s: %w", dir, err))
 			} else {

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/rootless-sbx/sbx/internal/rmtree"
 	"golang.org/x/sys/unix"
 )
 
@@ -68,7 +69,7 @@ func (j stackJob) run() (out []stackReply, err error) {
 			return nil, err
 		}
 		r, err := c.run(dir)
-		if err := errors.Join(err, RemoveTree(dir)); err != nil {
+		if err := errors.Join(err, rmtree.Remove(dir)); err != nil {
 			return nil, fmt.Errorf("case %d: %w", i, err)
 		}
 		out = append(out, r)

@@ -27,7 +27,7 @@ type Config struct {
 	Unpack Unpacker
 	// Remover removes a directory below Root whose files belong to subordinate
 	// ids, from inside a user namespace with those. It is asked only for what
-	// RemoveTree was not permitted to remove. Nil: such directories stay, and
+	// this process may not remove. Nil: such directories stay, and
 	// the operation fails.
 	Remover func(ctx context.Context, path string) error
 	// Logger: nil discards.

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"github.com/rootless-sbx/sbx/internal/rmtree"
 	"io"
 	"os"
 	"strings"
@@ -124,7 +125,7 @@ func Unpack(ctx context.Context, job UnpackJob) (res UnpackResult, err error) {
 	if err == nil {
 		return u.res, nil
 	}
-	rerr := RemoveTree(job.Dest)
+	rerr := rmtree.Remove(job.Dest)
 	if errors.Is(err, errNeedsLowers) {
 		return UnpackResult{NeedsLowers: true}, classify("remove", job.Dest, rerr)
 	}

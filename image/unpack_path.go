@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/rootless-sbx/sbx/internal/rmtree"
 	"golang.org/x/sys/unix"
 )
 
@@ -253,7 +254,7 @@ func mkdirAt(dirfd int, name, real string) (fd int, ino uint64, err error) {
 
 // remove what lies at name in dirfd, directories with their content.
 func (t *tree) remove(dirfd int, name string) error {
-	err := removeAt(dirfd, name, func(ino uint64) {
+	err := rmtree.At(dirfd, name, func(ino uint64) {
 		if m := t.u.dirs[ino]; m != nil {
 			delete(t.u.hides, m.path) // the mark goes with the directory
 			delete(t.u.dirs, ino)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/image"
+	"github.com/rootless-sbx/sbx/internal/rmtree"
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
@@ -97,7 +98,7 @@ func (e *Engine) unpack(ctx context.Context, m *userns.Mapping, job image.Unpack
 // removeTree removes a tree that may hold files of subordinate ids: directly where
 // the user may, else through a worker that has all of the user's ids.
 func (e *Engine) removeTree(ctx context.Context, path string) error {
-	err := fsoverlay.RemoveTree(path)
+	err := rmtree.Remove(path)
 	if err == nil || !errors.Is(err, fs.ErrPermission) {
 		return err
 	}
@@ -174,7 +175,7 @@ func work(ctx context.Context, m *wire.Message) (any, error) {
 		if err := m.Decode(&req); err != nil {
 			return nil, err
 		}
-		return nil, fsoverlay.RemoveTree(req.Path)
+		return nil, rmtree.Remove(req.Path)
 	case proto.MsgRemoveBox:
 		var req proto.Path
 		if err := m.Decode(&req); err != nil {

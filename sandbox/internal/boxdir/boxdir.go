@@ -8,9 +8,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
-	"github.com/rootless-sbx/sbx/fsoverlay"
+	"github.com/rootless-sbx/sbx/internal/flock"
+	"github.com/rootless-sbx/sbx/internal/rmtree"
 	"golang.org/x/sys/unix"
 )
 
@@ -62,7 +62,7 @@ func Create(ctx context.Context, root, id string, name func(taken map[string]str
 	if err := os.Chmod(d.Path, 0o711); err != nil { // subordinate ids pass through, whatever the umask
 		return nil, err
 	}
-	if d.Lock, err = flock(filepath.Join(d.Path, lockName)); err != nil {
+	if d.Lock, err = tryLock(filepath.Join(d.Path, lockName)); err != nil {
 		return nil, err
 	}
 	if name != nil {
@@ -118,11 +118,11 @@ func Running(ctx context.Context, root string) ([]string, error) {
 	defer unlock()
 	var ids []string
 	for _, id := range taken {
-		f, err := flock(filepath.Join(root, id, lockName))
+		f, err := tryLock(filepath.Join(root, id, lockName))
 		switch {
 		case err == nil:
 			f.Close()
-		case errors.Is(err, unix.EWOULDBLOCK):
+		case errors.Is(err, flock.ErrLocked):
 			ids = append(ids, id)
 		case !errors.Is(err, fs.ErrNotExist):
 			return nil, err
@@ -140,8 +140,8 @@ func Claim(ctx context.Context, root, id string) (*Dir, error) {
 	}
 	defer unlock()
 	d := &Dir{Path: filepath.Join(root, id)}
-	d.Lock, err = flock(filepath.Join(d.Path, lockName))
-	if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, fs.ErrNotExist) {
+	d.Lock, err = tryLock(filepath.Join(d.Path, lockName))
+	if errors.Is(err, flock.ErrLocked) || errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
@@ -163,7 +163,7 @@ func Remove(ctx context.Context, path string) error {
 	var errs []error
 	for _, e := range entries {
 		if e.Name() != lockName {
-			errs = append(errs, fsoverlay.RemoveTree(filepath.Join(path, e.Name())))
+			errs = append(errs, rmtree.Remove(filepath.Join(path, e.Name())))
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -186,36 +186,30 @@ func Remove(ctx context.Context, path string) error {
 // stopped, so ctx bounds the wait.
 func lockRoot(ctx context.Context, root string) (unlock func(), err error) {
 	path := filepath.Join(root, ".lock")
-	for wait := time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
-		f, err := flock(path)
-		if err == nil {
-			return func() { f.Close() }, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, fmt.Errorf("%s is locked by another process: %w", path, context.Cause(ctx))
-		case <-time.After(wait):
-		}
-	}
-}
-
-func flock(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+	f, err := open(path)
 	if err != nil {
 		return nil, err
 	}
-	for {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err != unix.EINTR {
-			break
-		}
-	}
-	if err != nil {
+	if err := flock.Wait(ctx, f, unix.LOCK_EX); err != nil {
 		f.Close()
-		return nil, &fs.PathError{Op: "lock", Path: path, Err: err}
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return func() { f.Close() }, nil
+}
+
+func open(path string) (*os.File, error) {
+	return os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0o600)
+}
+
+// tryLock opens a lock file and locks it, or fails with flock.ErrLocked.
+func tryLock(path string) (*os.File, error) {
+	f, err := open(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := flock.Try(f, unix.LOCK_EX); err != nil {
+		f.Close()
+		return nil, err
 	}
 	return f, nil
 }

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/rootless-sbx/sbx/internal/flock"
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"golang.org/x/sys/unix"
 )
@@ -179,7 +180,7 @@ func (d *directory) claim(ctx context.Context, patience time.Duration) error {
 	defer cancel()
 	// A killed process keeps its claim until the kernel has closed its last
 	// link, some 20 ms after its socket.
-	if err := flock(ctx, d.f); err != nil {
+	if err := flock.Wait(ctx, d.f, unix.LOCK_EX); err != nil {
 		return &wire.Error{Code: CodeBusy, Path: d.path, Msg: "another process serves this network"}
 	}
 	return nil
@@ -191,7 +192,7 @@ func (d *directory) lock(ctx context.Context) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := flock(ctx, f); err != nil {
+	if err := flock.Wait(ctx, f, unix.LOCK_EX); err != nil {
 		f.Close()
 		return nil, &fs.PathError{Op: "lock", Path: filepath.Join(d.path, lockName), Err: err}
 	}
@@ -204,27 +205,12 @@ func (d *directory) tryLock() (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := flock.Try(f, unix.LOCK_EX); err != nil {
 		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
+		if errors.Is(err, flock.ErrLocked) {
 			return nil, nil
 		}
-		return nil, os.NewSyscallError("flock", err)
+		return nil, err
 	}
 	return f, nil
-}
-
-// flock asks again and again: a blocking flock(2) would not end with ctx.
-func flock(ctx context.Context, f *os.File) error {
-	for wait := time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil || !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(wait):
-		}
-	}
 }

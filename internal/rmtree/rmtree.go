@@ -1,4 +1,9 @@
-package fsoverlay
+// Package rmtree removes directory trees that somebody hostile has filled.
+//
+// It follows no link, copes with any depth and with modes that forbid reading or
+// writing, and needs a bounded number of descriptors. It must run where the owners
+// of the files are mapped. What does not exist is removed.
+package rmtree
 
 import (
 	"errors"
@@ -7,63 +12,70 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
 
 const (
-	// removeDepth is how deep RemoveTree descends before it moves a directory up
-	// to the top of the tree: it holds no more descriptors than that, whatever a
-	// guest has nested.
-	removeDepth = 48
-	removeBatch = 512 // names read at a time
+	// maxDepth is how deep a removal descends before it moves a directory up to
+	// the top of the tree: it holds no more descriptors than twice that, whatever
+	// has been nested.
+	maxDepth  = 48
+	nameBatch = 512 // names read at a time
 )
 
-// RemoveTree removes the file or directory path with all below it. It follows no
-// link, copes with any depth and with modes that forbid reading, and must run
-// where the owners of the files are mapped. What does not exist is removed.
-func RemoveTree(path string) error {
-	parent, err := openDir(filepath.Dir(path))
-	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		return fail("remove", path, err)
+// Remove removes the file or directory path with all below it.
+func Remove(path string) error {
+	parent, err := unix.Open(filepath.Dir(path), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return nil
 	}
-	defer unix.Close(parent)
-	name := filepath.Base(path)
-	done, err := removeSimple(parent, name)
-	if done || err != nil {
-		return fail("remove", path, err)
-	}
-	top, err := openToEmpty(parent, name)
-	if err != nil {
-		return fail("remove", path, err)
-	}
-	r := &remover{top: top}
-	err = r.empty(top, 0)
-	unix.Close(top)
 	if err == nil {
-		if err = unix.Unlinkat(parent, name, unix.AT_REMOVEDIR); errors.Is(err, unix.ENOENT) {
-			err = nil
-		}
+		err = At(parent, filepath.Base(path), nil)
+		unix.Close(parent)
 	}
-	return fail("remove", path, err)
+	if err != nil {
+		return &fs.PathError{Op: "remove", Path: path, Err: err}
+	}
+	return nil
 }
 
-// removeContents empties the directory path and leaves it.
-func removeContents(path string) error {
-	top, err := openToEmpty(unix.AT_FDCWD, path)
-	if err != nil {
-		return fail("empty", path, err)
+// At removes name in the directory dirfd with all below it. seen, if not nil, is
+// told the inode of every directory that is removed.
+func At(dirfd int, name string, seen func(ino uint64)) error {
+	r := &remover{seen: seen}
+	done, err := r.simple(dirfd, name)
+	if done || err != nil {
+		return err
 	}
-	defer unix.Close(top)
-	return fail("empty", path, (&remover{top: top}).empty(top, 0))
+	if r.top, err = openToEmpty(dirfd, name); err != nil {
+		return err
+	}
+	defer unix.Close(r.top)
+	if err := r.empty(r.top, 0); err != nil {
+		return err
+	}
+	return r.rmdir(dirfd, name)
+}
+
+// Empty removes what is in the directory path and leaves it.
+func Empty(path string) error {
+	top, err := openToEmpty(unix.AT_FDCWD, path)
+	if err == nil {
+		err = (&remover{top: top}).empty(top, 0)
+		unix.Close(top)
+	}
+	if err != nil {
+		return &fs.PathError{Op: "empty", Path: path, Err: err}
+	}
+	return nil
 }
 
 type remover struct {
 	top   int
 	moved int // counts the names given to moved directories
+	seen  func(ino uint64)
 }
 
 // empty removes what is in dir until a pass finds nothing.
@@ -86,7 +98,7 @@ func (r *remover) pass(dir, depth int) (int, error) {
 	defer d.Close()
 	total := 0
 	for {
-		names, err := d.Readdirnames(removeBatch)
+		names, err := d.Readdirnames(nameBatch)
 		for _, name := range names {
 			if err := r.remove(dir, name, depth); err != nil {
 				return total, err
@@ -103,11 +115,11 @@ func (r *remover) pass(dir, depth int) (int, error) {
 }
 
 func (r *remover) remove(dir int, name string, depth int) error {
-	done, err := removeSimple(dir, name)
+	done, err := r.simple(dir, name)
 	if done || err != nil {
 		return err
 	}
-	if depth >= removeDepth {
+	if depth >= maxDepth {
 		return r.moveUp(dir, name)
 	}
 	sub, err := openToEmpty(dir, name)
@@ -119,10 +131,7 @@ func (r *remover) remove(dir int, name string, depth int) error {
 	if err != nil {
 		return err
 	}
-	if err := unix.Unlinkat(dir, name, unix.AT_REMOVEDIR); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	return nil
+	return r.rmdir(dir, name)
 }
 
 // moveUp puts a deep directory into the top one, where the pass that runs there
@@ -145,23 +154,45 @@ func (r *remover) moveUp(dir int, name string) error {
 	}
 }
 
-// removeSimple removes anything but a directory that is not empty; done says
-// that nothing is left of name.
-func removeSimple(dir int, name string) (done bool, err error) {
+// simple removes anything but a directory that is not empty; done says that
+// nothing is left of name.
+func (r *remover) simple(dir int, name string) (done bool, err error) {
 	err = unix.Unlinkat(dir, name, 0)
 	if err == nil || errors.Is(err, unix.ENOENT) {
 		return true, nil
 	}
-	rerr := unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
+	rerr := r.rmdir(dir, name)
 	switch {
-	case rerr == nil || errors.Is(rerr, unix.ENOENT):
+	case rerr == nil:
 		return true, nil
 	case errors.Is(rerr, unix.ENOTEMPTY) || errors.Is(rerr, unix.EEXIST):
 		return false, nil
 	case errors.Is(rerr, unix.ENOTDIR):
 		return false, fmt.Errorf("%s: %w", name, err)
 	}
-	return false, fmt.Errorf("%s: %w", name, rerr)
+	return false, rerr
+}
+
+// rmdir removes an empty directory.
+func (r *remover) rmdir(dir int, name string) error {
+	var st unix.Stat_t
+	var serr error
+	if r.seen != nil {
+		serr = unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	}
+	err := unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return nil
+	case err != nil:
+		return fmt.Errorf("%s: %w", name, err)
+	case serr != nil:
+		return fmt.Errorf("%s: %w", name, serr)
+	}
+	if r.seen != nil {
+		r.seen(st.Ino)
+	}
+	return nil
 }
 
 // openToEmpty opens a directory so that its entries can be removed, giving
@@ -175,7 +206,7 @@ func openToEmpty(dir int, name string) (int, error) {
 			return -1, fmt.Errorf("%s: %w", name, err)
 		}
 		defer unix.Close(p)
-		if cerr := unix.Chmod(fdPath(p), 0o700); cerr != nil {
+		if cerr := unix.Chmod("/proc/self/fd/"+strconv.Itoa(p), 0o700); cerr != nil {
 			return -1, fmt.Errorf("%s: %w", name, err)
 		}
 		fd, err = unix.Openat(dir, name, flags, 0)
