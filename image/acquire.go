@@ -4,14 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
 )
-
-var reMapKey = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$`)
 
 // Lease is an image in use: its layers stay until Close.
 type Lease struct {
@@ -46,7 +43,7 @@ func leaseName(id string) string { return "image-" + strings.TrimPrefix(id, "sha
 // Acquire makes sure that the image's layers are unpacked for the id map of
 // that key, and keeps the image from being removed until the lease is closed.
 func (s *Store) Acquire(ctx context.Context, img *Image, mapKey string) (_ *Lease, err error) {
-	if !reMapKey.MatchString(mapKey) {
+	if !validMapKey(mapKey) {
 		return nil, fmt.Errorf("acquire image: bad map key %q", mapKey)
 	}
 	l := &Lease{Image: img}

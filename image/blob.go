@@ -15,7 +15,7 @@ import (
 
 func validDigest(d string) bool {
 	h, ok := strings.CutPrefix(d, "sha256:")
-	return ok && reHexID.MatchString(h)
+	return ok && isHexID(h)
 }
 
 func digestOf(b []byte) string {

@@ -48,7 +48,7 @@ func (l *loader) dockerImage(ctx context.Context, e dockerEntry) error {
 		return &Error{Kind: ErrArchive, Op: "load", Subject: l.name, Msg: fmt.Sprintf("manifest.json names %q, which is not in it", e.Config)}
 	}
 	base := strings.TrimSuffix(path.Base(e.Config), ".json")
-	if got := digestOf(config); reHexID.MatchString(base) && got != "sha256:"+base {
+	if got := digestOf(config); isHexID(base) && got != "sha256:"+base {
 		return &Error{Kind: ErrDigest, Op: "load", Subject: l.src.where(e.Config), Msg: "its content has " + got}
 	}
 	c, err := parseConfig(config, len(e.Layers))

@@ -2,7 +2,6 @@ package image
 
 import (
 	"fmt"
-	"regexp"
 	"strings"
 
 	"github.com/google/go-containerregistry/pkg/name"
@@ -31,13 +30,6 @@ type Reference struct {
 	Digest string
 }
 
-var (
-	rePath   = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$`)
-	reTag    = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
-	reDomain = regexp.MustCompile(`^(?:(?:[A-Za-z0-9]|[A-Za-z0-9][A-Za-z0-9-]*[A-Za-z0-9])(?:\.(?:[A-Za-z0-9]|[A-Za-z0-9][A-Za-z0-9-]*[A-Za-z0-9]))*|\[[0-9A-Fa-f:]+\])(?::[0-9]{1,5})?$`)
-	reHexID  = regexp.MustCompile(`^[0-9a-f]{64}$`)
-)
-
 // ParseReference reads a reference as a user types it: "alpine",
 // "ghcr.io/org/app:v1", "alpine@sha256:...".
 func ParseReference(s string) (Reference, error) {
@@ -54,7 +46,7 @@ func ParseReference(s string) (Reference, error) {
 		return bad("too long")
 	case strings.Contains(s, "://"):
 		return bad("it has a URL scheme; leave that out")
-	case reHexID.MatchString(s):
+	case isHexID(s):
 		return bad("64 hexadecimal digits are an image id")
 	}
 	var r Reference
@@ -71,7 +63,7 @@ func ParseReference(s string) (Reference, error) {
 	}
 	if i := strings.LastIndexByte(rest, ':'); i >= 0 && !strings.Contains(rest[i:], "/") {
 		r.Tag, rest = rest[i+1:], rest[:i]
-		if !reTag.MatchString(r.Tag) {
+		if !validTag(r.Tag) {
 			return bad("bad tag %q", r.Tag)
 		}
 	}
@@ -87,11 +79,11 @@ func ParseReference(s string) (Reference, error) {
 		r.Path = officialRepo + r.Path
 	}
 	switch {
-	case !reDomain.MatchString(r.Domain):
+	case !validDomain(r.Domain):
 		return bad("bad registry host %q", r.Domain)
 	case strings.ToLower(r.Path) != r.Path:
 		return bad("repository name must be lowercase")
-	case !rePath.MatchString(r.Path):
+	case !validPath(r.Path):
 		return bad("bad repository name %q", r.Path)
 	case len(r.Domain)+1+len(r.Path) > maxNameLen:
 		return bad("repository name over %d characters", maxNameLen)
