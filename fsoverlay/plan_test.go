@@ -490,7 +490,7 @@ var initChecks = map[string]func(*result){
 		r.want(mountAt(r, "/dev/shm").FSType == "tmpfs", "no /dev/shm of the sandbox")
 		checkConsole(r)
 		r.errno(os.WriteFile("/host/etc/x", nil, 0o644), unix.EROFS, "write to the host")
-		r.errno(os.WriteFile("/host/tmp/x", nil, 0o644), unix.EROFS, "write to the host")
+		r.errno(os.WriteFile("/host/tmp/sbx-test-write", nil, 0o644), unix.EROFS, "write to the host")
 		_, err := os.Stat("/host/etc/passwd")
 		r.want(err == nil, "%v", err)
 		ms, err := mountinfo.GetMounts(mountinfo.PrefixFilter("/host"))
