@@ -45,6 +45,7 @@ func TestMain(m *testing.M) {
 //	'U' upload    the client sends Size bytes and a FIN, the server answers with their sum
 //	'D' download  the client sends a FIN, the server Size bytes and a FIN
 //	'E' echo      the server sends back what it gets
+//	'B' both      each side sends Size bytes at the same time, the server then the sum of what it got
 type transfer struct {
 	Op   byte
 	Size int64
@@ -97,6 +98,8 @@ func serveTransfer(c *net.TCPConn) error {
 	case 'E':
 		_, err := bufferedCopy(c, c)
 		return err
+	case 'B':
+		return serveBoth(c, x)
 	case 'S': // sink, for throughput
 		_, err := bufferedCopy(io.Discard, c)
 		return err
@@ -117,6 +120,8 @@ func clientTransfer(c *net.TCPConn, x transfer) error {
 		return err
 	}
 	switch x.Op {
+	case 'B':
+		return clientBoth(c, x)
 	case 'U':
 		if _, err := bufferedCopy(c, randomBytes(x.Seed, x.Size)); err != nil {
 			return fmt.Errorf("send: %w", err)
@@ -433,6 +438,8 @@ func guestOp(op string, req request) (resp response, files []wire.File, err erro
 		return resp, nil, guestUDP(req)
 	case "ping":
 		return resp, nil, guestPing(req)
+	case "offload":
+		return resp, nil, setOffload(req.Text)
 	case "ip": // iproute2
 		return resp, nil, ipCommand(req.Args...)
 	case "set-sysctl":
@@ -494,42 +501,61 @@ func guestRate(req request) (float64, error) {
 	return float64(n) * 8 / 1e9 / time.Since(start).Seconds(), nil
 }
 
+// udpTries is how often a datagram is sent until its echo comes.
+const udpTries = 12
+
 // guestUDP sends one datagram of each size and waits for its echo, again if it
-// does not come.
+// does not come and there is time.
 func guestUDP(req request) error {
 	c, err := net.Dial(req.Network, req.Addr)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
+	wait, tries := req.Timeout, 1
+	if wait > 2*time.Second {
+		wait, tries = 500*time.Millisecond, udpTries
+	}
 	buf := make([]byte, 65536)
 	for _, size := range req.Sizes {
 		want, err := io.ReadAll(randomBytes(uint64(size), int64(size)))
 		if err != nil {
 			return err
 		}
-		for try := 0; ; try++ {
-			if _, err := c.Write(want); err != nil {
-				if errors.Is(err, syscall.EMSGSIZE) && try < 3 {
-					continue // the kernel has learned the path's MTU now
-				}
-				return fmt.Errorf("send %d bytes: %w", size, err)
+		for try := 1; ; try++ {
+			err := udpEcho(c, want, buf, wait)
+			if err == nil {
+				break
 			}
-			c.SetReadDeadline(time.Now().Add(min(req.Timeout, 2*time.Second)))
-			n, err := c.Read(buf)
-			if errors.Is(err, os.ErrDeadlineExceeded) && try < 3 && req.Timeout > 2*time.Second {
-				continue
+			// A lost datagram, or the kernel has learned the path's MTU now.
+			again := errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, syscall.EMSGSIZE)
+			if !again || try >= tries {
+				return fmt.Errorf("%d bytes: %w", size, err)
 			}
-			if err != nil {
-				return fmt.Errorf("receive %d bytes: %w", size, err)
-			}
-			if string(buf[:n]) != string(want) {
-				return fmt.Errorf("echo of %d bytes differs (%d bytes)", size, n)
-			}
-			break
 		}
 	}
 	return nil
+}
+
+func udpEcho(c net.Conn, want, buf []byte, wait time.Duration) error {
+	if _, err := c.Write(want); err != nil {
+		return fmt.Errorf("send: %w", err)
+	}
+	if err := c.SetReadDeadline(time.Now().Add(wait)); err != nil {
+		return err
+	}
+	for {
+		n, err := c.Read(buf)
+		switch {
+		case err != nil:
+			return fmt.Errorf("receive: %w", err)
+		case string(buf[:n]) == string(want):
+			return nil
+		case n == len(want):
+			return errors.New("the echo differs")
+		}
+		// One more echo of another datagram.
+	}
 }
 
 // guestSegments makes one write, which the kernel or the device cuts into
