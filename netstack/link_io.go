@@ -171,6 +171,9 @@ func (r *linkReader) read(fd int) (*frame, unix.Errno) {
 	if errno != 0 {
 		return nil, errno
 	}
+	if n == 0 {
+		return nil, unix.EPIPE // the other end is closed: no frame is empty
+	}
 	size := int(n) - r.link.hdrLen
 	if size < ethLen {
 		return nil, 0
@@ -186,7 +189,10 @@ func (r *linkReader) read(fd int) (*frame, unix.Errno) {
 // take returns the datagram p, whose bytes are in the reader's buffers, as a
 // gVisor buffer. Large contents move without a copy.
 func (r *linkReader) take(p *packet) buffer.Buffer {
-	const copyMax = 4 << 10
+	// A view takes 64 KiB whatever is in it, and gVisor counts what is in it: less
+	// than half of one is copied, so that a full receive buffer is at most twice
+	// as large as its limit.
+	const copyMax = viewLen / 2
 	if len(p.tail) == 0 {
 		return buffer.MakeWithView(buffer.NewViewWithData(p.head))
 	}
