@@ -54,7 +54,10 @@ func (p *Port) serveDNSConn(ep tcpip.Endpoint, wq *waiter.Queue, src netip.AddrP
 	}
 	defer p.flows.remove(p, f)
 	c := gonet.NewTCPConn(wq, ep)
-	defer f.once.Do(func() { _ = c.Close() }) // the guest has all it will get
+	defer func() {
+		_ = ep.Shutdown(tcpip.ShutdownWrite) // the guest may have gone
+		f.finish(wq)
+	}()
 
 	for {
 		if err := c.SetDeadline(time.Now().Add(dnsIdleTimeout)); err != nil {

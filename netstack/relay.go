@@ -7,9 +7,11 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
@@ -24,6 +26,8 @@ func (p *Port) relay(ep tcpip.Endpoint, wq *waiter.Queue, host *net.TCPConn) {
 	}
 	defer p.flows.remove(p, f)
 	setKeepAlive(ep)
+	stop := f.abortOnReset(wq)
+	defer stop()
 
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -35,10 +39,48 @@ func (p *Port) relay(ep tcpip.Endpoint, wq *waiter.Queue, host *net.TCPConn) {
 		f.abort()
 	}
 	wg.Wait()
-	f.once.Do(func() {
-		ep.Close()
-		_ = host.Close() // both directions are through
+	_ = host.Close() // both directions are through
+	f.finish(wq)
+}
+
+// abortOnReset ends a flow whose guest is gone while the relay waits for the host
+// alone: for room to write, or for something to read.
+func (f *tcpFlow) abortOnReset(wq *waiter.Queue) (stop func()) {
+	entry := waiter.NewFunctionEntry(waiter.EventErr, func(waiter.EventMask) {
+		if tcp.EndpointState(f.ep.State()) == tcp.StateError {
+			go f.abort() // not from here: the endpoint is locked
+		}
 	})
+	wq.EventRegister(&entry)
+	return func() { wq.EventUnregister(&entry) }
+}
+
+// finish closes the guest's side when the guest has acknowledged everything that
+// was sent. Until then the flow has its place in the table: what a guest does not
+// read counts in its memory, and is freed with its port.
+func (f *tcpFlow) finish(wq *waiter.Queue) {
+	entry, ready := waiter.NewChannelEntry(waiter.EventHUp)
+	wq.EventRegister(&entry)
+	defer wq.EventUnregister(&entry)
+	for wait := 10 * time.Millisecond; !f.acknowledged(); wait = min(2*wait, time.Second) {
+		select {
+		case <-ready:
+		case <-time.After(wait): // not every end is an event
+		case <-f.dead:
+			return
+		}
+	}
+	f.once.Do(f.ep.Close)
+}
+
+// acknowledged tells whether nothing is left to be sent to the guest, after a
+// shutdown.
+func (f *tcpFlow) acknowledged() bool {
+	switch tcp.EndpointState(f.ep.State()) {
+	case tcp.StateFinWait2, tcp.StateTimeWait, tcp.StateClose, tcp.StateError:
+		return true
+	}
+	return false
 }
 
 func setKeepAlive(ep tcpip.Endpoint) {
