@@ -81,7 +81,8 @@ type Limits struct {
 	// UDPFlows are source ports with a host socket, and forwarded flows, each
 	// (1024).
 	UDPFlows int
-	// UDPPeers of one source port (4096).
+	// UDPPeers of one source port (4096); all of them together have at most
+	// eight times as many, which take about 10 MiB.
 	UDPPeers int
 	// UDPTimeout of an idle source port (120 s, the least RFC 4787 allows);
 	// UDPTimeoutDNS if it only talked to port 53 (15 s).

@@ -10,12 +10,16 @@ import (
 // pingTimeout ends an idle echo identifier.
 const pingTimeout = 30 * time.Second
 
+// maxPeersFactor times Limits.UDPPeers is the bound of a port's peers.
+const maxPeersFactor = 8
+
 // natTable are a port's mappings: guest source ports and echo identifiers.
 type natTable struct {
 	mu     sync.RWMutex
 	udp    map[netip.AddrPort]*mapping
 	ping   map[netip.AddrPort]*mapping
 	closed bool
+	peers  atomic.Int64 // of all mappings
 }
 
 // mapping is one guest source (address and port, or echo identifier) and its
@@ -43,8 +47,8 @@ type mapping struct {
 type peer struct {
 	visible, real netip.AddrPort
 	used          time.Time
-	// retry is the first datagram to a host port: it goes to [::1] if
-	// 127.0.0.1 refuses it.
+	// retry is the first datagram to a host port, unless it is large: it goes to
+	// [::1] if 127.0.0.1 refuses it.
 	retry []byte
 }
 
@@ -151,6 +155,9 @@ func (m *mapping) onlyDNS() bool {
 
 func (m *mapping) close() {
 	m.mu.Lock()
+	if !m.closed {
+		m.port.nat.peers.Add(-int64(len(m.peers)))
+	}
 	m.closed = true
 	socks := m.socks
 	m.mu.Unlock()
@@ -177,9 +184,12 @@ func (m *mapping) lookup(dst netip.AddrPort) *peer {
 func (m *mapping) addPeer(dst, real netip.AddrPort) *peer {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if len(m.peers) >= m.port.net.cfg.Limits.UDPPeers && !m.dropIdlePeers() {
+	limit, t := m.port.net.cfg.Limits.UDPPeers, &m.port.nat
+	full := len(m.peers) >= limit || t.peers.Load() >= maxPeersFactor*int64(limit)
+	if m.closed || full && !m.dropIdlePeers() {
 		return nil
 	}
+	t.peers.Add(1) // by the port's reader alone
 	pr := &peer{visible: dst, real: real, used: time.Now()}
 	m.peers[dst] = pr
 	if real != dst {
@@ -201,6 +211,7 @@ func (m *mapping) dropIdlePeers() bool {
 		}
 		room = true
 		delete(m.peers, dst)
+		m.port.nat.peers.Add(-1)
 		if m.byReal[pr.real] == pr {
 			delete(m.byReal, pr.real)
 		} else if m.addrs[dst.Addr()]--; m.addrs[dst.Addr()] <= 0 {

@@ -101,7 +101,7 @@ func (p *Port) fromGuest(ip *packet, src, dst netip.AddrPort, a, b []byte) {
 		p.count.drop(DropUDPFlows)
 		return
 	}
-	if v == hostPort {
+	if v == hostPort && len(a)+len(b) <= etherMTU {
 		m.mu.Lock()
 		pr.retry = flatCopy(a, b)
 		m.mu.Unlock()
