@@ -438,6 +438,12 @@ func guestOp(op string, req request) (resp response, files []wire.File, err erro
 		return resp, nil, guestUDP(req)
 	case "ping":
 		return resp, nil, guestPing(req)
+	case "jam":
+		return resp, nil, guestJam(req)
+	case "late":
+		return resp, nil, guestLate(req)
+	case "many":
+		return resp, nil, guestMany(req)
 	case "offload":
 		return resp, nil, setOffload(req.Text)
 	case "ip": // iproute2
