@@ -19,21 +19,21 @@ func explain(driver, dir string, err error) (reason, fix string) {
 	const elsewhere = "put the data directory on a local file system such as ext4, xfs or btrfs"
 	kernel := kernelRelease()
 	switch {
-	case errors.Is(err, errNoXattr):
-		return fmt.Sprintf("%s (%s, %s)", errNoXattr, dir, fsName(dir)), elsewhere
-	case errors.Is(err, errNoDType):
-		return fmt.Sprintf("%s (%s, %s)", errNoDType, dir, fsName(dir)), elsewhere + " (xfs: made with ftype=1)"
 	case errors.Is(err, unix.EROFS):
 		return reason, "put the data directory on a writable file system"
 	case errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT):
 		return reason, "free some space in " + dir
+	case driver == DriverNative && isOverlay(dir):
+		return fmt.Sprintf("%s is on an overlay itself, which cannot hold the writable directory of another: %s", dir, reason),
+			"mount a volume at the data directory, or from Linux 6.6 on a tmpfs"
+	case errors.Is(err, errNoXattr):
+		return fmt.Sprintf("%s (%s, %s)", errNoXattr, dir, fsName(dir)), elsewhere
+	case errors.Is(err, errNoDType):
+		return fmt.Sprintf("%s (%s, %s)", errNoDType, dir, fsName(dir)), elsewhere + " (xfs: made with ftype=1)"
 	case driver == DriverCopy:
 		return reason, ""
 	case driver == DriverFuse:
 		return explainFuse(reason)
-	case isOverlay(dir):
-		return fmt.Sprintf("%s is on an overlay itself, which cannot hold the writable directory of another: %s", dir, reason),
-			"mount a volume or a tmpfs at the data directory"
 	case errors.Is(err, unix.ENODEV):
 		return "the kernel has no overlay file system: " + reason, "load the module overlay (modprobe overlay)"
 	case errors.Is(err, unix.EPERM) && !kernelAtLeast(kernel, 5, 11):
