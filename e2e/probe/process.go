@@ -44,8 +44,8 @@ func status(keys []string) error {
 	return sc.Err()
 }
 
-// fds prints the descriptors above 2 that the process was started with: not those
-// that Go's runtime or this function has opened.
+// fds prints the descriptors above 2 that the process was started with. Those have
+// lived through an exec; all that Go's runtime and this function open would not.
 func fds([]string) error {
 	dir, err := os.Open("/proc/self/fd")
 	if err != nil {
@@ -62,9 +62,13 @@ func fds([]string) error {
 		if err != nil {
 			return err
 		}
-		target, err := os.Readlink("/proc/self/fd/" + n)
-		if err != nil || fd <= 2 || fd == int(dir.Fd()) || target == "anon_inode:[eventpoll]" || target == "anon_inode:[eventfd]" {
+		flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0)
+		if err != nil || fd <= 2 || flags&unix.FD_CLOEXEC != 0 {
 			continue
+		}
+		target, err := os.Readlink("/proc/self/fd/" + n)
+		if err != nil {
+			return err
 		}
 		fmt.Println(fd, target)
 	}
