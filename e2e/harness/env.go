@@ -104,6 +104,10 @@ func (e *Env) Environ() []string {
 		"XDG_DATA_HOME=" + e.data, "XDG_RUNTIME_DIR=" + e.Runtime,
 		"SBX_NETD_LINGER=500ms",
 	}
+	// Where the user's systemd listens; the runtime directory above is not its.
+	if bus := os.Getenv("DBUS_SESSION_BUS_ADDRESS"); bus != "" {
+		env = append(env, "DBUS_SESSION_BUS_ADDRESS="+bus)
+	}
 	for _, kv := range e.extra {
 		key, _, set := strings.Cut(kv, "=")
 		env = slices.DeleteFunc(env, func(s string) bool { return strings.HasPrefix(s, key+"=") })
@@ -159,7 +163,7 @@ func (e *Env) Run(args ...string) Result { e.t.Helper(); return e.RunInput(nil, 
 // RunInput is Run with a standard input.
 func (e *Env) RunInput(stdin io.Reader, args ...string) Result {
 	e.t.Helper()
-	ctx, cancel := context.WithTimeout(e.t.Context(), RunTimeout)
+	ctx, cancel := context.WithTimeout(e.t.Context(), Slow(RunTimeout))
 	defer cancel()
 	line := e.line(args)
 	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
@@ -175,7 +179,7 @@ func (e *Env) RunInput(stdin io.Reader, args ...string) Result {
 	}
 	r := Result{Args: args, Code: exitCode(cmd.ProcessState), Stdout: out.String(), Stderr: errb.String()}
 	if ctx.Err() != nil {
-		e.t.Fatalf("not over after %v: %v", RunTimeout, r)
+		e.t.Fatalf("not over after %v: %v", Slow(RunTimeout), r)
 	}
 	if errors.Is(err, exec.ErrWaitDelay) {
 		e.t.Errorf("something still held the output of: %v", r)
@@ -281,6 +285,7 @@ func (p *Proc) Signal(sig os.Signal) {
 // Wait waits for the end.
 func (p *Proc) Wait(timeout time.Duration) Result {
 	p.t.Helper()
+	timeout = Slow(timeout)
 	select {
 	case <-p.done:
 	case <-time.After(timeout):
@@ -295,12 +300,12 @@ func (p *Proc) Stop() Result {
 	p.Signal(syscall.SIGTERM)
 	select {
 	case <-p.done:
-	case <-time.After(3 * time.Second):
+	case <-time.After(Slow(3 * time.Second)):
 		// The workload is pid 1 and may not care about SIGTERM.
 		p.Signal(syscall.SIGINT)
 		select {
 		case <-p.done:
-		case <-time.After(2 * time.Second):
+		case <-time.After(Slow(2 * time.Second)):
 			p.Signal(syscall.SIGKILL)
 		}
 	}
@@ -321,6 +326,7 @@ func (p *Proc) WaitErr(text string, timeout time.Duration) string {
 
 func (p *Proc) waitFor(b *buffer, text string, timeout time.Duration) string {
 	p.t.Helper()
+	timeout = Slow(timeout)
 	end := time.After(timeout)
 	for {
 		s, changed := b.get()

@@ -38,7 +38,7 @@ func (e *Env) watch() {
 			}
 		}
 		var left []string
-		for end := time.Now().Add(leakWait); ; time.Sleep(50 * time.Millisecond) {
+		for end := time.Now().Add(Slow(leakWait)); ; time.Sleep(50 * time.Millisecond) {
 			reap()
 			left = e.leftovers(before, fdsBefore)
 			if len(left) == 0 {
@@ -48,7 +48,7 @@ func (e *Env) watch() {
 				break
 			}
 		}
-		e.t.Errorf("left behind after %v:\n  %s", leakWait, strings.Join(left, "\n  "))
+		e.t.Errorf("left behind after %v:\n  %s", Slow(leakWait), strings.Join(left, "\n  "))
 		e.kill()
 	})
 }

@@ -57,7 +57,7 @@ func httpClient(timeout time.Duration) *http.Client {
 
 // Get fetches a page from the host.
 func Get(url string) (string, error) {
-	resp, err := httpClient(10 * time.Second).Get(url)
+	resp, err := httpClient(Slow(10 * time.Second)).Get(url)
 	if err != nil {
 		return "", err
 	}
@@ -72,7 +72,7 @@ func Get(url string) (string, error) {
 // WaitGet fetches a page, again and again until the server is there or p has ended.
 func (p *Proc) WaitGet(url string) string {
 	p.t.Helper()
-	end := time.Now().Add(30 * time.Second)
+	end := time.Now().Add(Slow(30 * time.Second))
 	for {
 		body, err := Get(url)
 		if err == nil {
@@ -92,6 +92,7 @@ func (p *Proc) WaitGet(url string) string {
 // Eventually retries fn until it returns nil.
 func Eventually(t testing.TB, timeout time.Duration, fn func() error) {
 	t.Helper()
+	timeout = Slow(timeout)
 	end := time.Now().Add(timeout)
 	for {
 		err := fn()

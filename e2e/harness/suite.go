@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -69,6 +70,9 @@ func newSuite() (*suite, error) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return nil, fmt.Errorf("become the reaper: %w", err)
 	}
+	if err := startPoller(); err != nil {
+		return nil, err
+	}
 	cache, err := fixture.OpenCache("")
 	if err != nil {
 		return nil, err
@@ -82,6 +86,24 @@ func newSuite() (*suite, error) {
 		return nil, err
 	}
 	return &suite{dir: dir, bin: bin, cache: cache, loaded: map[string]error{}}, nil
+}
+
+// startPoller makes Go's runtime open the descriptors of its poller, which it keeps,
+// before a test counts descriptors.
+func startPoller() error {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("make a pipe: %w", err)
+	}
+	return errors.Join(r.Close(), w.Close())
+}
+
+// Slow stretches a time-out on a machine that is SBX_TEST_SLOW times slower.
+func Slow(d time.Duration) time.Duration {
+	if n, err := strconv.Atoi(os.Getenv("SBX_TEST_SLOW")); err == nil && n > 1 {
+		return d * time.Duration(n)
+	}
+	return d
 }
 
 // findBin looks for bin/sbx in the directories above.
