@@ -15,7 +15,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 export GOFLAGS := -buildvcs=false
 
-.PHONY: build setup demo test test-packages test-e2e test-world test-race bench lint fmt install uninstall clean
+.PHONY: build setup demo test test-packages test-fuzz fuzz test-e2e test-world test-race bench lint fmt install uninstall clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -tags $(TAGS) -trimpath -ldflags '$(LDFLAGS)' -o bin/sbx ./cmd/sbx
@@ -31,6 +31,13 @@ test: setup build
 
 test-packages: setup
 	@scripts/test.sh packages
+
+# Each fuzzer for a moment, as make test does; make fuzz takes its time.
+test-fuzz: setup
+	@scripts/test.sh fuzz
+
+fuzz: export SBX_FUZZ_TIME ?= 2m
+fuzz: test-fuzz
 
 test-e2e: setup build
 	@scripts/test.sh e2e

@@ -5,8 +5,9 @@
 # (it may be under /root) they run in a copy, which is removed afterwards. As root
 # it also brings up the world of network namespaces for e2e/world.
 #
-#   scripts/test.sh [packages|e2e|world|all]     what to run (default all)
-#   SBX_TEST_FLAGS                               more flags for go test
+#   scripts/test.sh [packages|fuzz|e2e|world|all]    what to run (default all)
+#   SBX_TEST_FLAGS                                   more flags for go test
+#   SBX_FUZZ_TIME                                    for each fuzzer (default 4s)
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export CGO_ENABLED=0
@@ -38,6 +39,34 @@ run() { # flags and packages
 if [ "$what" = packages ] || [ "$what" = all ]; then
 	mapfile -t pkgs < <("$go" list ./... | grep -v /e2e)
 	run -p 2 -timeout 15m "${pkgs[@]}"
+fi
+# Each parser of bytes from a guest or a client, one after the other. A finding is
+# left in its package's testdata/fuzz, where every later run of the tests tries it.
+fuzzers=(
+	./netstack:Input ./netstack:Reassembly ./netstack:ParseIP ./netstack:ParseCause ./netstack:Exchange ./netstack:Upstream
+	./portfwd:ParsePublish ./portfwd:ParseLocal ./internal/wire:Parse ./sandbox/internal/netd:Control
+)
+fuzz() { # the directory for binaries
+	local f pkg name bin dir=$1
+	for f in "${fuzzers[@]}"; do
+		pkg=${f%:*} name=Fuzz${f#*:}
+		bin=$dir/$(echo "$pkg" | tr ./ __).test
+		[ -x "$bin" ] || "$go" test -trimpath -fuzz . -c -o "$bin" "$pkg" || return 1
+		mkdir -m 777 "$dir/$name"
+		echo "$pkg $name"
+		(cd "$pkg" && "$src/scripts/as-user" "$bin" -test.run='^$' -test.fuzz="^$name\$" -test.fuzztime="${SBX_FUZZ_TIME:-4s}" \
+			-test.fuzzcachedir="$dir/$name" -test.parallel=1) >"$dir/log" 2>&1 && continue
+		# Go's own way to end when the time is over in the middle of an input.
+		grep -q '^    context deadline exceeded' "$dir/log" && ! grep -q 'Failing input' "$dir/log" && continue
+		cat "$dir/log"
+		status=1
+	done
+}
+if [ "$what" = fuzz ] || [ "$what" = all ]; then
+	bins=$(mktemp -d /var/tmp/sbx-fuzz.XXXXXX)
+	chmod 777 "$bins"
+	fuzz "$bins" || status=1
+	rm -rf "$bins"
 fi
 if [ "$what" = e2e ] || [ "$what" = all ]; then
 	run -p 1 -timeout 40m $("$go" list ./e2e/... | grep -v /e2e/world)
