@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -96,18 +94,7 @@ func (s *Sandbox) claim(ctx context.Context) error {
 // openImage finds or pulls the image and holds its layers.
 func (s *Sandbox) openImage(ctx context.Context, p *platform) (v1.Config, error) {
 	if s.cfg.RootFS != "" {
-		dir, err := filepath.Abs(s.cfg.RootFS)
-		if err == nil {
-			dir, err = filepath.EvalSymlinks(dir)
-		}
-		if err != nil {
-			return v1.Config{}, &ConfigError{Field: "rootfs", Err: err}
-		}
-		if fi, err := os.Stat(dir); err != nil || !fi.IsDir() {
-			return v1.Config{}, badConfig("rootfs", "%s is not a directory", dir)
-		}
-		s.lowers = []string{dir}
-		return v1.Config{}, nil
+		return v1.Config{}, s.openRootFS()
 	}
 	store, err := s.e.Images()
 	if err != nil {

@@ -70,6 +70,21 @@ func (m *Mapping) HostUID(container uint32) (uint32, bool) { return toHost(m.UID
 // HostGID returns the host's gid for a gid of the container, and whether it is mapped.
 func (m *Mapping) HostGID(container uint32) (uint32, bool) { return toHost(m.GIDs, container) }
 
+// ContainerUID returns the container's uid for a uid of the host, and whether it is mapped.
+func (m *Mapping) ContainerUID(host uint32) (uint32, bool) { return fromHost(m.UIDs, host) }
+
+// ContainerGID returns the container's gid for a gid of the host, and whether it is mapped.
+func (m *Mapping) ContainerGID(host uint32) (uint32, bool) { return fromHost(m.GIDs, host) }
+
+func fromHost(l []IDMap, id uint32) (uint32, bool) {
+	for _, e := range l {
+		if id >= e.HostID && id-e.HostID < e.Size {
+			return e.ContainerID + (id - e.HostID), true
+		}
+	}
+	return 0, false
+}
+
 func toHost(l []IDMap, id uint32) (uint32, bool) {
 	for _, e := range l {
 		if id >= e.ContainerID && id-e.ContainerID < e.Size {

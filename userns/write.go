@@ -128,12 +128,3 @@ func mapError(m *Mapping, err error) error {
 	}
 	return e
 }
-
-func fromHost(l []IDMap, id uint32) (uint32, bool) {
-	for _, e := range l {
-		if id >= e.HostID && id-e.HostID < e.Size {
-			return e.ContainerID + (id - e.HostID), true
-		}
-	}
-	return 0, false
-}
