@@ -43,6 +43,10 @@ type RootSpec struct {
 	// ReadOnly makes a view of the lowers without a writable directory. It is not
 	// --read-only, which still needs mount points made: that is PlanConfig.ReadOnly.
 	ReadOnly bool `json:"readOnly,omitempty"`
+	// Volatile says that Upper will be thrown away: the kernel's overlay then does
+	// not write the whole file system below it to the disk at fsync and unmount,
+	// and mounts this Upper and Work only once. Other drivers take no notice.
+	Volatile bool `json:"volatile,omitempty"`
 	// FuseOverlayfs is the program; empty means the one found in PATH.
 	FuseOverlayfs string `json:"fuseOverlayfs,omitempty"`
 }

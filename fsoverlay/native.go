@@ -97,6 +97,11 @@ func overlayTree(s *RootSpec) (int, error) {
 	if err := unix.FsconfigSetString(fs, "index", "off"); err != nil {
 		return -1, fsError(fs, "overlay index=off", err)
 	}
+	if s.volatile() {
+		if err := unix.FsconfigSetFlag(fs, "volatile"); err != nil {
+			return -1, fsError(fs, "overlay volatile", err)
+		}
+	}
 	if err := unix.FsconfigCreate(fs); err != nil {
 		return -1, fsError(fs, "create overlay", err)
 	}
@@ -125,6 +130,9 @@ func overlayMount(s *RootSpec) error {
 		names[i] = fdPath(fd)
 	}
 	opts := []string{"userxattr", "index=off", "lowerdir=" + strings.Join(names, ":")}
+	if s.volatile() {
+		opts = append(opts, "volatile")
+	}
 	for _, o := range s.upperOptions() {
 		fd, err := openDir(o.path)
 		if err != nil {
@@ -142,6 +150,9 @@ func overlayMount(s *RootSpec) error {
 	}
 	return nil
 }
+
+// volatile is an option of Linux 5.10; without a writable directory it is refused.
+func (s *RootSpec) volatile() bool { return s.Volatile && !s.ReadOnly }
 
 type pathOption struct{ key, path string }
 

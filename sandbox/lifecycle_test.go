@@ -351,3 +351,12 @@ func TestConcurrentUse(t *testing.T) {
 type blockingReader struct{}
 
 func (blockingReader) Read([]byte) (int, error) { time.Sleep(100 * time.Millisecond); return 0, io.EOF }
+
+// The end of a sandbox must not wait until the disk has everybody's data.
+func TestVolatile(t *testing.T) {
+	w := newWorld(t)
+	out, stderr, st := w.output(w.config("sh", "-c", "grep ' / / ' /proc/self/mountinfo; echo x >/file && sync /file"))
+	if st.Code != 0 || strings.Contains(out, " - overlay ") && !strings.Contains(out, "volatile") {
+		t.Errorf("%+v %s%s", st, out, stderr)
+	}
+}

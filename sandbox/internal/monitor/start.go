@@ -123,6 +123,7 @@ func (m *monitor) prepareRoot(ctx context.Context) error {
 		Driver: s.Driver,
 		Lowers: append([]string{dirs["init"]}, s.Lowers...),
 		Upper:  dirs["upper"], Work: dirs["work"], Merged: dirs["merged"],
+		Volatile: true, // it does not outlive the sandbox
 	}
 	if m.storage, err = driver.Prepare(ctx, m.root); err != nil {
 		return err
