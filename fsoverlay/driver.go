@@ -55,7 +55,7 @@ type RootSpec struct {
 type Driver interface {
 	Name() string
 	// Prepare runs in the monitor: inside the user namespace and the monitor's own
-	// mount namespace, before init is cloned from it.
+	// mount namespace; for DriverFuse before init is cloned from it.
 	Prepare(ctx context.Context, s RootSpec) (*Prepared, error)
 	// Mount runs in init and makes the root appear at Merged.
 	Mount(s RootSpec) error

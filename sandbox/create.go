@@ -20,11 +20,13 @@ var ErrNameInUse = errors.New("name in use")
 // directory is made. Nothing runs yet. The caller ends with Start and Wait, or
 // with Remove. When ctx ends first, Create fails with its cause.
 func (e *Engine) Create(ctx context.Context, cfg Config) (*Sandbox, error) {
-	s := &Sandbox{e: e, cfg: cfg, id: workload.NewID(), name: cfg.Name, done: make(chan struct{})}
+	s := &Sandbox{e: e, cfg: cfg, id: workload.NewID(), name: cfg.Name, done: make(chan struct{}), marks: newTimings()}
 	if err := s.checkConfig(); err != nil {
 		return nil, err
 	}
+	s.marks.add("configuration checked")
 	e.sweepNow(ctx)
+	s.marks.add("left-overs looked for")
 	err := s.prepare(ctx)
 	if err == nil {
 		return s, nil
@@ -48,17 +50,21 @@ func (s *Sandbox) prepare(ctx context.Context) error {
 	if s.mapping.Reason != "" {
 		s.notes = append(s.notes, s.mapping.Reason)
 	}
+	s.marks.add("ids and storage chosen")
 	imgCfg, err := s.openImage(ctx, p)
 	if err != nil {
 		return err
 	}
+	s.marks.add("image found")
 	if err := s.claim(ctx); err != nil {
 		return err
 	}
+	s.marks.add("directory made")
 	if err := s.resolve(imgCfg); err != nil {
 		return err
 	}
 	s.stdio, err = newStdio(&s.cfg)
+	s.marks.add("configuration resolved")
 	return err
 }
 

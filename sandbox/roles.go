@@ -50,6 +50,7 @@ func MaybeInit() {
 }
 
 func runRole(name string, role func(context.Context, *wire.Conn) error) (code int) {
+	proto.Begin()
 	join := userns.Join
 	if name == proto.RoleNetd {
 		join = userns.JoinPlain // an ordinary process, in no namespace of ours

@@ -65,6 +65,7 @@ type Sandbox struct {
 	start      proto.Start
 	stopSignal syscall.Signal
 	stdio      *stdio
+	marks      *timings
 
 	mu      sync.Mutex // guards what follows
 	state   state

@@ -70,11 +70,8 @@ type owner struct {
 
 // launch starts the monitor and lets it start the workload.
 func (s *Sandbox) launch(ctx context.Context) (_ *owner, err error) {
-	if s.cfg.Network == NetworkDefault {
-		if err := s.e.ensureNetd(ctx); err != nil {
-			return nil, err
-		}
-	}
+	network := make(chan error, 1) // beside the monitor's start
+	go func() { network <- s.ensureNetd(ctx) }()
 	child, err := userns.Start(ctx, userns.Spec{
 		Path:       s.e.initPath,
 		Args:       []string{proto.RoleMonitor},
@@ -85,13 +82,20 @@ func (s *Sandbox) launch(ctx context.Context) (_ *owner, err error) {
 		Logger:     s.e.log,
 	})
 	if err != nil {
+		<-network
 		return nil, err
 	}
+	s.marks.add("monitor cloned, its ids mapped")
 	m := &owner{Child: child, served: make(chan struct{}), exited: make(chan *proto.Exited, 1)}
 	go s.serve(m)
 	files := append(s.stdio.childFiles(), wire.File{Name: "lock", File: s.dir.Lock})
 	if rows, cols := s.stdio.size(); rows > 0 && cols > 0 {
 		s.start.Rows, s.start.Cols = rows, cols
+	}
+	if err := <-network; err != nil {
+		child.Conn.Close() // it waits for its orders
+		s.undo(ctx, m)
+		return nil, err
 	}
 	var started proto.Started
 	reply, err := child.Conn.Call(ctx, proto.MsgStart, s.start, &started, files...)
@@ -105,6 +109,7 @@ func (s *Sandbox) launch(ctx context.Context) (_ *owner, err error) {
 		return nil, s.startError(m, err)
 	}
 	reply.CloseFiles()
+	s.marks.add("workload runs", started.Marks...)
 	s.mu.Lock()
 	s.child, s.started = child, started
 	s.mu.Unlock()
@@ -212,6 +217,9 @@ func (s *Sandbox) wait(m *owner, err error) {
 	m.Wait()
 	<-m.served
 	x := s.report(m)
+	if x != nil {
+		s.marks.add("monitor gone", x.Marks...)
+	}
 	var status ExitStatus
 	switch {
 	case err != nil:
@@ -225,6 +233,7 @@ func (s *Sandbox) wait(m *owner, err error) {
 	if werr := s.stdio.drain(); werr != nil {
 		s.e.log.Debug("the sandbox's output could not be written", "name", s.name, "err", werr)
 	}
+	s.marks.add("output written")
 	s.finish(status, err)
 }
 
@@ -242,8 +251,13 @@ func (s *Sandbox) release(ctx context.Context) {
 	}
 }
 
-// ensureNetd starts the default network's process if it is not there.
-func (e *Engine) ensureNetd(ctx context.Context) error {
+// ensureNetd starts the network's process if it is not there: as a child of this
+// process, which is an ordinary one, and not of the monitor.
+func (s *Sandbox) ensureNetd(ctx context.Context) error {
+	if s.cfg.Network != NetworkDefault {
+		return nil
+	}
+	e := s.e
 	c, err := netd.Ensure(ctx, netd.Config{
 		StartConfig: netd.StartConfig{RuntimeDir: e.runtimeDir, Name: NetworkDefault, Linger: e.linger},
 		Start:       netd.Spawn(e.initPath, proto.RoleNetd),
@@ -251,5 +265,6 @@ func (e *Engine) ensureNetd(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.marks.add("network process found")
 	return c.Close()
 }

@@ -12,11 +12,11 @@ import (
 
 // runOptions are the flags of sbx run as they were typed.
 type runOptions struct {
-	name, hostname, workdir, user, entrypoint, cidFile string
-	env, envFiles, labels, labelFiles, groups, attach  []string
-	interactive, tty, init, rm, sigProxy, quiet        bool
-	stopSignal                                         string
-	stopTimeout                                        int
+	name, hostname, workdir, user, entrypoint, cidFile   string
+	env, envFiles, labels, labelFiles, groups, attach    []string
+	interactive, tty, init, rm, sigProxy, quiet, timings bool
+	stopSignal                                           string
+	stopTimeout                                          int
 
 	pull, platform, rootfs string
 	insecure               bool
@@ -99,6 +99,7 @@ func (o *runOptions) commandFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.cidFile, "cidfile", "", "write the sandbox's id to `FILE`, which must not exist")
 	fs.BoolVar(&o.rm, "rm", false, "remove the sandbox when it ends; one in the foreground always is")
 	fs.BoolVar(&o.sigProxy, "sig-proxy", true, "forward signals to the command")
+	fs.BoolVar(&o.timings, "timings", false, "print how long each stage took, at the end")
 	fs.StringVar(&o.stopSignal, "stop-signal", "", "`SIGNAL` that asks the command to end")
 	fs.IntVar(&o.stopTimeout, "stop-timeout", 10, "`SECONDS` after which it is killed; -1 is never")
 }

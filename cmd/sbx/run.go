@@ -36,6 +36,7 @@ signal N. Options end at IMAGE. The image "demo" is built in.`,
 // runAction checks everything that needs no image first: a mistake shows before
 // a long pull.
 func runAction(ctx context.Context, g *globals, o *runOptions, args []string) (err error) {
+	watch := newStopwatch()
 	cfg, err := o.config(args)
 	if err != nil {
 		return err
@@ -72,6 +73,10 @@ func runAction(ctx context.Context, g *globals, o *runOptions, args []string) (e
 		return err
 	}
 	defer tty.restore()
+	if o.timings {
+		defer watch.print(g.term, s)
+	}
+	signals.catchAll()
 	if err := s.Start(ctx); err != nil {
 		return err
 	}

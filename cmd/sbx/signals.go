@@ -28,6 +28,7 @@ type signals struct {
 	ch     chan os.Signal
 	cancel context.CancelCauseFunc
 	target chan target
+	all    chan struct{} // closed when all signals are caught
 	done   chan struct{}
 	ending sync.Once // the way out when the other end of the output has gone
 }
@@ -41,21 +42,42 @@ type target struct {
 func catchSignals(ctx context.Context, out *terminal) (context.Context, *signals) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	g := &signals{out: out, ch: make(chan os.Signal, 64), cancel: cancel, target: make(chan target, 1), done: make(chan struct{})}
-	signal.Notify(g.ch, caught()...)
+	signal.Notify(g.ch, caught(early...)...)
 	go g.loop()
 	return ctx, g
 }
 
-// caught are the signals that sbx handles: all that can be caught, except those
+// early are the signals that mean something before the start, see beforeStart; and
+// SIGPIPE, which would end sbx at a write to its standard error.
+var early = []syscall.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT, unix.SIGTSTP, unix.SIGPIPE}
+
+var every = func() (list []syscall.Signal) {
+	for s := syscall.Signal(1); s <= 64; s++ {
+		list = append(list, s)
+	}
+	return list
+}()
+
+// catchAll catches those too that are forwarded to a workload. To catch all takes
+// the runtime a millisecond: it is for beside the start. Until then they are lost.
+func (g *signals) catchAll() {
+	g.all = make(chan struct{})
+	go func() {
+		defer close(g.all)
+		signal.Notify(g.ch, caught(every...)...)
+	}()
+}
+
+// caught are those signals that sbx handles: all that can be caught, except those
 // that the Go runtime and the thread library need, those of a background job that
 // touches the terminal, and those that whoever started sbx has it ignore (nohup).
-func caught() []os.Signal {
+func caught(of ...syscall.Signal) []os.Signal {
 	own := map[syscall.Signal]bool{
 		unix.SIGKILL: true, unix.SIGSTOP: true, unix.SIGCHLD: true, unix.SIGURG: true,
 		unix.SIGTTIN: true, unix.SIGTTOU: true, 32: true, 33: true,
 	}
 	var list []os.Signal
-	for s := syscall.Signal(1); s <= 64; s++ {
+	for _, s := range of {
 		if !own[s] && !signal.Ignored(s) {
 			list = append(list, s)
 		}
@@ -69,7 +91,11 @@ func (g *signals) stop() {
 	g.cancel(nil)
 }
 
-func (g *signals) forward(s *sandbox.Sandbox, t *tty, proxy bool) { g.target <- target{s, t, proxy} }
+// forward sends what comes from now on to the sandbox. catchAll comes before it.
+func (g *signals) forward(s *sandbox.Sandbox, t *tty, proxy bool) {
+	<-g.all
+	g.target <- target{s, t, proxy}
+}
 
 func (g *signals) loop() {
 	var t target

@@ -22,7 +22,8 @@ import (
 // Main is the body of the init process. It runs on the main thread, which is
 // locked: what it changes about itself is inherited by the workload.
 func Main(ctx context.Context, conn *wire.Conn) error {
-	i := &initd{conn: conn}
+	i := &initd{conn: conn, marks: proto.NewMarks("init")}
+	i.marks.Add("ids mapped")
 	for {
 		m, err := conn.Recv()
 		if err != nil {
@@ -41,6 +42,7 @@ type initd struct {
 	conn  *wire.Conn
 	root  proto.Root
 	stage *stage // with --init
+	marks *proto.Marks
 }
 
 // handle answers one request. Its error is init's end.
@@ -79,6 +81,7 @@ func (i *initd) network(ctx context.Context, m *wire.Message) error {
 		return i.conn.Reply(m, nil, fmt.Errorf("open the sandbox's network namespace: %w", err))
 	}
 	defer ns.Close()
+	i.marks.Add("network device made")
 	return i.conn.Reply(m, proto.Link{Driver: link.Driver, HdrLen: link.HdrLen, MTU: link.MTU, Reason: link.Reason}, nil,
 		wire.File{Name: "link", File: link.File}, wire.File{Name: "netns", File: ns})
 }
@@ -109,6 +112,7 @@ func (i *initd) buildRoot(ctx context.Context, m *wire.Message) error {
 	if err != nil {
 		return i.conn.Reply(m, nil, wire.ToError("mount the root file system", err))
 	}
+	i.marks.Add("layers mounted")
 	plan, err := fsoverlay.BuildPlan(r.Plan)
 	if err != nil {
 		return i.conn.Reply(m, nil, err)
@@ -117,13 +121,15 @@ func (i *initd) buildRoot(ctx context.Context, m *wire.Message) error {
 	if err != nil {
 		return i.conn.Reply(m, nil, err)
 	}
+	i.marks.Add("root built")
+	rooted := proto.Rooted{Notes: notes, Marks: i.marks.List}
 	if !r.TTY {
-		return i.conn.Reply(m, proto.Rooted{Notes: notes}, nil)
+		return i.conn.Reply(m, rooted, nil)
 	}
 	pty, err := openTerminal(r.Rows, r.Cols)
 	if err != nil {
 		return i.conn.Reply(m, nil, err)
 	}
 	defer pty.Close()
-	return i.conn.Reply(m, proto.Rooted{Notes: notes}, nil, wire.File{Name: "pty", File: pty})
+	return i.conn.Reply(m, rooted, nil, wire.File{Name: "pty", File: pty})
 }

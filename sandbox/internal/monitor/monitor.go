@@ -41,10 +41,14 @@ type monitor struct {
 	hold    *fsoverlay.Hold // keeps the volumes
 	volumes []string        // anonymous ones, removed at the end
 	notes   []string
+	marks   *proto.Marks
+	inits   []proto.Mark // init's own
 }
 
 // Main is the body of the monitor process.
 func Main(ctx context.Context, conn *wire.Conn) error {
+	marks := proto.NewMarks("monitor")
+	marks.Add("ids mapped")
 	// The main thread was locked for init's sake; here goroutines roam freely.
 	runtime.UnlockOSThread()
 	// Mounts made here must not reach the host, whose own may come in.
@@ -58,7 +62,8 @@ func Main(ctx context.Context, conn *wire.Conn) error {
 	if req.Type != proto.MsgStart {
 		return fmt.Errorf("expected %q, got %q", proto.MsgStart, req.Type)
 	}
-	m := &monitor{caller: conn, log: slog.New(slog.NewTextHandler(logWriter{conn}, &slog.HandlerOptions{ReplaceAttr: plain}))}
+	marks.Add("asked to start")
+	m := &monitor{caller: conn, marks: marks, log: slog.New(slog.NewTextHandler(logWriter{conn}, &slog.HandlerOptions{ReplaceAttr: plain}))}
 	if err := req.Decode(&m.spec); err != nil {
 		return err
 	}
@@ -100,8 +105,9 @@ func Main(ctx context.Context, conn *wire.Conn) error {
 		m.kill()
 	}
 	x := m.wait()
+	m.marks.Add("workload ended")
 	m.cleanup()
-	x.Notes = m.notes
+	x.Notes, x.Marks = m.notes, m.marks.List
 	if err := conn.Send(proto.MsgExited, x); err != nil && !errors.Is(err, syscall.EPIPE) {
 		return err
 	}
@@ -199,6 +205,7 @@ func (m *monitor) cleanup() {
 	}
 	if m.net != nil {
 		m.notes = append(m.notes, m.net.close()...)
+		m.marks.Add("network left")
 	}
 	m.mu.Lock()
 	if m.init != nil {
@@ -214,4 +221,5 @@ func (m *monitor) cleanup() {
 		note("remove volume "+v, vols.Remove(context.Background(), v))
 	}
 	note("remove "+m.spec.Dir, boxdir.Remove(context.Background(), m.spec.Dir))
+	m.marks.Add("directory removed")
 }

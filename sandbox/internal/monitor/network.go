@@ -49,11 +49,18 @@ func (m *monitor) lease(ctx context.Context, st *proto.Started) error {
 	return nil
 }
 
-// connect lets init make its device and attaches that to the network.
-func (m *monitor) connect(ctx context.Context, st *proto.Started) error {
+// link is the sandbox's network device, from outside.
+type link struct {
+	proto.Link
+	netns *os.File // not by init's number, which may be another process's by now
+}
+
+// makeLink lets init make its device. There is none on the host's network and
+// without one.
+func (m *monitor) makeLink(ctx context.Context, st *proto.Started) (*link, error) {
 	n := &m.spec.Network
 	if n.Mode == "host" {
-		return nil
+		return nil, nil
 	}
 	req := proto.Net{Loopback: m.net == nil}
 	if m.net != nil {
@@ -63,39 +70,38 @@ func (m *monitor) connect(ctx context.Context, st *proto.Started) error {
 			req.Guest.MTU = n.MTU
 		}
 	}
-	var link proto.Link
-	reply, err := m.init.Conn.Call(ctx, proto.MsgNet, req, &link)
+	l := &link{}
+	reply, err := m.init.Conn.Call(ctx, proto.MsgNet, req, &l.Link)
 	if err != nil {
-		return m.initError(err)
+		return nil, m.initError(err)
 	}
 	defer reply.CloseFiles()
 	if m.net == nil {
-		return nil
+		return nil, nil
 	}
 	if m.net.link, err = reply.Take("link"); err != nil {
-		return err
+		return nil, err
 	}
-	st.LinkDriver = link.Driver
-	if link.Reason != "" && n.LinkDriver == "" {
-		m.notes = append(m.notes, link.Reason)
+	st.LinkDriver = l.Driver
+	if l.Reason != "" && n.LinkDriver == "" {
+		m.notes = append(m.notes, l.Reason)
 	}
-	// Not by init's number, which may be another process's by now.
-	ns, err := reply.Take("netns")
-	if err != nil {
-		return err
-	}
-	defer ns.Close()
-	return m.attach(ctx, link, ns, st)
+	l.netns, err = reply.Take("netns")
+	return l, err
 }
 
 // attach joins the link to the network and publishes the ports.
-func (m *monitor) attach(ctx context.Context, link proto.Link, ns *os.File, st *proto.Started) (err error) {
+func (m *monitor) attach(ctx context.Context, l *link, st *proto.Started) (err error) {
+	if l == nil {
+		return nil
+	}
+	defer l.netns.Close()
 	n, spec := m.net, &m.spec.Network
-	if n.sockets, err = netd.NewSocketServer(ns, m.log); err != nil {
+	if n.sockets, err = netd.NewSocketServer(l.netns, m.log); err != nil {
 		return err
 	}
 	req := netd.AttachRequest{
-		Driver: link.Driver, HdrLen: link.HdrLen,
+		Driver: l.Driver, HdrLen: l.HdrLen,
 		HostPorts: spec.HostAccess, Publish: spec.Ports, PortDriver: spec.PortDriver,
 	}
 	if spec.PortDriver == portfwd.DriverBuiltin && len(spec.Ports) > 0 {

@@ -15,33 +15,64 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// start brings the sandbox up, in the order that a sandbox meets it:
+// start brings the sandbox up. Init is cloned first, as its binary takes its time to
+// load; what does not need each other is done at the same time.
 //
-//	lease addresses -> files, storage -> clone init -> link -> attach + root -> workload
+//	clone init -> lease addresses | directories, storage -> files
+//	           -> link -> attach | root -> workload
+//
+// Except with fuse-overlayfs, whose mount init inherits: there storage comes first.
 func (m *monitor) start(ctx context.Context, stdio []*os.File) (*proto.Started, error) {
-	st := &proto.Started{}
-	if err := m.lease(ctx, st); err != nil {
-		return nil, err
-	}
-	if err := m.prepareRoot(ctx); err != nil {
-		return nil, err
+	prepare := m.prepareRoot
+	if m.spec.Driver == fsoverlay.DriverFuse {
+		if err := prepare(ctx); err != nil {
+			return nil, err
+		}
+		prepare = func(context.Context) error { return nil }
 	}
 	if err := m.startInit(ctx, stdio); err != nil {
 		return nil, err
 	}
-	st.PID = m.init.PID
-	if err := m.connect(ctx, st); err != nil {
+	m.marks.Add("init cloned")
+	st := &proto.Started{PID: m.init.PID}
+	if err := both(ctx, func(ctx context.Context) error { return m.lease(ctx, st) }, prepare); err != nil {
 		return nil, err
 	}
-	if err := m.buildRoot(ctx, st); err != nil {
+	m.marks.Add("addresses leased, storage prepared")
+	if err := m.writeFiles(); err != nil {
 		return nil, err
 	}
+	m.marks.Add("files written")
+	link, err := m.makeLink(ctx, st)
+	if err != nil {
+		return nil, err
+	}
+	m.marks.Add("network device there")
+	if err := both(ctx, func(ctx context.Context) error { return m.attach(ctx, link, st) }, m.buildRoot); err != nil {
+		return nil, err
+	}
+	m.marks.Add("network joined, root built")
 	if err := m.runWorkload(ctx); err != nil {
 		return nil, err
 	}
-	st.Notes = m.notes
-	m.notes = nil
+	m.marks.Add("workload runs")
+	st.Notes, st.Marks = m.notes, append(m.marks.List, m.inits...)
+	m.notes, m.marks.List = nil, nil
 	return st, nil
+}
+
+// both runs f beside g, returns when they have ended, and ends f early if g fails.
+func both(ctx context.Context, f, g func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- f(ctx) }()
+	if err := g(ctx); err != nil {
+		cancel()
+		<-done
+		return err
+	}
+	return <-done
 }
 
 // startInit clones pid 1 into the rest of its namespaces.
@@ -96,7 +127,7 @@ func (m *monitor) serveInit(child *userns.Child) {
 	}
 }
 
-// prepareRoot writes the files of the init layer and starts the storage driver.
+// prepareRoot makes the directories and the init layer and starts the storage driver.
 func (m *monitor) prepareRoot(ctx context.Context) error {
 	s := &m.spec
 	dirs := map[string]string{}
@@ -105,9 +136,6 @@ func (m *monitor) prepareRoot(ctx context.Context) error {
 		if err := os.Mkdir(dirs[d], 0o755); err != nil {
 			return err
 		}
-	}
-	if err := m.writeFiles(); err != nil {
-		return err
 	}
 	if err := m.resolveVolumes(ctx); err != nil {
 		return err
@@ -157,7 +185,7 @@ func (m *monitor) writeFiles() error {
 }
 
 // buildRoot lets init mount the root and everything in it, and change into it.
-func (m *monitor) buildRoot(ctx context.Context, st *proto.Started) error {
+func (m *monitor) buildRoot(ctx context.Context) error {
 	s := &m.spec
 	req := proto.Root{
 		Spec: m.root,
@@ -185,7 +213,7 @@ func (m *monitor) buildRoot(ctx context.Context, st *proto.Started) error {
 		return m.initError(err)
 	}
 	defer reply.CloseFiles()
-	m.notes = append(m.notes, res.Notes...)
+	m.notes, m.inits = append(m.notes, res.Notes...), res.Marks
 	if s.TTY {
 		if m.pty, err = reply.Take("pty"); err != nil {
 			return err

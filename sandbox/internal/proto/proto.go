@@ -130,6 +130,7 @@ type Started struct {
 	Ports      []port.Status `json:"ports,omitempty"`
 	// Notes are what the user should know, e.g. a degraded mount.
 	Notes []string `json:"notes,omitempty"`
+	Marks []Mark   `json:"marks,omitempty"` // the monitor's and init's
 }
 
 // Signal is a signal for the workload.
@@ -148,6 +149,7 @@ type Exited struct {
 	Signal int `json:"signal,omitempty"` // N
 	// Notes are what went wrong while cleaning up.
 	Notes []string `json:"notes,omitempty"`
+	Marks []Mark   `json:"marks,omitempty"` // since the start
 }
 
 // Net is the network device that init makes.
@@ -179,6 +181,7 @@ type Root struct {
 // Rooted is what init noticed while it built the root.
 type Rooted struct {
 	Notes []string `json:"notes,omitempty"`
+	Marks []Mark   `json:"marks,omitempty"`
 }
 
 // Path names a directory for a worker.
