@@ -15,6 +15,7 @@ import (
 	"github.com/rootless-sbx/sbx/sandbox/internal/monitor"
 	"github.com/rootless-sbx/sbx/sandbox/internal/netd"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
+	"github.com/rootless-sbx/sbx/sandbox/internal/resident"
 	"github.com/rootless-sbx/sbx/userns"
 )
 
@@ -84,6 +85,7 @@ func runRole(name string, role func(context.Context, *wire.Conn) error) (code in
 // netdMain is the body of a network's process.
 func netdMain(ctx context.Context, conn *wire.Conn) error {
 	runtime.UnlockOSThread()
+	resident.TrimLater()
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	return netd.Main(ctx, conn, netd.MainConfig{Log: os.Stderr})

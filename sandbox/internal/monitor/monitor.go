@@ -20,6 +20,7 @@ import (
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
+	"github.com/rootless-sbx/sbx/sandbox/internal/resident"
 	"github.com/rootless-sbx/sbx/userns"
 	"golang.org/x/sys/unix"
 )
@@ -104,6 +105,7 @@ func Main(ctx context.Context, conn *wire.Conn) error {
 	if err != nil {
 		m.kill()
 	}
+	resident.TrimLater()
 	x := m.wait()
 	m.marks.Add("workload ended")
 	m.cleanup()
