@@ -42,7 +42,10 @@ func repair(w *wireGuest, f []byte) {
 	}
 	switch ip := e[ethLen:]; binary.BigEndian.Uint16(e[12:]) {
 	case etherIPv4:
-		if n := int(ip[0]&15) * 4; len(ip) >= ip4Len && n >= ip4Len && n <= len(ip) {
+		if len(ip) < ip4Len {
+			return
+		}
+		if n := int(ip[0]&15) * 4; n >= ip4Len && n <= len(ip) {
 			copy(ip[12:], w.a4.AsSlice())
 			binary.BigEndian.PutUint16(ip[2:], uint16(len(ip)))
 			ip[10], ip[11] = 0, 0

@@ -17,9 +17,9 @@ src=$PWD
 status=0
 
 cleanup() {
-	[ "$src" = "$OLDPWD_SRC" ] || rm -rf "$src"
+	[ "$src" = "$checkout" ] || rm -rf "$src"
 }
-OLDPWD_SRC=$PWD
+checkout=$PWD
 trap cleanup EXIT
 trap 'exit 130' INT TERM
 
@@ -40,8 +40,9 @@ if [ "$what" = packages ] || [ "$what" = all ]; then
 	mapfile -t pkgs < <("$go" list ./... | grep -v /e2e)
 	run -p 2 -timeout 15m "${pkgs[@]}"
 fi
-# Each parser of bytes from a guest or a client, one after the other. A finding is
-# left in its package's testdata/fuzz, where every later run of the tests tries it.
+# Each parser of bytes from a guest or a client, one after the other. Each runs in a
+# copy of its package's testdata, which the user may write; a finding is printed and
+# put into testdata/fuzz of the package, where every later run of the tests tries it.
 fuzzers=(
 	./netstack:Input ./netstack:Reassembly ./netstack:ParseIP ./netstack:ParseCause ./netstack:Exchange ./netstack:Upstream
 	./portfwd:ParsePublish ./portfwd:ParseLocal ./internal/wire:Parse ./sandbox/internal/netd:Control
@@ -52,13 +53,21 @@ fuzz() { # the directory for binaries
 		pkg=${f%:*} name=Fuzz${f#*:}
 		bin=$dir/$(echo "$pkg" | tr ./ __).test
 		[ -x "$bin" ] || "$go" test -trimpath -fuzz . -c -o "$bin" "$pkg" || return 1
-		mkdir -m 777 "$dir/$name"
+		mkdir -p "$dir/$name/cache" "$dir/$name/testdata"
+		[ ! -d "$pkg/testdata" ] || cp -r "$pkg/testdata" "$dir/$name/"
+		chmod -R a+rwX "$dir/$name"
 		echo "$pkg $name"
-		(cd "$pkg" && "$src/scripts/as-user" "$bin" -test.run='^$' -test.fuzz="^$name\$" -test.fuzztime="${SBX_FUZZ_TIME:-4s}" \
-			-test.fuzzcachedir="$dir/$name" -test.parallel=1) >"$dir/log" 2>&1 && continue
+		(cd "$dir/$name" && "$src/scripts/as-user" "$bin" -test.run='^$' -test.fuzz="^$name\$" -test.fuzztime="${SBX_FUZZ_TIME:-4s}" \
+			-test.fuzzcachedir="$dir/$name/cache" -test.parallel=1) >"$dir/log" 2>&1 && continue
 		# Go's own way to end when the time is over in the middle of an input.
 		grep -q '^    context deadline exceeded' "$dir/log" && ! grep -q 'Failing input' "$dir/log" && continue
 		cat "$dir/log"
+		for f in "$dir/$name/testdata/fuzz/$name/"*; do
+			[ -e "$f" ] && [ ! -e "$pkg/testdata/fuzz/$name/${f##*/}" ] || continue
+			echo "$pkg/testdata/fuzz/$name/${f##*/}:"
+			cat "$f"
+			mkdir -p "$checkout/$pkg/testdata/fuzz/$name" && cp "$f" "$checkout/$pkg/testdata/fuzz/$name/"
+		done
 		status=1
 	done
 }
