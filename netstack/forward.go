@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/rootless-sbx/sbx/internal/dgram"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
@@ -175,9 +176,11 @@ func stackError(err tcpip.Error) error {
 
 // UDPFlow is one client's datagrams to a guest.
 type UDPFlow = interface {
-	// Send sends one datagram. It fails with ECONNREFUSED after the guest said
-	// that nobody listens. b may be used again when it returns.
-	Send(b []byte) error
+	// Send sends one datagram, whose bytes may be in several pieces, or, if
+	// segment is not zero, as many as result from cutting them each segment
+	// bytes. It fails with ECONNREFUSED after the guest said that nobody
+	// listens. The pieces may be used again when it returns.
+	Send(segment int, pieces ...[]byte) error
 	// Close ends the flow. A reply that is in progress may still end after it.
 	Close() error
 }
@@ -194,15 +197,16 @@ type tuple struct{ guest, client netip.AddrPort }
 type udpForward struct {
 	port    *Port
 	key     tuple
-	reply   func([]byte)
+	reply   func(segment int, pieces ...[]byte)
 	refused atomic.Bool
 	closed  atomic.Bool
 }
 
 // OpenUDP makes a flow from src, a client, to dst, a guest. reply gets the
-// guest's answers; it must not block nor keep its argument, as it runs on the
-// goroutine that reads the guest's link. The caller ends idle flows.
-func (n *Network) OpenUDP(src, dst netip.AddrPort, reply func([]byte)) (UDPFlow, error) {
+// guest's answers in the form that Send takes; it must not block nor keep its
+// arguments, as it runs on the goroutine that reads the guest's link. The caller
+// ends idle flows.
+func (n *Network) OpenUDP(src, dst netip.AddrPort, reply func(segment int, pieces ...[]byte)) (UDPFlow, error) {
 	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
 	p := n.member(dst.Addr())
 	if p == nil {
@@ -256,6 +260,7 @@ func (t *forwardTable) add(f *udpForward, client, guest netip.AddrPort) error {
 		}
 	}
 	t.flows[f.key] = f
+	f.port.flowsChanged()
 	return nil
 }
 
@@ -270,16 +275,20 @@ func (t *forwardTable) close() {
 }
 
 // Send implements UDPFlow.
-func (f *udpForward) Send(b []byte) error {
+func (f *udpForward) Send(segment int, pieces ...[]byte) error {
+	n, size := dgram.Count(segment, pieces)
+	if n > 1 {
+		size = segment
+	}
 	switch {
 	case f.closed.Load():
 		return ErrClosed
 	case f.refused.Swap(false):
 		return syscall.ECONNREFUSED
-	case len(b) > maxDatagram:
+	case size > maxDatagram:
 		return syscall.EMSGSIZE
 	}
-	f.port.sendUDP(f.key.client, f.key.guest, b)
+	f.port.sendUDP(f.key.client, f.key.guest, segment, pieces)
 	return nil
 }
 
@@ -291,6 +300,7 @@ func (f *udpForward) Close() error {
 	defer t.mu.Unlock()
 	if t.flows[f.key] == f {
 		delete(t.flows, f.key)
+		f.port.flowsChanged()
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package netstack
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -174,12 +175,12 @@ func TestOpenUDP(t *testing.T) {
 			for _, dst := range []netip.Addr{p.cfg.Addr4, p.cfg.Addr6} {
 				src := netip.MustParseAddrPort("192.0.2.7:4711")
 				replies := make(chan string, 16)
-				reply := func(b []byte) { replies <- string(b) }
+				reply := func(_ int, b ...[]byte) { replies <- string(bytes.Join(b, nil)) }
 				first, err := l.OpenUDP(src, netip.AddrPortFrom(dst, 9000), reply)
 				if err != nil {
 					t.Fatal(err)
 				}
-				second, err := l.OpenUDP(src, netip.AddrPortFrom(dst, 9000), func(b []byte) { replies <- "second" + string(b) })
+				second, err := l.OpenUDP(src, netip.AddrPortFrom(dst, 9000), func(_ int, b ...[]byte) { replies <- "second" + string(bytes.Join(b, nil)) })
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -188,7 +189,7 @@ func TestOpenUDP(t *testing.T) {
 					f          UDPFlow
 					send, want string
 				}{{first, "x", "x"}, {first, big, big}, {second, "y", "secondy"}} {
-					if err := c.f.Send([]byte(c.send)); err != nil {
+					if err := c.f.Send(0, []byte(c.send)); err != nil {
 						t.Fatal(err)
 					}
 					select {
@@ -205,7 +206,7 @@ func TestOpenUDP(t *testing.T) {
 						t.Error(err)
 					}
 				}
-				if err := first.Send([]byte("x")); !errors.Is(err, ErrClosed) {
+				if err := first.Send(0, []byte("x")); !errors.Is(err, ErrClosed) {
 					t.Errorf("Send after Close: %v", err)
 				}
 
@@ -214,7 +215,7 @@ func TestOpenUDP(t *testing.T) {
 					t.Fatal(err)
 				}
 				for start := time.Now(); ; time.Sleep(5 * time.Millisecond) {
-					if err = nobody.Send([]byte("x")); err != nil || time.Since(start) > 2*time.Second {
+					if err = nobody.Send(0, []byte("x")); err != nil || time.Since(start) > 2*time.Second {
 						break
 					}
 				}

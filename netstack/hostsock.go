@@ -1,7 +1,6 @@
 package netstack
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -10,14 +9,16 @@ import (
 	"syscall"
 	"unsafe"
 
+	"github.com/rootless-sbx/sbx/internal/dgram"
 	"golang.org/x/sys/unix"
 )
 
 // maxDatagram is the largest payload of UDP over IPv4.
 const maxDatagram = 65507
 
-// udpRcvBuf is asked for; the kernel cuts it to net.core.rmem_max.
-const udpRcvBuf = 1 << 20
+// udpBuf is asked for each way; the kernel cuts it to net.core.rmem_max and
+// net.core.wmem_max.
+const udpBuf = 1 << 20
 
 // hostSocket is an unconnected UDP or ping socket on the host. Errors that
 // come back for its datagrams are kept in the kernel's error queue, with the
@@ -32,6 +33,9 @@ type hostSocket struct {
 	fd  int // -1 when closed
 	ttl int
 	df  int // -1 unknown, else a bool
+	// maxSegment is the largest datagram that goes in trains: a larger one was
+	// refused, for the MTU of some way.
+	maxSegment int
 }
 
 // newHostSocket makes a socket for a transport protocol.
@@ -48,7 +52,7 @@ func (n *Network) newHostSocket(proto uint8, v6 bool) (_ *hostSocket, err error)
 	if err != nil {
 		return nil, os.NewSyscallError("socket", err)
 	}
-	s := &hostSocket{file: os.NewFile(uintptr(fd), network), fd: fd, v6: v6, ttl: guestTTL, df: -1}
+	s := &hostSocket{file: os.NewFile(uintptr(fd), network), fd: fd, v6: v6, ttl: guestTTL, df: -1, maxSegment: maxDatagram}
 	defer func() {
 		if err != nil {
 			s.file.Close()
@@ -63,9 +67,13 @@ func (n *Network) newHostSocket(proto uint8, v6 bool) (_ *hostSocket, err error)
 		}
 	}
 	if proto == protoUDP {
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, udpRcvBuf); err != nil {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, udpBuf); err != nil {
 			return nil, os.NewSyscallError("setsockopt(SO_RCVBUF)", err)
 		}
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, udpBuf); err != nil {
+			return nil, os.NewSyscallError("setsockopt(SO_SNDBUF)", err)
+		}
+		dgram.Join(fd)
 	}
 	if s.raw, err = s.file.SyscallConn(); err != nil {
 		return nil, err
@@ -89,34 +97,32 @@ func (s *hostSocket) close() {
 	}
 }
 
-// send sends one datagram given in pieces, with the TTL and the don't-fragment
+// send sends a datagram, or a train of them, with the TTL and the don't-fragment
 // bit of the guest's. It never blocks.
-func (s *hostSocket) send(to netip.AddrPort, ttl uint8, df bool, pieces ...[]byte) error {
+func (s *hostSocket) send(to netip.AddrPort, ttl uint8, df bool, segment int, pieces [][]byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.fd < 0 {
 		return os.ErrClosed
 	}
+	if segment > s.maxSegment {
+		return errNoTrain
+	}
 	if err := s.prepare(int(ttl), df); err != nil {
 		return err
 	}
-	var rsa unix.RawSockaddrInet6 // the larger one
-	var arr [4]unix.Iovec
-	iov := arr[:0]
-	for _, b := range pieces {
-		iov = iovec(iov, b)
-	}
-	msg := unix.Msghdr{Name: (*byte)(unsafe.Pointer(&rsa)), Namelen: putSockaddr(&rsa, to)}
-	if len(iov) > 0 {
-		msg.Iov = &iov[0]
-		msg.SetIovlen(len(iov))
-	}
-	_, _, errno := unix.RawSyscall(unix.SYS_SENDMSG, uintptr(s.fd), uintptr(unsafe.Pointer(&msg)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-	if errno != 0 {
+	if errno := dgram.Send(s.fd, to, 0, nil, segment, pieces); errno != 0 {
+		if segment > 0 && dgram.Refuses(errno) {
+			s.maxSegment = segment - 1
+			return errNoTrain
+		}
 		return errno
 	}
 	return nil
 }
+
+// errNoTrain asks for the datagrams of a train one by one.
+var errNoTrain = errors.New("the kernel does not take the datagrams together")
 
 // prepare sets what differs from the last datagram. s.mu is held.
 func (s *hostSocket) prepare(ttl int, df bool) error {
@@ -141,18 +147,6 @@ func (s *hostSocket) prepare(ttl int, df bool) error {
 		s.df = want
 	}
 	return nil
-}
-
-// receive reads one datagram.
-func receive(fd int, b []byte) (int, netip.AddrPort, unix.Errno) {
-	var rsa unix.RawSockaddrInet6
-	size := uint32(unsafe.Sizeof(rsa))
-	n, _, errno := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)), unix.MSG_DONTWAIT,
-		uintptr(unsafe.Pointer(&rsa)), uintptr(unsafe.Pointer(&size)))
-	if errno != 0 {
-		return 0, netip.AddrPort{}, errno
-	}
-	return int(n), getSockaddr(&rsa), 0
 }
 
 // hostError is an entry of a socket's error queue.
@@ -198,35 +192,10 @@ func (s *hostSocket) readError(fd int) (hostError, bool) {
 		if e.icmp && len(m.Data) >= size+int(unsafe.Sizeof(unix.RawSockaddrInet6{})) || e.icmp && !s.v6 && len(m.Data) >= size+16 {
 			var rsa unix.RawSockaddrInet6
 			copy((*[unsafe.Sizeof(rsa)]byte)(unsafe.Pointer(&rsa))[:], m.Data[size:])
-			e.offender = getSockaddr(&rsa).Addr()
+			e.offender = dgram.Sockaddr(&rsa).Addr()
 		}
 	}
 	return e, true
-}
-
-// putSockaddr writes an address in the form of its family and returns its
-// length.
-func putSockaddr(rsa *unix.RawSockaddrInet6, a netip.AddrPort) uint32 {
-	if a.Addr().Is4() {
-		r4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(rsa))
-		r4.Family, r4.Addr = unix.AF_INET, a.Addr().As4()
-		binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(&r4.Port))[:], a.Port())
-		return uint32(unsafe.Sizeof(*r4))
-	}
-	rsa.Family, rsa.Addr = unix.AF_INET6, a.Addr().As16()
-	binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(&rsa.Port))[:], a.Port())
-	return uint32(unsafe.Sizeof(*rsa))
-}
-
-func getSockaddr(rsa *unix.RawSockaddrInet6) netip.AddrPort {
-	switch rsa.Family {
-	case unix.AF_INET:
-		r4 := (*unix.RawSockaddrInet4)(unsafe.Pointer(rsa))
-		return netip.AddrPortFrom(netip.AddrFrom4(r4.Addr), binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&r4.Port))[:]))
-	case unix.AF_INET6:
-		return netip.AddrPortFrom(netip.AddrFrom16(rsa.Addr).Unmap(), binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&rsa.Port))[:]))
-	}
-	return netip.AddrPort{}
 }
 
 // pendingError tells whether a send may have failed because of an earlier

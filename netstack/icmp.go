@@ -93,7 +93,8 @@ func (p *Port) inputEcho(ip *packet) {
 		}
 	}
 	// The kernel puts its own identifier and the checksum in.
-	m.toHost(pr, ip, l4, ip.tail)
+	p.trains.parts = [2][]byte{l4, ip.tail}
+	m.toHost(pr, ip, 0, p.trains.parts[:])
 }
 
 // sendEchoReply sends a host's answer to the guest, under the identifier it

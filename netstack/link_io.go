@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"unsafe"
 
@@ -22,6 +23,9 @@ type link struct {
 	file   *os.File
 	raw    syscall.RawConn
 	hdrLen int
+	// noTrains tells that the kernel does not cut what is written to the link
+	// into datagrams.
+	noTrains atomic.Bool
 
 	// mu lets any number of writers in and keeps close out while they write.
 	// A write to a TAP or a packet socket is one frame and needs no order.
@@ -117,9 +121,9 @@ type linkReader struct {
 // viewLen is the largest size of view that gVisor pools.
 const viewLen = 64 << 10
 
-// run calls fn for each frame until the link is closed (nil) or fails, or stop
-// says so.
-func (r *linkReader) run(stop func() bool, fn func(*frame)) error {
+// run calls fn for each frame, and idle when there is none left for now, until
+// the link is closed (nil) or fails, or stop says so.
+func (r *linkReader) run(stop func() bool, fn func(*frame), idle func()) error {
 	defer func() {
 		if r.view != nil {
 			r.view.Release()
@@ -136,6 +140,7 @@ func (r *linkReader) run(stop func() bool, fn func(*frame)) error {
 				}
 			case unix.EAGAIN:
 				r.emptied++
+				idle()
 				return false
 			case unix.EINTR:
 			case unix.ENOBUFS, unix.ENETDOWN:

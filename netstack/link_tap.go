@@ -11,8 +11,12 @@ import (
 const tunDevice = "/dev/net/tun"
 
 // Offloads that the near end of a TAP takes: the guest's kernel may hand over
-// frames with a partial checksum and TCP super-segments.
-const tapOffloads = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
+// frames with a partial checksum and super-segments of TCP, and since Linux 6.2
+// also of UDP.
+const (
+	tapOffloads    = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
+	tapOffloadsUDP = unix.TUN_F_USO4 | unix.TUN_F_USO6
+)
 
 // probeTap tells whether the TUN device can be opened. The node may exist and
 // still have no driver behind it (ENODEV, ENXIO).
@@ -64,7 +68,11 @@ func createTap(cfg GuestConfig) (_ *GuestLink, err error) {
 		return nil, fmt.Errorf("TAP %s: %w", cfg.Name, os.NewSyscallError("TUNSETVNETHDRSZ", err))
 	}
 	// After TUNSETIFF: before it the kernel has no device to apply it to.
-	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tapOffloads); err != nil {
+	err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tapOffloads|tapOffloadsUDP)
+	if err == unix.EINVAL {
+		err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tapOffloads)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("TAP %s: %w", cfg.Name, os.NewSyscallError("TUNSETOFFLOAD", err))
 	}
 	return &GuestLink{File: f, Driver: DriverTap, HdrLen: hdrLen, MTU: cfg.MTU}, nil

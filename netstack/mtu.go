@@ -57,7 +57,7 @@ func (t *mtuAdvice) add(dst netip.Addr, r *linkReader) {
 
 // tooBig deals with a datagram that must not be cut and that the host's kernel
 // does not send in one piece.
-func (m *mapping) tooBig(s *hostSocket, real netip.AddrPort, ttl uint8, ip *packet, pieces ...[]byte) error {
+func (m *mapping) tooBig(s *hostSocket, real netip.AddrPort, ttl uint8, ip *packet, pieces [][]byte) error {
 	p, v6 := m.port, ip.v6()
 	m.readErrors(s) // the kernel's note about this datagram
 	mtu, err := p.net.pathMTU(real.Addr())
@@ -83,7 +83,7 @@ func (m *mapping) tooBig(s *hostSocket, real netip.AddrPort, ttl uint8, ip *pack
 	}
 	p.mtus.add(ip.dst, &p.reader)
 	p.sendError(gw, ip.src, u, mtuCause(ip))
-	return s.send(real, ttl, false, pieces...)
+	return s.send(real, ttl, false, 0, pieces)
 }
 
 // mtuCause is an echo reply to the destination of ip, which the guest has not

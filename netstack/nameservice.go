@@ -28,6 +28,7 @@ func (p *Port) exchange(query []byte, from netip.Addr, tcp bool) []byte {
 
 // serveDNSDatagram answers one query from the guest's port.
 func (p *Port) serveDNSDatagram(src, dst netip.AddrPort, query []byte) {
+	query = bytes.Clone(query)
 	select {
 	case p.dns <- struct{}{}:
 	default:
@@ -39,7 +40,7 @@ func (p *Port) serveDNSDatagram(src, dst netip.AddrPort, query []byte) {
 		defer p.wg.Done()
 		defer func() { <-p.dns }()
 		if answer := p.exchange(query, src.Addr(), false); answer != nil && len(answer) <= maxDatagram {
-			p.sendUDP(dst, src, answer)
+			p.sendDatagram(dst, src, answer)
 		}
 	}()
 }

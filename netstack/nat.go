@@ -106,6 +106,7 @@ func (t *natTable) remove(m *mapping) {
 		delete(t.table(m.proto), m.src)
 	}
 	t.mu.Unlock()
+	m.port.flowsChanged()
 	m.close()
 }
 
@@ -210,6 +211,7 @@ func (m *mapping) dropIdlePeers() bool {
 			continue
 		}
 		room = true
+		m.port.flowsChanged()
 		delete(m.peers, dst)
 		m.port.nat.peers.Add(-1)
 		if m.byReal[pr.real] == pr {
@@ -255,5 +257,3 @@ func (m *mapping) socket(v6 bool) (*hostSocket, error) {
 	}()
 	return s, nil
 }
-
-var datagramBufs = sync.Pool{New: func() any { return new([64 << 10]byte) }}

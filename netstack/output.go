@@ -127,21 +127,22 @@ func (p *Port) sendFragments(buf, h []byte, src, dst netip.Addr, proto, ttl uint
 
 // writePieces sends a frame whose first piece starts with the virtio header.
 func (p *Port) writePieces(hdr, a, b []byte) {
+	// Not by append, which would move the callers' headers to the heap.
 	var arr [4]unix.Iovec
-	iov := iovec(arr[:0], hdr[:vnetHdrLen])
-	iov = iovec(iov, hdr[vnetHdrLen:])
-	iov = iovec(iov, a)
-	iov = iovec(iov, b)
-	_ = p.write(iov, len(hdr)-vnetHdrLen+len(a)+len(b)) // counted as a drop
-}
-
-// sendUDP sends a datagram to the guest.
-func (p *Port) sendUDP(src, dst netip.AddrPort, payload []byte) {
-	var l4 [udpLen]byte
-	binary.BigEndian.PutUint16(l4[0:], src.Port())
-	binary.BigEndian.PutUint16(l4[2:], dst.Port())
-	binary.BigEndian.PutUint16(l4[4:], uint16(udpLen+len(payload)))
-	p.sendIP(src.Addr(), dst.Addr(), protoUDP, guestTTL, l4[:], payload, 6)
+	arr[0].Base, arr[1].Base = &hdr[0], &hdr[vnetHdrLen]
+	arr[1].SetLen(len(hdr) - vnetHdrLen) // and the first by write
+	n := 2
+	if len(a) > 0 {
+		arr[n].Base = &a[0]
+		arr[n].SetLen(len(a))
+		n++
+	}
+	if len(b) > 0 {
+		arr[n].Base = &b[0]
+		arr[n].SetLen(len(b))
+		n++
+	}
+	_ = p.write(arr[:n], len(hdr)-vnetHdrLen+len(a)+len(b)) // counted as a drop
 }
 
 // unreachable is what an ICMP error says, in a form common to both families.

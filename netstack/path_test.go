@@ -217,7 +217,7 @@ func guestTrace(req request) (string, error) {
 	defer s.close()
 	var hops []string
 	for ttl := range req.Sizes {
-		if err := s.send(to, uint8(ttl+1), false, []byte("trace")); err != nil && !pendingError(err) {
+		if err := s.send(to, uint8(ttl+1), false, 0, [][]byte{[]byte("trace")}); err != nil && !pendingError(err) {
 			return "", err
 		}
 		hop := "silence"
@@ -228,7 +228,7 @@ func guestTrace(req request) (string, error) {
 			}
 		}
 		// The error is pending on the socket, too.
-		if _, _, errno := receive(s.fd, make([]byte, 1)); errno == 0 {
+		if _, _, err := unix.Recvfrom(s.fd, make([]byte, 1), unix.MSG_DONTWAIT); err == nil {
 			return "", errors.New("a datagram came back")
 		}
 		hops = append(hops, hop)

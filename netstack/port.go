@@ -27,12 +27,15 @@ type Port struct {
 	reader linkReader
 	frags  reassembler // used by the reader alone, but for expiry
 	mtus   mtuAdvice   // likewise
+	trains trains      // likewise
 	count  counters
 
 	flows flowTable    // TCP
 	nat   natTable     // UDP and ping
 	fwd   forwardTable // UDP flows that began outside
-	dns   chan struct{}
+	// flowChanges counts what may lead a UDP flow elsewhere.
+	flowChanges atomic.Uint64
+	dns         chan struct{}
 
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -95,7 +98,7 @@ func (p *Port) start() {
 	p.wg.Add(1)
 	go func() {
 		defer p.wg.Done()
-		if err := p.reader.run(p.closing.Load, p.input); err != nil {
+		if err := p.reader.run(p.closing.Load, p.input, p.flushTrains); err != nil {
 			p.net.log.Error("link failed", "port", p.cfg.ID, "name", p.cfg.Name, "error", err)
 			// Not from here: Close waits for this goroutine.
 			go p.closeWith(fmt.Errorf("read the link of %s: %w", p.cfg.ID, err))

@@ -71,6 +71,8 @@ type counters struct {
 
 func (c *counters) drop(d Drop) { c.drops[d].Add(1) }
 
+func (c *counters) dropN(d Drop, n int) { c.drops[d].Add(uint64(n)) }
+
 func (c *counters) snapshot() PortStats {
 	s := PortStats{
 		FromGuest: Traffic{c.rxFrames.Load(), c.rxBytes.Load()},

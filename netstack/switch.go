@@ -12,6 +12,7 @@ import (
 func (p *Port) input(f *frame) {
 	p.count.rxFrames.Add(1)
 	p.count.rxBytes.Add(uint64(f.size()))
+	p.trains.age(p, f.size())
 	if !f.vnet.sane(f.size()) {
 		p.count.drop(DropMalformed)
 		return

@@ -8,8 +8,17 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/rootless-sbx/sbx/internal/dgram"
 )
+
+// The way of a guest's datagram, which is also the order of the functions:
+//
+//	inputUDP   header checks, then the flow's train           udp.go
+//	trains     collects what a burst brings of one flow       udp_train.go
+//	find       its flow: a client's outside, or a mapping     udp.go
+//	toHost     the mapping's socket, or an error back         udp.go
+//	serve      what the host answers                          udp_host.go
+//	readErrors ICMP errors about what was sent                udp_error.go
 
 // inputUDP takes a guest's datagram. If segment is not zero, it is several
 // that the guest's kernel left for the device to cut.
@@ -26,35 +35,37 @@ func (p *Port) inputUDP(ip *packet, segment int) {
 		p.count.drop(DropMalformed)
 		return
 	}
-	ip.trim(ip.hdrLen + n)
-	a, b := ip.l4()[udpLen:], ip.tail
-	for segment > 0 && len(a)+len(b) > segment {
-		var a1, b1 []byte
-		a1, b1, a, b = split(a, b, segment)
-		p.fromGuest(ip, src, dst, a1, b1)
-	}
-	p.fromGuest(ip, src, dst, a, b)
-}
-
-// split cuts n bytes off the front of two consecutive parts.
-func split(a, b []byte, n int) (a1, b1, a2, b2 []byte) {
-	if n <= len(a) {
-		return a[:n], nil, a[n:], b
-	}
-	return a, b[:n-len(a)], nil, b[n-len(a):]
-}
-
-// fromGuest sends one datagram on its way. Flows that began outside come
-// first: to the guest, their client is an address like any other.
-func (p *Port) fromGuest(ip *packet, src, dst netip.AddrPort, a, b []byte) {
-	if f := p.fwd.find(src, dst); f != nil {
-		f.reply(flat(a, b))
+	if n -= udpLen; n <= segment {
+		segment = 0
+	} else if segment > 0 && n > segment*maxGuestSegments {
+		p.count.drop(DropMalformed)
 		return
+	}
+	ip.trim(ip.hdrLen + udpLen + n)
+	p.trains.add(p, ip, src, dst, segment)
+}
+
+// maxGuestSegments is the most that Linux puts into one super-segment.
+const maxGuestSegments = 128
+
+// udpFlow is where a guest's datagrams from one address and port to another
+// go: to a client that began the flow, or through a mapping to a peer.
+type udpFlow struct {
+	fwd *udpForward
+	m   *mapping
+	pr  *peer
+}
+
+// find returns the flow of a datagram. Flows that began outside come first: to
+// the guest, their client is an address like any other. It returns false if the
+// datagram has been dealt with.
+func (p *Port) find(ip *packet, src, dst netip.AddrPort, segment int) (udpFlow, bool) {
+	if f := p.fwd.find(src, dst); f != nil {
+		return udpFlow{fwd: f}, true
 	}
 	if m := p.nat.find(protoUDP, src); m != nil {
 		if pr := m.lookup(dst); pr != nil {
-			m.toHost(pr, ip, a, b)
-			return
+			return udpFlow{m: m, pr: pr}, true
 		}
 	}
 	v6 := dst.Addr().Is6()
@@ -63,20 +74,23 @@ func (p *Port) fromGuest(ip *packet, src, dst netip.AddrPort, a, b []byte) {
 	switch v {
 	case ignore:
 		p.count.drop(DropPolicy)
-		return
+		return udpFlow{}, false
 	case deny:
 		p.count.drop(DropPolicy)
 		p.sendError(gw, src.Addr(), errAdmin(v6), ip.head)
-		return
+		return udpFlow{}, false
 	case nobody:
 		p.sendError(gw, src.Addr(), errHost(v6), ip.head)
-		return
+		return udpFlow{}, false
 	case closed:
 		p.sendError(gw, src.Addr(), errPort(v6), ip.head)
-		return
+		return udpFlow{}, false
 	case service:
-		p.serveDNSDatagram(src, dst, flatCopy(a, b))
-		return
+		dgram.Cut(segment, p.trains.payload(ip), func(a, b []byte) bool {
+			p.serveDNSDatagram(src, dst, flat(a, b))
+			return true
+		})
+		return udpFlow{}, false
 	}
 	real := dst
 	if v == hostPort {
@@ -88,25 +102,30 @@ func (p *Port) fromGuest(ip *packet, src, dst netip.AddrPort, a, b []byte) {
 			if u, ok := explain(err, v6); ok {
 				p.sendError(gw, src.Addr(), u, ip.head)
 			}
-			return
+			return udpFlow{}, false
 		}
 	}
 	m := p.nat.get(p, protoUDP, src)
 	if m == nil {
 		p.count.drop(DropUDPFlows)
-		return
+		return udpFlow{}, false
 	}
 	pr := m.addPeer(dst, real)
 	if pr == nil {
 		p.count.drop(DropUDPFlows)
-		return
+		return udpFlow{}, false
 	}
-	if v == hostPort && len(a)+len(b) <= etherMTU {
-		m.mu.Lock()
-		pr.retry = flatCopy(a, b)
-		m.mu.Unlock()
+	if v == hostPort {
+		dgram.Cut(segment, p.trains.payload(ip), func(a, b []byte) bool {
+			if len(a)+len(b) <= etherMTU {
+				m.mu.Lock()
+				pr.retry = flatCopy(a, b)
+				m.mu.Unlock()
+			}
+			return false
+		})
 	}
-	m.toHost(pr, ip, a, b)
+	return udpFlow{m: m, pr: pr}, true
 }
 
 // flat returns two consecutive parts as one, without a copy if it can.
@@ -121,33 +140,55 @@ func flatCopy(a, b []byte) []byte {
 	return append(append(make([]byte, 0, len(a)+len(b)), a...), b...)
 }
 
-// toHost sends a guest's datagram to a peer. A failure that a router would
+// send sends a datagram or a train on its way. ip has the headers of the first.
+func (f *udpFlow) send(ip *packet, segment int, pieces [][]byte) {
+	if f.fwd != nil {
+		f.fwd.reply(segment, pieces...)
+		return
+	}
+	f.m.toHost(f.pr, ip, segment, pieces)
+}
+
+// toHost sends a guest's datagrams to a peer. A failure that a router would
 // report is reported to the guest.
-func (m *mapping) toHost(pr *peer, ip *packet, pieces ...[]byte) {
+func (m *mapping) toHost(pr *peer, ip *packet, segment int, pieces [][]byte) {
 	p := m.port
-	m.used.Store(time.Now().UnixNano())
+	now := time.Now()
+	m.used.Store(now.UnixNano())
 	m.mu.Lock()
+	pr.used = now
 	real := pr.real
 	m.mu.Unlock()
+	ttl := ip.ttl - 1
+	if ttl == 0 {
+		ttl = 1 // to the gateway: a host behind it is no further hop
+	}
 	s, err := m.socket(real.Addr().Is6())
 	if err == nil && s != nil {
-		ttl := ip.ttl - 1
-		if ttl == 0 {
-			ttl = 1 // to the gateway: a host behind it is no further hop
-		}
-		err = s.send(real, ttl, ip.df, pieces...)
+		err = s.send(real, ttl, ip.df, segment, pieces)
 		if err != nil && pendingError(err) && m.readErrors(s) {
 			// Maybe it was about an earlier one.
-			err = s.send(real, ttl, ip.df, pieces...)
+			err = s.send(real, ttl, ip.df, segment, pieces)
+		}
+		if errors.Is(err, errNoTrain) || err != nil && segment > 0 && pendingError(err) {
+			// One by one it shows which of them fails, and why.
+			one := make([][]byte, 2)
+			dgram.Cut(segment, pieces, func(a, b []byte) bool {
+				one[0], one[1] = a, b
+				m.toHost(pr, ip, 0, one)
+				return true
+			})
+			return
 		}
 		if ip.df && errors.Is(err, syscall.EMSGSIZE) {
-			err = m.tooBig(s, real, ttl, ip, pieces...)
+			err = m.tooBig(s, real, ttl, ip, pieces)
 		}
 	}
 	if err == nil || errors.Is(err, os.ErrClosed) {
 		return
 	}
-	p.count.drop(DropUDPSend)
+	n, _ := dgram.Count(segment, pieces)
+	p.count.dropN(DropUDPSend, n)
 	if m.proto != protoUDP && errors.Is(err, syscall.EACCES) && s == nil {
 		p.net.warnPing(err)
 		return
@@ -156,177 +197,4 @@ func (m *mapping) toHost(pr *peer, ip *packet, pieces ...[]byte) {
 	if u, ok := explain(err, v6); ok {
 		p.sendError(p.net.gateway(v6), ip.src, u, ip.head)
 	}
-}
-
-// maxSocketErrors in a row mean that a socket is broken.
-const maxSocketErrors = 1000
-
-// serve takes what the host sends to a mapping, until its socket is closed.
-func (m *mapping) serve(s *hostSocket) {
-	var failed error
-	err := s.raw.Read(func(fd uintptr) bool {
-		buf := datagramBufs.Get().(*[64 << 10]byte)
-		defer datagramBufs.Put(buf)
-		for bad := 0; bad < maxSocketErrors; {
-			n, from, errno := receive(int(fd), buf[:])
-			switch errno {
-			case 0:
-				bad = 0
-				m.fromHost(from, buf[:n])
-			case unix.EAGAIN:
-				return m.isClosed()
-			case unix.EINTR:
-			default:
-				// The errno belongs to an entry of the error queue.
-				bad++
-				failed = errno
-				m.readErrors(s)
-			}
-		}
-		return true
-	})
-	if !m.isClosed() {
-		err = errors.Join(err, failed)
-		m.port.net.log.Warn("host socket failed", "port", m.port.cfg.ID, "source", m.src, "error", err)
-		m.port.nat.remove(m)
-	}
-}
-
-func (m *mapping) isClosed() bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.closed
-}
-
-// fromHost sends a host's datagram to the guest.
-func (m *mapping) fromHost(from netip.AddrPort, b []byte) {
-	p := m.port
-	visible, ok := m.seenAs(from)
-	if !ok {
-		p.count.drop(DropUDPFiltered)
-		return
-	}
-	m.used.Store(time.Now().UnixNano())
-	if m.proto == protoUDP {
-		p.sendUDP(visible, m.src, b)
-		return
-	}
-	p.sendEchoReply(visible.Addr(), m.src, b)
-}
-
-// readErrors passes the entries of a socket's error queue on to the guest. It
-// returns false if there were none.
-func (m *mapping) readErrors(s *hostSocket) bool {
-	any := false
-	// Control keeps the descriptor open; it fails when it is closed already.
-	_ = s.raw.Control(func(fd uintptr) {
-		for {
-			e, ok := s.readError(int(fd))
-			if !ok {
-				return
-			}
-			any = true
-			m.reportError(s, &e)
-		}
-	})
-	return any
-}
-
-// reportError tells the guest what became of a datagram of its own.
-func (m *mapping) reportError(s *hostSocket, e *hostError) {
-	p, v6 := m.port, m.src.Addr().Is6()
-	visible, ok := m.peerOf(e.to)
-	if !ok || m.tryLoopback6(e) {
-		return
-	}
-	gw := p.net.gateway(v6)
-	u, from := e.what, gw
-	switch {
-	case e.icmp && s.v6 == v6 && relayable(u, v6):
-		if e.offender == e.to.Addr() {
-			from = visible.Addr()
-		} else if e.offender.Is6() == v6 && outside(e.offender) == allow {
-			from = e.offender
-		}
-	case e.icmp && errors.Is(e.errno, syscall.EMSGSIZE):
-		u = errTooBig(v6, uint32(mtuInFamily(int(e.what.info), s.v6, v6)))
-	default:
-		// EMSGSIZE is none of them: what the host itself finds too big is
-		// tooBig's business.
-		var known bool
-		if u, known = explain(e.errno, v6); !known {
-			return
-		}
-		if errors.Is(e.errno, syscall.ECONNREFUSED) {
-			from = visible.Addr()
-		}
-	}
-	p.sendError(from, m.src.Addr(), u, m.cause(visible, e.data))
-}
-
-// peerOf is seenAs for a destination.
-func (m *mapping) peerOf(to netip.AddrPort) (netip.AddrPort, bool) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if pr := m.byReal[to]; pr != nil {
-		return pr.visible, true
-	}
-	_, ok := m.peers[to]
-	return to, ok
-}
-
-// relayable tells whether an ICMP error says something about a datagram.
-func relayable(u unreachable, v6 bool) bool {
-	if v6 {
-		return u.typ >= 1 && u.typ <= 4
-	}
-	return u.typ == 3 || u.typ == 11 || u.typ == 12
-}
-
-// tryLoopback6 sends the first datagram to a host port to [::1] after
-// 127.0.0.1 refused it.
-func (m *mapping) tryLoopback6(e *hostError) bool {
-	if !errors.Is(e.errno, syscall.ECONNREFUSED) {
-		return false
-	}
-	m.mu.Lock()
-	pr := m.byReal[e.to]
-	if pr == nil || pr.retry == nil || !pr.real.Addr().Is4() {
-		m.mu.Unlock()
-		return false
-	}
-	data := pr.retry
-	delete(m.byReal, pr.real)
-	pr.real, pr.retry = hostLoopback(pr.visible.Port())[1], nil
-	m.byReal[pr.real] = pr
-	real := pr.real
-	m.mu.Unlock()
-	s, err := m.socket(true)
-	return err == nil && s != nil && s.send(real, guestTTL, false, data) == nil
-}
-
-// cause rebuilds the start of the guest's datagram that an error is about.
-func (m *mapping) cause(dst netip.AddrPort, data []byte) []byte {
-	var l4 [udpLen]byte
-	if m.proto == protoUDP {
-		binary.BigEndian.PutUint16(l4[0:], m.src.Port())
-		binary.BigEndian.PutUint16(l4[2:], dst.Port())
-		binary.BigEndian.PutUint16(l4[4:], uint16(udpLen+len(data)))
-	} else {
-		// An echo request's own header comes first in data.
-		l4[0] = echoRequest(m.src.Addr().Is6())
-		if len(data) >= icmpLen {
-			copy(l4[6:8], data[6:8])
-			data = data[icmpLen:]
-		}
-		binary.BigEndian.PutUint16(l4[4:], m.src.Port())
-	}
-	b := make([]byte, ip6Len, ip6Len+len(l4)+len(data))
-	if dst.Addr().Is6() {
-		putIPv6(b, m.src.Addr(), dst.Addr(), m.proto, guestTTL, len(l4)+len(data))
-	} else {
-		b = b[:ip4Len]
-		putIPv4(b, m.src.Addr(), dst.Addr(), m.proto, guestTTL, len(l4)+len(data), 0, 0)
-	}
-	return append(append(b, l4[:]...), data...)
 }

@@ -2,11 +2,11 @@ package portfwd
 
 import (
 	"encoding/binary"
-	"errors"
 	"net/netip"
 	"strconv"
 	"unsafe"
 
+	"github.com/rootless-sbx/sbx/internal/dgram"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,55 +19,32 @@ type localAddr struct {
 
 func (l localAddr) addr() netip.Addr { return l.ip }
 
-var errTruncated = errors.New("datagram or its address over the size limit")
-
-// recvFrom reads one datagram with its two addresses.
-func recvFrom(fd int, buf []byte) (n int, key flowKey, err error) {
-	var oob [128]byte
-	n, oobn, flags, from, err := unix.Recvmsg(fd, buf, oob[:], unix.MSG_DONTWAIT)
-	if err != nil {
-		return 0, key, err
+// keyOf is the flow of what an inbox has received.
+func keyOf(t *dgram.Train) flowKey {
+	ip := t.From.Addr()
+	if t.Zone != 0 {
+		ip = ip.WithZone(strconv.FormatUint(uint64(t.Zone), 10))
 	}
-	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
-		return 0, key, errTruncated
-	}
-	switch a := from.(type) {
-	case *unix.SockaddrInet4:
-		key.client = netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
-	case *unix.SockaddrInet6:
-		ip := netip.AddrFrom16(a.Addr)
-		if a.ZoneId != 0 {
-			ip = ip.WithZone(strconv.FormatUint(uint64(a.ZoneId), 10))
-		}
-		key.client = netip.AddrPortFrom(ip, uint16(a.Port))
-	}
-	key.local, err = parseLocal(oob[:oobn])
-	return n, key, err
+	return flowKey{client: netip.AddrPortFrom(ip, t.From.Port()), local: parseLocal(t.PktInfo)}
 }
 
-// parseLocal finds the local address among control messages.
-func parseLocal(oob []byte) (localAddr, error) {
-	msgs, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return localAddr{}, err
-	}
-	for _, m := range msgs {
-		switch {
-		case m.Header.Level == unix.IPPROTO_IP && m.Header.Type == unix.IP_PKTINFO && len(m.Data) >= unix.SizeofInet4Pktinfo:
-			// ifindex, spec_dst (ours even for a broadcast), addr (in the header)
-			return localAddr{ip: netip.AddrFrom4([4]byte(m.Data[4:8]))}, nil
-		case m.Header.Level == unix.IPPROTO_IPV6 && m.Header.Type == unix.IPV6_PKTINFO && len(m.Data) >= unix.SizeofInet6Pktinfo:
-			l := localAddr{ip: netip.AddrFrom16([16]byte(m.Data[:16]))}
-			if l.ip.IsMulticast() {
-				return localAddr{}, nil // no source for replies: let the kernel choose
-			}
-			if l.ip.IsLinkLocalUnicast() {
-				l.ifindex = binary.NativeEndian.Uint32(m.Data[16:20])
-			}
-			return l, nil
+// parseLocal reads the data of IP_PKTINFO or IPV6_PKTINFO.
+func parseLocal(b []byte) localAddr {
+	switch {
+	case len(b) >= unix.SizeofInet6Pktinfo:
+		l := localAddr{ip: netip.AddrFrom16([16]byte(b[:16]))}
+		if l.ip.IsMulticast() {
+			return localAddr{} // no source for replies: let the kernel choose
 		}
+		if l.ip.IsLinkLocalUnicast() {
+			l.ifindex = binary.NativeEndian.Uint32(b[16:20])
+		}
+		return l
+	case len(b) >= unix.SizeofInet4Pktinfo:
+		// ifindex, spec_dst (ours even for a broadcast), addr (in the header)
+		return localAddr{ip: netip.AddrFrom4([4]byte(b[4:8]))}
 	}
-	return localAddr{}, nil
+	return localAddr{}
 }
 
 // control is the control message that makes a datagram leave from l.
@@ -96,8 +73,11 @@ func cmsg(level, typ int32, size int) []byte {
 	return b
 }
 
-// zoneID is the interface index that recvFrom put into a zone.
+// zoneID is the interface index that keyOf put into a zone.
 func zoneID(a netip.Addr) uint32 {
+	if a.Zone() == "" {
+		return 0
+	}
 	n, err := strconv.ParseUint(a.Zone(), 10, 32)
 	if err != nil {
 		return 0

@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestParsePublish(t *testing.T) {
@@ -151,15 +153,20 @@ func FuzzParsePublish(f *testing.F) {
 }
 
 func FuzzParseLocal(f *testing.F) {
-	f.Add(localAddr{ip: hostLan4}.control())
-	f.Add(localAddr{ip: hostLan6}.control())
+	data := func(l localAddr) []byte { return l.control()[unix.CmsgLen(0):] }
+	f.Add(data(localAddr{ip: hostLan4})[:unix.SizeofInet4Pktinfo])
+	f.Add(data(localAddr{ip: hostLan6})[:unix.SizeofInet6Pktinfo])
 	f.Fuzz(func(t *testing.T, b []byte) {
-		l, err := parseLocal(b)
-		if err != nil || !l.ip.IsValid() {
+		l := parseLocal(b)
+		if !l.ip.IsValid() {
 			return
 		}
-		if back, err := parseLocal(l.control()); err != nil || back.ip != l.ip {
-			t.Errorf("%v -> %v, %v", l, back, err)
+		size := unix.SizeofInet4Pktinfo
+		if l.ip.Is6() {
+			size = unix.SizeofInet6Pktinfo
+		}
+		if back := parseLocal(data(l)[:size]); back != l {
+			t.Errorf("%v -> %v", l, back)
 		}
 	})
 }

@@ -15,15 +15,17 @@ type Stack interface {
 	// over host and closes it, with a reset if dst refuses; the error then wraps
 	// ECONNREFUSED. It ends early when ctx does.
 	ForwardTCP(ctx context.Context, host *net.TCPConn, src, dst netip.AddrPort) error
-	// OpenUDP makes a flow. reply is called for each datagram from dst and does
-	// not block nor keep the slice.
-	OpenUDP(src, dst netip.AddrPort, reply func([]byte)) (UDPFlow, error)
+	// OpenUDP makes a flow. reply is called for what dst sends, in the form that
+	// UDPFlow.Send takes; it does not block nor keep the slices.
+	OpenUDP(src, dst netip.AddrPort, reply func(segment int, pieces ...[]byte)) (UDPFlow, error)
 }
 
-// UDPFlow is one client's datagrams towards the guest. Send does not keep the
-// slice. It is an alias so that a Stack need not import this package.
+// UDPFlow is one client's datagrams towards the guest. Send takes one datagram
+// in pieces or, if segment is not zero, as many as result from cutting them each
+// segment bytes; it does not keep the slices. UDPFlow is an alias so that a Stack
+// need not import this package.
 type UDPFlow = interface {
-	Send([]byte) error
+	Send(segment int, pieces ...[]byte) error
 	Close() error
 }
 

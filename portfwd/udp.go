@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/rootless-sbx/sbx/internal/dgram"
 	"golang.org/x/sys/unix"
 )
 
@@ -21,12 +22,18 @@ import (
 // The reading goroutine never waits for the guest: a new flow is set up on its
 // own goroutine, and datagrams queue until it is.
 
-const (
-	maxDatagram  = 65535
-	maxFlowQueue = 32 // datagrams that wait for their flow
-)
+//
+// Datagrams of one client that have come together go on together, as a train: see
+// internal/dgram.
 
-var datagrams = sync.Pool{New: func() any { b := make([]byte, maxDatagram); return &b }}
+const (
+	maxFlowQueue = 32 // datagrams that wait for their flow
+	// maxReads bounds how often a socket is read without a look at whether it
+	// has been closed.
+	maxReads = 64
+	// udpBuf is asked for; the kernel cuts it to net.core.rmem_max.
+	udpBuf = 1 << 20
+)
 
 // udpSocket is one listening socket and its flows.
 type udpSocket struct {
@@ -50,14 +57,18 @@ type flowKey struct {
 type flow struct {
 	s       *udpSocket
 	key     flowKey
+	control []byte       // key.local's control message
 	last    atomic.Int64 // time of the last datagram, either way
 	replied atomic.Bool
 
-	mu    sync.Mutex         // guards what follows
-	queue [][]byte           // datagrams that wait for send
-	send  func([]byte) error // nil until the guest's side is set up; does not block
-	first []byte             // the first datagram, to be sent again over the other family
+	mu    sync.Mutex // guards what follows
+	queue [][]byte   // datagrams that wait for send
+	send  sendFunc   // nil until the guest's side is set up
+	first []byte     // the first datagram, to be sent again over the other family
 }
+
+// sendFunc sends a datagram or a train without blocking. It does not keep it.
+type sendFunc = func(segment int, pieces ...[]byte) error
 
 func newUDPSocket(uc *net.UDPConn) (*udpSocket, error) {
 	rc, err := uc.SyscallConn()
@@ -65,10 +76,16 @@ func newUDPSocket(uc *net.UDPConn) (*udpSocket, error) {
 		uc.Close()
 		return nil, err
 	}
-	// Best effort: the kernel caps it at net.core.rmem_max.
-	uc.SetReadBuffer(1 << 20)
+	enlarge(uc, rc)
 	v6 := uc.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Is6()
 	return &udpSocket{uc: uc, rc: rc, v6: v6, flows: map[flowKey]*flow{}}, nil
+}
+
+// enlarge makes room in a socket for bursts, as far as the kernel allows.
+func enlarge(uc *net.UDPConn, rc syscall.RawConn) {
+	_ = uc.SetReadBuffer(udpBuf)
+	_ = uc.SetWriteBuffer(udpBuf)
+	_ = rc.Control(func(fd uintptr) { dgram.Join(int(fd)) })
 }
 
 func (s *udpSocket) localPort() uint16 { return s.uc.LocalAddr().(*net.UDPAddr).AddrPort().Port() }
@@ -82,86 +99,107 @@ func (s *udpSocket) start(p *published) {
 // read takes datagrams until the socket is closed. A buffer is held only while
 // there is something to read, so that many idle ports cost no memory.
 func (s *udpSocket) read() {
-	c := &s.p.m.count
 	for {
-		var (
-			buf  *[]byte
-			key  flowKey
-			n    int
-			rerr error
-		)
 		err := s.rc.Read(func(fd uintptr) bool {
-			buf = datagrams.Get().(*[]byte)
-			if n, key, rerr = recvFrom(int(fd), *buf); rerr == unix.EAGAIN {
-				datagrams.Put(buf)
-				buf = nil
-				return false
+			in := dgram.GetInbox()
+			defer in.Put()
+			for range maxReads {
+				switch errno := in.Receive(int(fd)); errno {
+				case 0:
+					s.deliverAll(in)
+				case unix.EAGAIN:
+					return false
+				case unix.EINTR:
+				default:
+					s.p.m.count.udpDropped.Add(1)
+				}
 			}
 			return true
 		})
 		if err != nil {
 			return // closed
 		}
-		if rerr != nil {
-			c.udpDropped.Add(1)
-		} else {
-			c.udpIn.Add(1)
-			s.deliver(key, (*buf)[:n])
-		}
-		datagrams.Put(buf)
 	}
 }
 
-// deliver gives a datagram to its flow, which it makes if there is room.
-func (s *udpSocket) deliver(key flowKey, b []byte) {
+func (s *udpSocket) deliverAll(in *dgram.Inbox) {
+	c := &s.p.m.count
+	for {
+		t, ok := in.Next()
+		if !ok {
+			return
+		}
+		if t.Truncated {
+			c.udpDropped.Add(1)
+			continue
+		}
+		c.udpIn.Add(uint64(t.Count))
+		s.deliver(keyOf(&t), &t)
+	}
+}
+
+// deliver gives datagrams to their flow, which it makes if there is room.
+func (s *udpSocket) deliver(key flowKey, t *dgram.Train) {
 	m := s.p.m
 	s.mu.Lock()
 	f := s.flows[key]
 	if f == nil {
 		if !take(&m.count.flows, 1, int64(m.lim.UDPFlows)) {
 			s.mu.Unlock()
-			m.count.udpDropped.Add(1)
+			m.count.udpDropped.Add(uint64(t.Count))
 			return
 		}
-		f = &flow{s: s, key: key}
+		f = &flow{s: s, key: key, control: key.local.control()}
 		f.touch()
 		s.flows[key] = f
 		s.p.wg.Go(f.run)
 	}
 	s.mu.Unlock()
 	f.touch()
-	if err := f.toGuest(b); err != nil {
-		m.count.udpDropped.Add(1)
-		return
-	}
-	m.count.bytesIn.Add(uint64(len(b)))
+	f.toGuest(t)
 }
 
 func (f *flow) touch() { f.last.Store(time.Now().UnixNano()) }
 
-var errQueueFull = errors.New("too many datagrams wait for their flow")
-
-func (f *flow) toGuest(b []byte) error {
+func (f *flow) toGuest(t *dgram.Train) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	m := f.s.p.m
 	if f.send != nil {
-		return f.send(b)
+		if f.send(t.Segment, t.Data...) != nil {
+			m.count.udpDropped.Add(uint64(t.Count))
+			return
+		}
+		m.count.bytesIn.Add(uint64(t.Bytes))
+		return
 	}
+	dgram.Cut(t.Segment, t.Data, func(a, b []byte) bool {
+		f.enqueue(append(append([]byte{}, a...), b...))
+		return true
+	})
+	if t.Bytes == 0 {
+		f.enqueue([]byte{})
+	}
+}
+
+// enqueue keeps a datagram until the guest's side is set up. f.mu is held.
+func (f *flow) enqueue(b []byte) {
 	m := f.s.p.m
 	if len(f.queue) >= maxFlowQueue || !take(&m.count.udpBytes, int64(len(b)), int64(m.lim.UDPBytes)) {
-		return errQueueFull
+		m.count.udpDropped.Add(1)
+		return
 	}
-	f.queue = append(f.queue, append([]byte{}, b...))
-	return nil
+	f.queue = append(f.queue, b)
+	m.count.bytesIn.Add(uint64(len(b)))
 }
 
 // open sends what has waited and lets the reader send from now on.
-func (f *flow) open(send func([]byte) error, keepFirst bool) {
+func (f *flow) open(send sendFunc, keepFirst bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	m := f.s.p.m
 	for i, b := range f.queue {
-		if send(b) != nil {
+		if send(0, b) != nil {
 			m.count.udpDropped.Add(1)
 		}
 		if i == 0 && keepFirst {
@@ -215,7 +253,7 @@ func (f *flow) idle() time.Duration {
 
 func (f *flow) runStack(src, dst netip.AddrPort) error {
 	p := f.s.p
-	uf, err := p.m.cfg.Stack.OpenUDP(src, dst, func(b []byte) { f.toClient(b, unix.MSG_DONTWAIT) })
+	uf, err := p.m.cfg.Stack.OpenUDP(src, dst, func(segment int, pieces ...[]byte) { f.toClient(segment, pieces, false) })
 	if err != nil {
 		return err
 	}
@@ -242,7 +280,7 @@ func (f *flow) runStack(src, dst netip.AddrPort) error {
 // end of the flow and its removal from the table.
 func (f *flow) shut() {
 	f.mu.Lock()
-	f.send = func([]byte) error { return net.ErrClosed }
+	f.send = func(int, ...[]byte) error { return net.ErrClosed }
 	f.mu.Unlock()
 }
 
@@ -275,9 +313,10 @@ func (f *flow) runSocket(dst netip.AddrPort, retry bool) error {
 	if err != nil {
 		return err
 	}
-	send := func(b []byte) error {
+	enlarge(c, rc)
+	send := func(segment int, pieces ...[]byte) error {
 		var serr error
-		if err := rc.Control(func(fd uintptr) { serr = sendNow(int(fd), b) }); err != nil {
+		if err := rc.Control(func(fd uintptr) { serr = sendNow(int(fd), segment, pieces) }); err != nil {
 			return err
 		}
 		return serr
@@ -287,7 +326,7 @@ func (f *flow) runSocket(dst netip.AddrPort, retry bool) error {
 	f.first = nil
 	f.mu.Unlock()
 	if again != nil {
-		send(again) // lost like any other datagram if it cannot be sent
+		send(0, again) // lost like any other datagram if it cannot be sent
 		p.m.count.udpBytes.Add(-int64(len(again)))
 	}
 	f.open(send, retry)
@@ -329,31 +368,16 @@ func (f *flow) readReplies(c *net.UDPConn, rc syscall.RawConn, retry bool) error
 		if err := c.SetReadDeadline(time.Now().Add(d)); err != nil {
 			return nil // closed
 		}
-		var (
-			buf  *[]byte
-			n    int
-			rerr error
-		)
+		var rerr error
 		err := rc.Read(func(fd uintptr) bool {
-			buf = datagrams.Get().(*[]byte)
-			if n, rerr = unix.Read(int(fd), *buf); rerr == unix.EAGAIN {
-				datagrams.Put(buf)
-				buf = nil
-				return false
-			}
-			return true
+			rerr = f.readSocket(int(fd))
+			return rerr != unix.EAGAIN
 		})
 		switch {
 		case err != nil && f.s.p.ctx.Err() != nil, errors.Is(err, net.ErrClosed):
 			return nil
-		case err != nil:
-			continue // the deadline; idle decides
-		case rerr == nil:
-			f.toClient((*buf)[:n], 0)
-		}
-		datagrams.Put(buf)
-		if rerr == nil {
-			continue
+		case err != nil, rerr == nil:
+			continue // the deadline: idle decides
 		}
 		// Most likely ECONNREFUSED: nothing listens. A server may yet start.
 		f.s.p.m.count.refused.Add(1)
@@ -363,50 +387,88 @@ func (f *flow) readReplies(c *net.UDPConn, rc syscall.RawConn, retry bool) error
 	}
 }
 
-// toClient sends a reply from the address that the client talked to.
-func (f *flow) toClient(b []byte, flags int) {
+// readSocket passes on what waits in the guest's socket. EAGAIN says that it was
+// everything.
+func (f *flow) readSocket(fd int) error {
+	in := dgram.GetInbox()
+	defer in.Put()
+	for range maxReads {
+		if errno := in.Receive(fd); errno != 0 {
+			return errno
+		}
+		for {
+			t, ok := in.Next()
+			if !ok {
+				break
+			}
+			f.toClient(t.Segment, t.Data, true)
+		}
+	}
+	return nil
+}
+
+// toClient sends replies from the address that the client talked to.
+func (f *flow) toClient(segment int, pieces [][]byte, wait bool) {
 	c := &f.s.p.m.count
 	if !f.replied.Swap(true) {
 		f.forget() // the first datagram has arrived
 	}
 	f.touch()
-	if err := f.s.sendTo(b, f.key, flags); err != nil {
-		c.udpDropped.Add(1)
+	n, size := dgram.Count(segment, pieces)
+	if err := f.s.sendTo(f, segment, pieces, wait); err != nil {
+		c.udpDropped.Add(uint64(n))
 		return
 	}
-	c.udpOut.Add(1)
-	c.bytesOut.Add(uint64(len(b)))
+	c.udpOut.Add(uint64(n))
+	c.bytesOut.Add(uint64(size))
 }
 
-// sendTo waits for room in the socket's buffer unless flags say MSG_DONTWAIT.
-func (s *udpSocket) sendTo(b []byte, key flowKey, flags int) error {
-	var serr error
-	call := func(fd uintptr) bool {
-		for {
-			_, serr = unix.SendmsgN(int(fd), b, key.local.control(), sockaddr(key.client), flags|unix.MSG_NOSIGNAL)
-			if serr != unix.EINTR {
-				return serr != unix.EAGAIN || flags&unix.MSG_DONTWAIT != 0
-			}
+// sendTo sends to a flow's client. It may wait for room in the socket's buffer.
+func (s *udpSocket) sendTo(f *flow, segment int, pieces [][]byte, wait bool) error {
+	var errno unix.Errno
+	to := f.key.client
+	zone := zoneID(to.Addr())
+	one := func(segment int, pieces [][]byte) error {
+		err := s.rc.Write(func(fd uintptr) bool {
+			errno = dgram.Send(int(fd), to, zone, f.control, segment, pieces)
+			return errno != unix.EAGAIN || !wait
+		})
+		if err == nil && errno != 0 {
+			err = errno
 		}
-	}
-	if err := s.rc.Write(call); err != nil {
 		return err
 	}
-	return serr
+	return sendTrain(one, segment, pieces)
 }
 
 // sendNow sends on a connected socket without waiting.
-func sendNow(fd int, b []byte) error {
-	for {
-		// A pending error of an earlier datagram, such as ECONNREFUSED, is
-		// reported here once and the datagram not sent; so try twice.
-		_, err := unix.SendmsgN(fd, b, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
-		if err == unix.EINTR {
-			continue
+func sendNow(fd int, segment int, pieces [][]byte) error {
+	return sendTrain(func(segment int, pieces [][]byte) error {
+		errno := dgram.Send(fd, netip.AddrPort{}, 0, nil, segment, pieces)
+		if errno == unix.ECONNREFUSED {
+			// A pending error of an earlier datagram is reported here once and
+			// this one not sent; so try twice.
+			errno = dgram.Send(fd, netip.AddrPort{}, 0, nil, segment, pieces)
 		}
-		if err == unix.ECONNREFUSED {
-			_, err = unix.SendmsgN(fd, b, nil, nil, unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL)
+		if errno != 0 {
+			return errno
 		}
+		return nil
+	}, segment, pieces)
+}
+
+// sendTrain sends datagrams together or, where the kernel refuses that, one by
+// one.
+func sendTrain(send func(int, [][]byte) error, segment int, pieces [][]byte) error {
+	err := send(segment, pieces)
+	var errno unix.Errno
+	if segment == 0 || !errors.As(err, &errno) || !dgram.Refuses(errno) {
 		return err
 	}
+	err = nil
+	dgram.Cut(segment, pieces, func(a, b []byte) bool {
+		err = send(0, [][]byte{a, b})
+		return true
+	})
+	return err
 }

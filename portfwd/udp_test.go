@@ -19,7 +19,7 @@ func serveUDP(t *testing.T, c *net.UDPConn, answer func(b []byte, from netip.Add
 	t.Helper()
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		b := make([]byte, maxDatagram)
+		b := make([]byte, 65535)
 		for {
 			n, from, err := c.ReadFromUDPAddrPort(b)
 			if err != nil {
@@ -43,7 +43,7 @@ func askUDP(c net.Conn, b []byte) ([]byte, error) {
 	if _, err := c.Write(b); err != nil {
 		return nil, err
 	}
-	in := make([]byte, maxDatagram)
+	in := make([]byte, 65535)
 	n, err := c.Read(in)
 	return in[:n], err
 }
