@@ -47,7 +47,7 @@ func (p *Port) sendTrain(src, dst netip.AddrPort, segment, size int, pieces [][]
 	if v6 {
 		ipLen, etherType = ip6Len, etherIPv6
 	}
-	if p.link.noTrains.Load() || size > dgram.MaxBytes || segment+udpLen+ipLen > p.net.cfg.MTU {
+	if p.link.noTrains.Load() || size > dgram.MaxBytes || len(pieces) > dgram.Len || segment+udpLen+ipLen > p.net.cfg.MTU {
 		return false
 	}
 	var buf [vnetHdrLen + ethLen + ip6Len + udpLen]byte
@@ -70,11 +70,15 @@ func (p *Port) sendTrain(src, dst netip.AddrPort, segment, size int, pieces [][]
 	var arr [dgram.Len + 2]unix.Iovec
 	arr[0].Base, arr[1].Base = &head[0], &head[vnetHdrLen] // see writePieces
 	arr[1].SetLen(len(head) - vnetHdrLen)
-	iov := arr[:2]
+	iovs := 2
 	for _, b := range pieces {
-		iov = iovec(iov, b)
+		if len(b) > 0 {
+			arr[iovs].Base = &b[0]
+			arr[iovs].SetLen(len(b))
+			iovs++
+		}
 	}
-	if err := p.link.write(iov); errors.Is(err, unix.EINVAL) {
+	if err := p.link.write(arr[:iovs]); errors.Is(err, unix.EINVAL) {
 		p.link.noTrains.Store(true) // an older kernel
 		return false
 	} else if err != nil {
