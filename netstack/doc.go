@@ -22,6 +22,20 @@
 // finds the port by the destination address and writes virtio and Ethernet
 // header itself, so that no neighbour table exists that a guest could fill.
 //
+// # Trains of datagrams
+//
+// Consecutive datagrams of one flow, all equally long but for the last one, cross
+// each side in one system call: UDP_SEGMENT and UDP_GRO on host sockets, a
+// super-segment on the link (Linux 6.2; before, one by one). From a guest they are
+// collected while its link has more to read: at most 64 datagrams of at most 16
+// KiB for each of 8 flows, and nothing waits for longer than it takes to read 256
+// KiB. What the host's kernel does not take together is sent one by one, so that an
+// error is about its datagram. Each side of a host socket has a buffer of 1 MiB, as
+// far as net.core.rmem_max and wmem_max allow. A TAP drops what its queue has no
+// room for: before Linux stops the sender there, a guest that sends faster than
+// its network process reads loses the rest, and only the guest's own counters of
+// its interface show it.
+//
 // # Datagrams larger than the host's MTU
 //
 // Linux sets don't-fragment on ordinary datagrams, too, and itself cuts what
