@@ -17,6 +17,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/rootless-sbx/sbx/internal/dgram"
 	"github.com/rootless-sbx/sbx/internal/impair"
 	"golang.org/x/sys/unix"
 )
@@ -233,11 +234,14 @@ func (l *lan) publishedTCP(client, guest netip.AddrPort, x transfer) error {
 
 func (l *lan) publishedUDP(client, guest netip.AddrPort, sizes []int) error {
 	replies := make(chan []byte, 64)
-	f, err := l.OpenUDP(client, guest, func(b []byte) {
-		select {
-		case replies <- append([]byte(nil), b...):
-		default:
-		}
+	f, err := l.OpenUDP(client, guest, func(segment int, pieces ...[]byte) {
+		dgram.Cut(segment, pieces, func(a, b []byte) bool {
+			select {
+			case replies <- flatCopy(a, b):
+			default:
+			}
+			return true
+		})
 	})
 	if err != nil {
 		return err
@@ -248,7 +252,7 @@ func (l *lan) publishedUDP(client, guest netip.AddrPort, sizes []int) error {
 		if err != nil {
 			return err
 		}
-		if err := echoed(f.Send, replies, want); err != nil {
+		if err := echoed(func(b []byte) error { return f.Send(0, b) }, replies, want); err != nil {
 			return err
 		}
 	}
