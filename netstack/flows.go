@@ -1,12 +1,13 @@
 package netstack
 
 import (
-	"net"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/waiter"
 )
 
 // flowTable are the TCP connections of one port.
@@ -20,12 +21,30 @@ type flowTable struct {
 
 // tcpFlow is one established connection between a guest and the host.
 type tcpFlow struct {
+	port *Port
 	ep   tcpip.Endpoint
-	host *net.TCPConn // nil for a service of the gateway
+	wq   waiter.Queue
+	host *hostConn // nil for a service of the gateway
 	once sync.Once
-	dead chan struct{} // closed by abort
+	done chan struct{} // if not nil, closed at the end
 	// relayBuf is the size of the buffer that upload takes next.
 	relayBuf atomic.Int64
+
+	entry    waiter.Entry
+	listens  atomic.Bool
+	up, down task
+	last     task         // sees a reset, and the end
+	open     atomic.Int32 // directions that have not ended
+	blocked  atomic.Bool  // upload waits for room in the host's socket
+	drain    atomic.Bool  // download must read until there is nothing: see hostDrain
+
+	// Used by the task of one direction alone.
+	out        collector // what upload has read and not yet written
+	rest       []byte    // what download has read and not yet written
+	much       bool      // download found a full buffer the last time
+	uploaded   bool      // the direction has ended
+	downloaded bool
+	wait       time.Duration // until settle asks again
 }
 
 func (t *flowTable) init() { t.flows, t.share = map[*tcpFlow]struct{}{}, tcpBufMax }
@@ -139,20 +158,70 @@ func (t *flowTable) abort(n *Network, p *Port) {
 	}
 }
 
-// abort resets both sides.
-func (f *tcpFlow) abort() {
-	f.once.Do(func() {
-		close(f.dead)
-		f.ep.Abort()
-		if f.host != nil {
-			resetConn(f.host)
-		}
-	})
+// end is called once by each direction.
+func (f *tcpFlow) end() {
+	if f.open.Add(-1) > 0 {
+		return
+	}
+	f.host.close()
+	f.last.wake()
 }
 
-// resetConn closes a connection with a RST. Its errors have no reader: the
-// connection is gone in any case.
-func resetConn(c *net.TCPConn) {
-	_ = c.SetLinger(0)
-	_ = c.Close()
+// leave ends a connection to a service of the gateway.
+func (f *tcpFlow) leave() {
+	_ = f.ep.Shutdown(tcpip.ShutdownWrite) // the guest may have gone
+	f.last.flow, f.last.do = f, (*tcpFlow).settle
+	f.listen(waiter.EventHUp | waiter.EventErr)
+	f.last.wake()
+}
+
+// listen has NotifyEvent called.
+func (f *tcpFlow) listen(events waiter.EventMask) {
+	f.entry.Init(f, events)
+	f.wq.EventRegister(&f.entry)
+	f.listens.Store(true)
+}
+
+// settle resets a flow whose guest has reset it, be the relay waiting for the host
+// alone. When both directions have ended it closes the guest's side, once the guest
+// has acknowledged everything that was sent. Until then the flow has its place in
+// the table: what a guest does not read counts in its memory, and is freed with its
+// port.
+func (f *tcpFlow) settle(*worker) {
+	state := tcp.EndpointState(f.ep.State())
+	switch {
+	case f.open.Load() > 0:
+		if state == tcp.StateError {
+			f.abort()
+		}
+	case state == tcp.StateFinWait2, state == tcp.StateTimeWait, state == tcp.StateClose, state == tcp.StateError:
+		f.finish(false)
+	default: // not every end is an event
+		f.wait = min(max(2*f.wait, 10*time.Millisecond), time.Second)
+		time.AfterFunc(f.wait, f.last.wake)
+	}
+}
+
+// abort resets both sides.
+func (f *tcpFlow) abort() { f.finish(true) }
+
+func (f *tcpFlow) finish(reset bool) {
+	f.once.Do(func() {
+		if reset {
+			f.ep.Abort()
+		} else {
+			f.ep.Close()
+		}
+		if f.listens.Load() {
+			f.wq.EventUnregister(&f.entry)
+		}
+		if f.host != nil {
+			f.host.end(reset)
+			f.up.wake() // to give back its buffer
+		}
+		f.port.flows.remove(f.port, f)
+		if f.done != nil {
+			close(f.done)
+		}
+	})
 }

@@ -39,45 +39,48 @@ func (n *Network) visible(client netip.AddrPort, dst netip.Addr) (netip.AddrPort
 // errors after that are passed from one side to the other and not returned.
 // ctx bounds the connect and the relay.
 func (n *Network) ForwardTCP(ctx context.Context, host *net.TCPConn, src, dst netip.AddrPort) error {
-	p, ep, wq, err := n.connect(ctx, src, dst)
+	p, f, err := n.connect(ctx, src, dst)
 	if err != nil {
 		resetConn(host)
 		return fmt.Errorf("connect to %s: %w", dst, err)
 	}
 	defer p.wg.Done()
-	stop := context.AfterFunc(ctx, func() {
-		ep.Abort()
-		resetConn(host)
-	})
+	if f.host, err = adoptConn(&p.hosts, host); err != nil {
+		f.ep.Abort()
+		return fmt.Errorf("connect to %s: %w", dst, err)
+	}
+	f.done = make(chan struct{})
+	p.relay(f)
+	stop := context.AfterFunc(ctx, f.abort)
 	defer stop()
-	p.relay(ep, wq, host)
+	<-f.done
 	return nil
 }
 
 // connect makes a connection to a guest. On success the caller has a place in
 // p.wg.
-func (n *Network) connect(ctx context.Context, src, dst netip.AddrPort) (*Port, tcpip.Endpoint, *waiter.Queue, error) {
+func (n *Network) connect(ctx context.Context, src, dst netip.AddrPort) (*Port, *tcpFlow, error) {
 	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
 	p := n.member(dst.Addr())
 	if p == nil {
-		return nil, nil, nil, ErrNoSuchGuest
+		return nil, nil, ErrNoSuchGuest
 	}
 	from, err := n.visible(src, dst.Addr())
 	if err != nil {
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
 	if d := p.flows.beginDial(p); d >= 0 {
 		p.count.drop(d)
-		return nil, nil, nil, ErrTooManyFlows
+		return nil, nil, ErrTooManyFlows
 	}
-	ep, wq, err := n.dialAs(ctx, p, from, dst)
+	f, err := n.dialAs(ctx, p, from, dst)
 	if err != nil {
 		p.flows.endDial(p)
-		return nil, nil, nil, err
+		return nil, nil, err
 	}
 	p.wg.Add(1)
 	p.flows.endDial(p)
-	return p, ep, wq, nil
+	return p, f, nil
 }
 
 // A guest is one hop away: it answers a SYN at once, or something is wrong. One
@@ -89,47 +92,47 @@ const (
 
 // dialAs connects with the client's address and port if that works: else with
 // another port, or with the gateway's address.
-func (n *Network) dialAs(ctx context.Context, p *Port, from, dst netip.AddrPort) (tcpip.Endpoint, *waiter.Queue, error) {
+func (n *Network) dialAs(ctx context.Context, p *Port, from, dst netip.AddrPort) (*tcpFlow, error) {
 	gw := n.gateway(dst.Addr().Is6())
 	timeout := ownAddressTimeout
 	if from.Addr() == gw {
 		timeout = guestDialTimeout
 	}
-	ep, wq, err := n.dialGuest(ctx, p, from, dst, timeout)
+	f, err := n.dialGuest(ctx, p, from, dst, timeout)
 	if errors.Is(err, ErrTupleInUse) {
 		n.log.Debug("source port of a published connection is taken, using another", "client", from, "guest", dst)
 		from = netip.AddrPortFrom(from.Addr(), 0)
-		ep, wq, err = n.dialGuest(ctx, p, from, dst, timeout)
+		f, err = n.dialGuest(ctx, p, from, dst, timeout)
 	}
 	silent := errors.Is(err, syscall.ETIMEDOUT) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH)
 	if silent && from.Addr() != gw {
 		n.log.Debug("guest does not answer the client, using the gateway's address", "client", from, "guest", dst, "error", err)
-		ep, wq, err = n.dialGuest(ctx, p, netip.AddrPortFrom(gw, 0), dst, guestDialTimeout)
+		f, err = n.dialGuest(ctx, p, netip.AddrPortFrom(gw, 0), dst, guestDialTimeout)
 	}
-	return ep, wq, err
+	return f, err
 }
 
 // dialGuest connects one endpoint.
-func (n *Network) dialGuest(ctx context.Context, p *Port, src, dst netip.AddrPort, timeout time.Duration) (tcpip.Endpoint, *waiter.Queue, error) {
+func (n *Network) dialGuest(ctx context.Context, p *Port, src, dst netip.AddrPort, timeout time.Duration) (*tcpFlow, error) {
 	netProto := ipv4.ProtocolNumber
 	if dst.Addr().Is6() {
 		netProto = ipv6.ProtocolNumber
 	}
-	wq := new(waiter.Queue)
-	ep, terr := n.stack.NewEndpoint(tcp.ProtocolNumber, netProto, wq)
+	f := new(tcpFlow)
+	ep, terr := n.stack.NewEndpoint(tcp.ProtocolNumber, netProto, &f.wq)
 	if terr != nil {
-		return nil, nil, stackError(terr)
+		return nil, stackError(terr)
 	}
 	// Another client may have the same port, another guest the same client.
 	ep.SocketOptions().SetReuseAddress(true)
 	ep.SocketOptions().SetReusePort(true)
 	if terr := ep.Bind(fullAddress(src)); terr != nil {
 		ep.Close()
-		return nil, nil, stackError(terr)
+		return nil, stackError(terr)
 	}
 	entry, ready := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventHUp | waiter.EventErr)
-	wq.EventRegister(&entry)
-	defer wq.EventUnregister(&entry)
+	f.wq.EventRegister(&entry)
+	defer f.wq.EventUnregister(&entry)
 	terr = ep.Connect(fullAddress(dst))
 	if _, started := terr.(*tcpip.ErrConnectStarted); started {
 		timer := time.NewTimer(timeout)
@@ -139,20 +142,21 @@ func (n *Network) dialGuest(ctx context.Context, p *Port, src, dst netip.AddrPor
 			terr = ep.LastError()
 		case <-ctx.Done():
 			ep.Abort()
-			return nil, nil, ctx.Err()
+			return nil, ctx.Err()
 		case <-timer.C:
 			ep.Abort()
-			return nil, nil, syscall.ETIMEDOUT
+			return nil, syscall.ETIMEDOUT
 		case <-p.ctx.Done():
 			ep.Abort()
-			return nil, nil, ErrClosed
+			return nil, ErrClosed
 		}
 	}
 	if terr != nil {
 		ep.Abort()
-		return nil, nil, stackError(terr)
+		return nil, stackError(terr)
 	}
-	return ep, wq, nil
+	f.ep = ep
+	return f, nil
 }
 
 // stackError makes an error of gVisor's: an errno where the kernel has one.

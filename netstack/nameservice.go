@@ -8,9 +8,7 @@ import (
 	"net/netip"
 	"time"
 
-	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
-	"gvisor.dev/gvisor/pkg/waiter"
 )
 
 // Times of the gateway's port 53.
@@ -47,18 +45,14 @@ func (p *Port) serveDNSDatagram(src, dst netip.AddrPort, query []byte) {
 
 // serveDNSConn answers the queries of one connection, one after the other,
 // each with its length before it (RFC 1035, section 4.2.2).
-func (p *Port) serveDNSConn(ep tcpip.Endpoint, wq *waiter.Queue, src netip.AddrPort) {
-	f := &tcpFlow{ep: ep, dead: make(chan struct{})}
+func (p *Port) serveDNSConn(f *tcpFlow, src netip.AddrPort) {
+	f.port = p
 	if !p.flows.add(p, f) {
-		f.abort()
+		f.ep.Abort()
 		return
 	}
-	defer p.flows.remove(p, f)
-	c := gonet.NewTCPConn(wq, ep)
-	defer func() {
-		_ = ep.Shutdown(tcpip.ShutdownWrite) // the guest may have gone
-		f.finish(wq)
-	}()
+	c := gonet.NewTCPConn(&f.wq, f.ep)
+	defer f.leave()
 
 	for {
 		if err := c.SetDeadline(time.Now().Add(dnsIdleTimeout)); err != nil {

@@ -110,6 +110,7 @@ func (n *Network) Attach(cfg PortConfig) (*Port, error) {
 	err = n.addMember(p)
 	if err != nil {
 		p.cancel()
+		p.hosts.close()
 		return nil, errors.Join(fmt.Errorf("attach %s: %w", cfg.ID, err), p.link.close())
 	}
 	p.start()

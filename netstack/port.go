@@ -2,6 +2,7 @@ package netstack
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -30,9 +31,11 @@ type Port struct {
 	trains trains      // likewise
 	count  counters
 
-	flows flowTable    // TCP
-	nat   natTable     // UDP and ping
-	fwd   forwardTable // UDP flows that began outside
+	flows   flowTable    // TCP
+	hosts   hostPoller   // its sockets to the host
+	workers workers      // what moves its bytes
+	nat     natTable     // UDP and ping
+	fwd     forwardTable // UDP flows that began outside
 	// flowChanges counts what may lead a UDP flow elsewhere.
 	flowChanges atomic.Uint64
 	dns         chan struct{}
@@ -89,21 +92,27 @@ func (n *Network) newPort(cfg PortConfig) (*Port, error) {
 	if p.link, err = newLink(cfg.Link, cfg.HdrLen); err != nil {
 		return nil, fmt.Errorf("attach %s: %w", cfg.ID, err)
 	}
+	if err := p.hosts.init(); err != nil {
+		return nil, errors.Join(fmt.Errorf("attach %s: %w", cfg.ID, err), p.link.close())
+	}
 	p.reader.link = p.link
 	p.ctx, p.cancel = context.WithCancel(n.ctx)
 	return p, nil
 }
 
 func (p *Port) start() {
-	p.wg.Add(1)
-	go func() {
-		defer p.wg.Done()
-		if err := p.reader.run(p.closing.Load, p.input, p.flushTrains); err != nil {
-			p.net.log.Error("link failed", "port", p.cfg.ID, "name", p.cfg.Name, "error", err)
-			// Not from here: Close waits for this goroutine.
-			go p.closeWith(fmt.Errorf("read the link of %s: %w", p.cfg.ID, err))
-		}
-	}()
+	p.wg.Go(func() { p.failed("read the link", p.reader.run(p.closing.Load, p.input, p.flushTrains)) })
+	p.wg.Go(func() { p.failed("wait for the host's sockets", p.hosts.run()) })
+}
+
+// failed ends a port that cannot go on.
+func (p *Port) failed(doing string, err error) {
+	if err == nil {
+		return
+	}
+	p.net.log.Error("port failed", "port", p.cfg.ID, "name", p.cfg.Name, "doing", doing, "error", err)
+	// Not from here: Close waits for this goroutine.
+	go p.closeWith(fmt.Errorf("%s of %s: %w", doing, p.cfg.ID, err))
 }
 
 // Close detaches the port: it closes the link and resets the port's flows. It
@@ -143,7 +152,9 @@ func (p *Port) closeWith(cause error) {
 		if err := p.link.close(); err != nil {
 			p.net.log.Warn("close link", "port", p.cfg.ID, "error", err)
 		}
+		p.hosts.close()
 		p.wg.Wait()
+		p.workers.close()
 		close(p.done)
 	})
 }

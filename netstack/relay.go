@@ -3,84 +3,70 @@ package netstack
 import (
 	"errors"
 	"io"
-	"net"
 	"os"
 	"sync"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 	"gvisor.dev/gvisor/pkg/tcpip"
-	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
 	"gvisor.dev/gvisor/pkg/waiter"
 )
 
-// relay moves bytes between a guest's connection and a host's until both
+// relay moves bytes between a guest's connection and the host's until both
 // directions have ended. The end of one direction is passed on as a FIN and
-// leaves the other one open; an error resets both sides.
-func (p *Port) relay(ep tcpip.Endpoint, wq *waiter.Queue, host *net.TCPConn) {
-	f := &tcpFlow{ep: ep, host: host, dead: make(chan struct{})}
+// leaves the other one open; an error resets both sides. It returns at once: what
+// happens to the flow wakes the task of a direction, and wait tells the end.
+func (p *Port) relay(f *tcpFlow) {
+	f.port = p
+	f.up.flow, f.up.do = f, (*tcpFlow).upload
+	f.down.flow, f.down.do = f, (*tcpFlow).download
+	f.last.flow, f.last.do = f, (*tcpFlow).settle
+	f.open.Store(2)
 	if !p.flows.add(p, f) {
-		f.abort()
+		f.ep.Abort()
+		f.host.reset()
+		if f.done != nil {
+			close(f.done)
+		}
 		return
 	}
-	defer p.flows.remove(p, f)
-	setKeepAlive(ep)
-	stop := f.abortOnReset(wq)
-	defer stop()
-
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		if !f.upload(wq) {
-			f.abort()
-		}
-	})
-	if !f.download(wq) {
+	setKeepAlive(f.ep)
+	f.listen(waiter.ReadableEvents | waiter.WritableEvents | waiter.EventHUp | waiter.EventErr)
+	f.up.wake() // data may have come with the handshake
+	if err := f.host.watch(f); err != nil {
 		f.abort()
 	}
-	wg.Wait()
-	_ = host.Close() // both directions are through
-	f.finish(wq)
 }
 
-// abortOnReset ends a flow whose guest is gone while the relay waits for the host
-// alone: for room to write, or for something to read.
-func (f *tcpFlow) abortOnReset(wq *waiter.Queue) (stop func()) {
-	entry := waiter.NewFunctionEntry(waiter.EventErr, func(waiter.EventMask) {
-		if tcp.EndpointState(f.ep.State()) == tcp.StateError {
-			go f.abort() // not from here: the endpoint is locked
-		}
-	})
-	wq.EventRegister(&entry)
-	return func() { wq.EventUnregister(&entry) }
-}
-
-// finish closes the guest's side when the guest has acknowledged everything that
-// was sent. Until then the flow has its place in the table: what a guest does not
-// read counts in its memory, and is freed with its port.
-func (f *tcpFlow) finish(wq *waiter.Queue) {
-	entry, ready := waiter.NewChannelEntry(waiter.EventHUp)
-	wq.EventRegister(&entry)
-	defer wq.EventUnregister(&entry)
-	for wait := 10 * time.Millisecond; !f.acknowledged(); wait = min(2*wait, time.Second) {
-		select {
-		case <-ready:
-		case <-time.After(wait): // not every end is an event
-		case <-f.dead:
-			return
-		}
+// NotifyEvent implements waiter.EventListener for the guest's side. gVisor calls
+// it with the endpoint locked.
+func (f *tcpFlow) NotifyEvent(events waiter.EventMask) {
+	if events&(waiter.EventErr|waiter.EventHUp) != 0 {
+		f.last.wake()
 	}
-	f.once.Do(f.ep.Close)
+	if f.open.Load() == 0 {
+		return
+	}
+	if events&^waiter.WritableEvents != 0 {
+		f.up.wake()
+	}
+	if events&^waiter.ReadableEvents != 0 {
+		f.down.wake()
+	}
 }
 
-// acknowledged tells whether nothing is left to be sent to the guest, after a
-// shutdown.
-func (f *tcpFlow) acknowledged() bool {
-	switch tcp.EndpointState(f.ep.State()) {
-	case tcp.StateFinWait2, tcp.StateTimeWait, tcp.StateClose, tcp.StateError:
-		return true
+// hostEvent implements hostListener.
+func (f *tcpFlow) hostEvent(events uint32) {
+	if events&hostDrain != 0 {
+		f.drain.Store(true)
 	}
-	return false
+	// Nearly every event says that there is room.
+	if f.blocked.Load() {
+		f.up.wake()
+	}
+	if events&^unix.EPOLLOUT != 0 {
+		f.down.wake()
+	}
 }
 
 func setKeepAlive(ep tcpip.Endpoint) {
@@ -114,8 +100,8 @@ var (
 // collector is the io.Writer that Endpoint.Read fills. Read holds the
 // endpoint's lock, so it must not block.
 type collector struct {
-	buf []byte
-	n   int
+	buf    []byte
+	off, n int // buf[off:n] is to be written to the host
 }
 
 // take gets a buffer.
@@ -135,7 +121,7 @@ func (c *collector) release() {
 	case relayBufMin:
 		smallRelayBufs.Put((*[relayBufMin]byte)(c.buf))
 	}
-	c.buf = nil
+	c.buf, c.off, c.n = nil, 0, 0
 }
 
 var errCollectorFull = errors.New("buffer is full")
@@ -150,137 +136,166 @@ func (c *collector) Write(b []byte) (int, error) {
 	return n, nil
 }
 
-// upload moves bytes from the guest to the host. It returns false if the
-// connection must be reset.
-func (f *tcpFlow) upload(wq *waiter.Queue) bool {
-	entry, ready := waiter.NewChannelEntry(waiter.ReadableEvents | waiter.EventHUp | waiter.EventErr)
-	wq.EventRegister(&entry)
-	defer wq.EventUnregister(&entry)
-
-	var c collector
-	defer c.release()
-	for {
+// upload moves bytes from the guest to the host, until one of them makes it wait.
+func (f *tcpFlow) upload(*worker) {
+	for c := &f.out; !f.uploaded; {
+		if c.off < c.n {
+			if wait, ok := f.flush(); wait {
+				return
+			} else if !ok {
+				f.abort()
+				break
+			}
+			f.ep.ModerateRecvBuf(c.n)
+		}
 		if want := f.relayBuf.Load(); int64(len(c.buf)) != want {
 			c.release()
 			c.take(want)
 		}
-		c.n = 0
-		_, err := f.ep.Read(&c, tcpip.ReadOptions{})
+		c.off, c.n = 0, 0
+		_, err := f.ep.Read(c, tcpip.ReadOptions{})
 		switch err.(type) {
 		case nil:
-			if _, err := f.host.Write(c.buf[:c.n]); err != nil {
-				return false
-			}
-			f.ep.ModerateRecvBuf(c.n)
+			continue
 		case *tcpip.ErrWouldBlock:
-			// An idle connection holds no buffer.
-			c.release()
-			select {
-			case <-ready:
-			case <-f.dead:
-				return false
-			}
+			c.release() // an idle connection holds no buffer
+			return
 		case *tcpip.ErrClosedForReceive:
-			return f.host.CloseWrite() == nil
+			if f.host.closeWrite() == nil {
+				f.end()
+			} else {
+				f.abort()
+			}
 		default:
-			return false
+			f.abort()
 		}
+		break
 	}
+	f.uploaded = true
+	f.out.release()
 }
 
-// download moves bytes from the host to the guest. It returns false if the
-// connection must be reset.
-func (f *tcpFlow) download(wq *waiter.Queue) bool {
-	entry, ready := waiter.NewChannelEntry(waiter.WritableEvents | waiter.EventHUp | waiter.EventErr)
-	wq.EventRegister(&entry)
-	defer wq.EventUnregister(&entry)
-
-	rc, err := f.host.SyscallConn()
-	if err != nil {
-		return false
-	}
-	var (
-		src  socketPayload
-		werr tcpip.Error
-		end  error
-	)
-	// step moves what is there. It returns false to wait for the host, true to
-	// look at werr and end.
-	step := func(fd uintptr) bool {
-		for {
-			if end = src.fill(int(fd)); end != nil {
-				return !errors.Is(end, errNotReady)
-			}
-			if _, werr = f.ep.Write(&src, tcpip.WriteOptions{}); werr != nil {
-				return true
-			}
-		}
-	}
-	for {
-		werr, end = nil, nil
-		if err := rc.Read(step); err != nil {
-			return false
-		}
+// flush writes to the host what upload has collected. wait: there is no room, and
+// hostEvent will wake upload.
+func (f *tcpFlow) flush() (wait, ok bool) {
+	f.blocked.Store(false)
+	for c := &f.out; c.off < c.n; {
+		n, errno := f.host.write(c.buf[c.off:c.n])
 		switch {
-		case end == io.EOF:
+		case errno == 0:
+			c.off += n
+		case errno != unix.EAGAIN:
+			return false, false
+		case f.blocked.Load():
+			return true, true
+		default:
+			f.blocked.Store(true) // and once more, for an event that came before
+		}
+	}
+	return false, true
+}
+
+// scratchLen is what a read from the host takes at first.
+const scratchLen = 4 << 10
+
+// download moves bytes from the host to the guest, until one of them makes it
+// wait. Little goes through the worker's buffer, with one system call; much is
+// read straight into gVisor's.
+func (f *tcpFlow) download(w *worker) {
+	for !f.downloaded {
+		if len(f.rest) > 0 {
+			w.src.b = f.rest
+			ok := f.send(&w.src)
+			f.rest = w.src.b
+			if !ok {
+				return
+			}
+			f.rest = nil
+		}
+		if f.much {
+			src := socketPayload{conn: f.host}
+			if src.fill(); src.n >= scratchLen {
+				if !f.send(&src) {
+					return
+				}
+				continue
+			}
+			f.much = src.n == 0 // all of it has been read
+		}
+		if w.scratch == nil {
+			w.scratch = make([]byte, scratchLen)
+		}
+		n, errno := f.host.read(w.scratch)
+		switch {
+		case errno == unix.EAGAIN:
+			return
+		case errno != 0:
+			f.downloaded = true
+			f.abort()
+			return
+		case n == 0:
 			// The guest may have gone meanwhile: then there is nobody to tell.
 			_ = f.ep.Shutdown(tcpip.ShutdownWrite)
-			return true
-		case end != nil:
-			return false
+			f.downloaded = true
+			f.end()
+			return
 		}
-		if _, full := werr.(*tcpip.ErrWouldBlock); !full {
-			return false
+		w.src.b = w.scratch[:n]
+		if !f.send(&w.src) {
+			f.rest = append([]byte(nil), w.src.b...)
+			return
 		}
-		select {
-		case <-ready:
-		case <-f.dead:
-			return false
+		f.much = n == scratchLen
+		if !f.much && !f.drain.Load() {
+			return // that was all; the next event says when there is more
 		}
 	}
 }
 
-var errNotReady = errors.New("socket has nothing to read")
+// send writes to the guest. False: it took not all of it, and NotifyEvent will
+// wake download, or the flow is reset.
+func (f *tcpFlow) send(src tcpip.Payloader) bool {
+	for src.Len() > 0 {
+		// Atomic: else gVisor discards what it has read if setBuffers makes the
+		// buffer smaller meanwhile.
+		_, err := f.ep.Write(src, tcpip.WriteOptions{Atomic: true})
+		if err == nil {
+			continue
+		}
+		if _, full := err.(*tcpip.ErrWouldBlock); !full {
+			f.downloaded = true
+			f.abort()
+		}
+		return false
+	}
+	return true
+}
 
-// maxRead is the most that one wake-up moves.
+// bytesPayload is what a worker has read.
+type bytesPayload struct{ b []byte }
+
+func (s *bytesPayload) Len() int { return len(s.b) }
+
+func (s *bytesPayload) Read(b []byte) (int, error) {
+	n := copy(b, s.b)
+	s.b = s.b[n:]
+	return n, nil
+}
+
+// maxRead is the most that one write to the guest moves.
 const maxRead = 1 << 20
 
 // socketPayload reads from a socket straight into gVisor's buffers. gVisor
 // asks Len first and then reads exactly that much: it would loop for ever on
 // less, so Len is what the kernel says is there.
 type socketPayload struct {
-	fd, n int
+	conn *hostConn
+	n    int
 }
 
-// fill asks how much there is to read: errNotReady if nothing, io.EOF if
-// nothing will come, another error if the connection failed.
-func (s *socketPayload) fill(fd int) error {
-	s.fd = fd
-	n, err := unix.IoctlGetInt(fd, unix.TIOCINQ)
-	if err != nil {
-		return err
-	}
-	if n > 0 {
-		s.n = min(n, maxRead)
-		return nil
-	}
-	var b [1]byte
-	for {
-		n, _, err := unix.Recvfrom(fd, b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		switch {
-		case err == unix.EINTR:
-			continue
-		case err == unix.EAGAIN:
-			return errNotReady
-		case err != nil:
-			return err
-		case n == 0:
-			return io.EOF
-		}
-		s.n = n
-		return nil
-	}
-}
+// fill asks how much there is to read. What it means that there is nothing, the
+// next read will say.
+func (s *socketPayload) fill() { s.n = min(s.conn.unread(), maxRead) }
 
 func (s *socketPayload) Len() int { return s.n }
 
@@ -293,18 +308,14 @@ func (s *socketPayload) Read(b []byte) (int, error) {
 	if s.n == 0 {
 		return 0, io.EOF
 	}
-	for {
-		n, err := unix.Read(s.fd, b[:min(len(b), s.n)])
-		switch {
-		case err == unix.EINTR:
-			continue
-		case err != nil:
-			return 0, os.NewSyscallError("read", err)
-		case n <= 0:
-			// Not io.EOF: gVisor would ask again, and for ever.
-			return 0, syscall.ECONNRESET
-		}
-		s.n -= n
-		return n, nil
+	n, errno := s.conn.read(b[:min(len(b), s.n)])
+	if errno != 0 {
+		return 0, os.NewSyscallError("read", errno)
 	}
+	if n == 0 {
+		// Not io.EOF: gVisor would ask again, and for ever.
+		return 0, syscall.ECONNRESET
+	}
+	s.n -= n
+	return n, nil
 }

@@ -1,9 +1,7 @@
 package netstack
 
 import (
-	"context"
 	"math"
-	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -12,13 +10,12 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
-	"gvisor.dev/gvisor/pkg/waiter"
 )
 
 // tcpGateway turns SYNs into host connections. The order is
 //
 //	handle (reader)    policy, bounds, the copy of the SYN that an ICMP error needs
-//	dial (goroutine)   connect on the host, then finish the guest's handshake
+//	work (a worker)    connect on the host, then finish the guest's handshake
 //	relay              until both directions have ended
 //
 // The host is dialled first, so that the guest sees the host's answer. gVisor's
@@ -39,6 +36,9 @@ type dialAttempt struct {
 	src, dst netip.AddrPort
 	verdict  verdict
 	syn      []byte // its IP datagram, without payload
+
+	gateway *tcpGateway
+	request *tcp.ForwarderRequest
 }
 
 func (g *tcpGateway) init(n *Network, s *stack.Stack) {
@@ -61,7 +61,7 @@ func (g *tcpGateway) handle(id stack.TransportEndpointID, pkt *stack.PacketBuffe
 		return true // detached meanwhile
 	}
 	syn := append(append([]byte{}, pkt.NetworkHeader().Slice()...), h...)
-	a := &dialAttempt{port: p, src: src, dst: dst, verdict: p.check(dst), syn: syn}
+	a := &dialAttempt{port: p, src: src, dst: dst, verdict: p.check(dst), syn: syn, gateway: g}
 	switch a.verdict {
 	case closed:
 		return false
@@ -106,64 +106,68 @@ func (g *tcpGateway) forget(id stack.TransportEndpointID, a *dialAttempt) {
 	a.port.flows.endDial(a.port)
 }
 
-// accept runs on a goroutine of its own for each attempt.
+// accept runs on a goroutine of its own for each attempt, whose stack would have
+// to grow: a worker has done that before.
 func (g *tcpGateway) accept(r *tcp.ForwarderRequest) {
-	id := r.ID()
 	g.mu.Lock()
-	a := g.pending[id]
+	a := g.pending[r.ID()]
 	g.mu.Unlock()
-	p := a.port
+	a.request = r
+	if !a.port.workers.start(a) {
+		r.Complete(false)
+		g.forget(r.ID(), a)
+	}
+}
+
+// work implements job.
+func (a *dialAttempt) work(*worker) {
+	p, g := a.port, a.gateway
 	p.wg.Add(1) // beginDial holds the group open
 	defer p.wg.Done()
 
 	if a.verdict == service {
-		ep, wq := g.establish(r, id, a, nil)
-		if ep != nil {
-			p.serveDNSConn(ep, wq, a.src)
+		if f := a.establish(nil); f != nil {
+			p.serveDNSConn(f, a.src)
 		}
 		return
 	}
-	host, err := g.dial(p.ctx, a)
+	host, err := g.dial(p, a)
 	if err != nil {
 		v6 := a.dst.Addr().Is6()
 		reset := refused(err)
 		if u, ok := explain(err, v6); ok && !reset {
 			p.sendError(g.net.gateway(v6), a.src.Addr(), u, a.syn)
 		}
-		r.Complete(reset)
+		id := a.request.ID()
+		a.request.Complete(reset)
 		g.forget(id, a)
 		return
 	}
-	if ep, wq := g.establish(r, id, a, host); ep != nil {
-		p.relay(ep, wq, host)
+	if f := a.establish(host); f != nil {
+		p.relay(f)
 	}
 }
 
 // establish finishes the guest's handshake. host, if not nil, is reset when
 // that fails.
-func (g *tcpGateway) establish(r *tcp.ForwarderRequest, id stack.TransportEndpointID, a *dialAttempt, host *net.TCPConn) (tcpip.Endpoint, *waiter.Queue) {
-	wq := new(waiter.Queue)
-	ep, err := r.CreateEndpoint(wq)
-	r.Complete(false)
-	g.forget(id, a)
+func (a *dialAttempt) establish(host *hostConn) *tcpFlow {
+	f := &tcpFlow{host: host}
+	id := a.request.ID()
+	ep, err := a.request.CreateEndpoint(&f.wq)
+	a.request.Complete(false)
+	a.gateway.forget(id, a)
 	if err != nil {
 		if host != nil {
-			resetConn(host)
+			host.reset()
 		}
-		return nil, nil
+		return nil
 	}
-	return ep, wq
+	f.ep = ep
+	return f
 }
 
 // dial connects on the host.
-func (g *tcpGateway) dial(ctx context.Context, a *dialAttempt) (*net.TCPConn, error) {
-	d := net.Dialer{
-		Timeout: g.net.cfg.Limits.DialTimeout,
-		Control: g.net.cfg.Control,
-		KeepAliveConfig: net.KeepAliveConfig{
-			Enable: true, Idle: keepAliveIdle, Interval: keepAliveInterval, Count: keepAliveCount,
-		},
-	}
+func (g *tcpGateway) dial(p *Port, a *dialAttempt) (*hostConn, error) {
 	var targets []netip.AddrPort
 	if a.verdict == hostPort {
 		targets = hostLoopback(a.dst.Port())
@@ -176,9 +180,9 @@ func (g *tcpGateway) dial(ctx context.Context, a *dialAttempt) (*net.TCPConn, er
 	}
 	var first error
 	for _, t := range targets {
-		c, err := d.DialContext(ctx, "tcp", t.String())
+		c, err := dialHost(p.ctx, &p.hosts, &g.net.cfg, t)
 		if err == nil {
-			return c.(*net.TCPConn), nil
+			return c, nil
 		}
 		if first == nil {
 			first = err
