@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -130,18 +131,29 @@ func (r *linkReader) run(stop func() bool, fn func(*frame), idle func()) error {
 		}
 	}()
 	var failed error
+	yielded := false
 	err := r.link.raw.Read(func(fd uintptr) bool {
 		for !stop() {
 			f, errno := r.read(int(fd))
 			switch errno {
 			case 0:
+				yielded = false
 				if f != nil {
 					fn(f)
 				}
 			case unix.EAGAIN:
 				r.emptied++
 				idle()
-				return false
+				if yielded {
+					yielded = false
+					return false
+				}
+				// Once more, after everybody else: what was read is then done, and
+				// what it caused has often arrived. To sleep and to be woken costs
+				// more than to ask.
+				yielded = true
+				runtime.Gosched()
+				unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
 			case unix.EINTR:
 			case unix.ENOBUFS, unix.ENETDOWN:
 				// The guest took its interface down; frames come again when it
