@@ -66,11 +66,11 @@ type Limits struct {
 	// TCPDials in flight (512): SYNs over it are dropped, and the guest's
 	// kernel sends them again.
 	TCPDials int
-	// TCPFlows open at once, published ones included (4096, and not more than
+	// TCPFlows open at once, published ones included (10240, and not more than
 	// fit into TCPMemory at 192 KiB each). Over it SYNs are dropped.
 	TCPFlows int
 	// TCPMemory is the most that the buffers of all flows take of the process,
-	// in bytes (768 MiB, what 4096 flows need). Each flow has up to 4 MiB each
+	// in bytes (1920 MiB, what 10240 flows need). Each flow has up to 4 MiB each
 	// way; as more flows open, the buffers of all shrink. Data that has been
 	// received already stays until it is read, and the host's kernel has socket
 	// buffers besides.
@@ -100,8 +100,8 @@ func (l *Limits) complete() {
 		}
 	}
 	set(&l.TCPDials, 512)
-	set(&l.TCPFlows, 4096)
-	set(&l.TCPMemory, 768<<20)
+	set(&l.TCPFlows, 10240)
+	set(&l.TCPMemory, 1920<<20)
 	l.TCPFlows = min(l.TCPFlows, max(1, l.TCPMemory/flowMemory(tcpShareMin)))
 	set(&l.UDPFlows, 1024)
 	set(&l.UDPPeers, 4096)

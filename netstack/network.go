@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -181,18 +182,33 @@ func (n *Network) inSubnet(a netip.Addr) bool {
 // janitorInterval is how late an idle flow may end.
 const janitorInterval = 5 * time.Second
 
-// janitor ends idle flows and forgets old fragments.
+// manyFlows is how many TCP flows take memory that is worth to be given back.
+const manyFlows = 256
+
+// janitor ends idle flows and forgets old fragments. After many TCP flows have
+// ended it returns their memory, which the runtime would keep for minutes.
 func (n *Network) janitor() {
 	defer n.wg.Done()
 	t := time.NewTicker(janitorInterval)
 	defer t.Stop()
+	most, ended := 0, false
 	for {
 		select {
 		case <-n.ctx.Done():
 			return
 		case now := <-t.C:
+			flows := 0
 			for _, p := range n.members.Load().byID {
 				p.expire(now)
+				tcp, _ := p.flows.len()
+				flows += tcp
+			}
+			if ended {
+				debug.FreeOSMemory() // at the second tick, when TIME_WAIT is over
+			}
+			most = max(most, flows)
+			if ended = most >= manyFlows && flows < most/2; ended {
+				most = flows
 			}
 		}
 	}
