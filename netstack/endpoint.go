@@ -98,10 +98,10 @@ func (e *gatewayNIC) writePacket(pkt *stack.PacketBuffer) tcpip.Error {
 	vnet.put(hdr[:])
 	p.ethernet(hdr[:], e.net.gwMAC, etherType)
 
-	// A full super-segment from the relay spans two or three views.
-	var arr [8]unix.Iovec
-	iov := iovec(arr[:0], hdr[:vnetHdrLen])
-	iov = iovec(iov, hdr[vnetHdrLen:])
+	// Not by append, which would move the header to the heap.
+	var iov [maxPieces]unix.Iovec
+	iov[0], iov[1] = iovecOf(hdr[:vnetHdrLen]), iovecOf(hdr[vnetHdrLen:])
+	n := 2
 	views, skip := pkt.AsViewList()
 	for v := views.Front(); v != nil; v = v.Next() {
 		b := v.AsSlice()
@@ -109,28 +109,26 @@ func (e *gatewayNIC) writePacket(pkt *stack.PacketBuffer) tcpip.Error {
 			skip -= len(b)
 			continue
 		}
-		iov = iovec(iov, b[skip:])
-		skip = 0
+		if n == maxPieces {
+			return e.writeFlat(p, hdr[:], pkt)
+		}
+		iov[n] = iovecOf(b[skip:])
+		n, skip = n+1, 0
 	}
-	if len(iov) > maxIovecs {
-		return e.writeFlat(p, hdr[:], pkt)
-	}
-	return linkError(p.write(iov, ethLen+pkt.Size()))
+	return linkError(p.write(iov[:n], ethLen+pkt.Size()))
 }
 
-// maxIovecs is IOV_MAX.
-const maxIovecs = 1024
+// maxPieces of a datagram are written as they are. A full super-segment from the
+// relay has two or three.
+const maxPieces = 16
 
-// writeFlat sends a datagram made of very many pieces, such as bytes written
-// one at a time and retransmitted together.
+// writeFlat sends a datagram made of many pieces, such as bytes written one at a
+// time and sent together.
 func (e *gatewayNIC) writeFlat(p *Port, hdr []byte, pkt *stack.PacketBuffer) tcpip.Error {
 	v := pkt.ToView()
 	defer v.Release()
-	var arr [3]unix.Iovec
-	iov := iovec(arr[:0], hdr[:vnetHdrLen])
-	iov = iovec(iov, hdr[vnetHdrLen:])
-	iov = iovec(iov, v.AsSlice())
-	return linkError(p.write(iov, ethLen+v.Size()))
+	iov := [...]unix.Iovec{iovecOf(hdr[:vnetHdrLen]), iovecOf(hdr[vnetHdrLen:]), iovecOf(v.AsSlice())}
+	return linkError(p.write(iov[:], ethLen+v.Size()))
 }
 
 // linkError is what TCP is told about a frame the link did not take: it will

@@ -96,14 +96,20 @@ func (l *link) write(iov []unix.Iovec) error {
 	return nil
 }
 
+// iovecOf is one piece of a frame. Unlike what iovec appends, it leaves b where it
+// is, on the caller's stack.
+func iovecOf(b []byte) unix.Iovec {
+	v := unix.Iovec{Base: unsafe.SliceData(b)}
+	v.SetLen(len(b))
+	return v
+}
+
 // iovec appends b to the pieces of a frame. Empty pieces are left out.
 func iovec(iov []unix.Iovec, b []byte) []unix.Iovec {
 	if len(b) == 0 {
 		return iov
 	}
-	v := unix.Iovec{Base: &b[0]}
-	v.SetLen(len(b))
-	return append(iov, v)
+	return append(iov, iovecOf(b))
 }
 
 // linkReader reads the frames of one link.

@@ -211,8 +211,6 @@ func (p *Port) ethernet(b []byte, src macAddr, etherType uint16) []byte {
 
 // writeBytes sends a frame with its virtio header in one piece.
 func (p *Port) writeBytes(b []byte) {
-	var arr [2]unix.Iovec
-	iov := iovec(arr[:0], b[:vnetHdrLen])
-	iov = iovec(iov, b[vnetHdrLen:])
-	_ = p.write(iov, len(b)-vnetHdrLen) // counted as a drop
+	iov := [...]unix.Iovec{iovecOf(b[:vnetHdrLen]), iovecOf(b[vnetHdrLen:])}
+	_ = p.write(iov[:], len(b)-vnetHdrLen) // counted as a drop
 }
