@@ -57,6 +57,11 @@ func dialHost(ctx context.Context, poll *hostPoller, cfg *Config, to netip.AddrP
 	if err := c.setOptions(); err != nil {
 		return nil, err
 	}
+	if to.Addr().IsLoopback() {
+		if err := withoutPacing(rawFD(c.fd)); err != nil {
+			return nil, err
+		}
+	}
 	if cfg.Control != nil {
 		if err := cfg.Control(network, to.String(), rawFD(c.fd)); err != nil {
 			return nil, fmt.Errorf("control hook: %w", err)

@@ -125,26 +125,6 @@ func pingGroupRange() (string, error) {
 	return strconv.FormatUint(first, 10) + "\t" + strconv.FormatUint(last, 10), nil
 }
 
-// setCongestionControl moves the guest away from bbr, which a new namespace
-// inherits from the host: paced sending costs a third on a link without loss.
-func setCongestionControl() []string {
-	const name = "net/ipv4/tcp_congestion_control"
-	cur, err := readSysctl(name)
-	if err != nil || !strings.HasPrefix(cur, "bbr") {
-		return nil
-	}
-	allowed, err := readSysctl("net/ipv4/tcp_allowed_congestion_control")
-	if err != nil {
-		return []string{fmt.Sprintf("congestion control stays %s: %v", cur, err)}
-	}
-	for _, want := range []string{"cubic", "reno"} {
-		if slices.Contains(strings.Fields(allowed), want) {
-			return setSysctls(name, want)
-		}
-	}
-	return []string{fmt.Sprintf("congestion control stays %s: tcp_allowed_congestion_control has neither cubic nor reno", cur)}
-}
-
 // raiseBuffer raises the last of the three values of tcp_rmem or tcp_wmem.
 func raiseBuffer(name string) []string {
 	cur, err := readSysctl(name)

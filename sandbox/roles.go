@@ -87,8 +87,9 @@ func netdMain(ctx context.Context, conn *wire.Conn) error {
 	// The goroutines of a connection hand it on to each other: on one processor
 	// that is a call, on two it wakes a thread each time, and gVisor spins while a
 	// handshake holds its lock. On two cores 2.2 times the connections per second
-	// with one. The other half of the cores is for those who talk.
-	runtime.GOMAXPROCS(max(1, runtime.NumCPU()/2))
+	// with one, and more bytes of a stream with less CPU. The other half of the cores
+	// is for the programs that talk.
+	runtime.GOMAXPROCS(max(1, runtime.GOMAXPROCS(0)/2))
 	runtime.UnlockOSThread()
 	resident.TrimLater()
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
