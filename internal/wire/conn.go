@@ -188,7 +188,7 @@ func (c *Conn) write(ctx context.Context, b, oob []byte) error {
 
 // rawFd returns f's descriptor without making it blocking, as File.Fd would: the
 // flag belongs to the open file, which the receiver shares.
-func rawFd(f *os.File) (int, error) {
+func rawFd(f syscall.Conn) (int, error) {
 	rc, err := f.SyscallConn()
 	if err != nil {
 		return 0, err

@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -73,10 +75,16 @@ func (m *Message) CloseFiles() {
 	}
 }
 
+// Descriptor is an *os.File, a *Handle or a connection.
+type Descriptor interface {
+	syscall.Conn
+	io.Closer
+}
+
 // File is a descriptor to send, with its name. Sending does not close it.
 type File struct {
 	Name string
-	File *os.File
+	File Descriptor
 }
 
 // spill puts a body into a memfd that can no longer change.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/portfwd"
 	"github.com/rootless-sbx/sbx/sandbox/internal/netd"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
@@ -16,7 +17,7 @@ type network struct {
 	client  *netd.Client // until keeper has it
 	lease   *netd.Lease
 	keeper  *netd.Keeper
-	link    *os.File // duplicate of the link; closing the last one frees the namespace
+	link    *wire.Handle // duplicate of the link; closing the last one frees the namespace
 	sockets *netd.SocketServer
 }
 
@@ -79,7 +80,7 @@ func (m *monitor) makeLink(ctx context.Context, st *proto.Started) (*link, error
 	if m.net == nil {
 		return nil, nil
 	}
-	if m.net.link, err = reply.Take("link"); err != nil {
+	if m.net.link, err = reply.TakeHandle("link"); err != nil {
 		return nil, err
 	}
 	st.LinkDriver = l.Driver

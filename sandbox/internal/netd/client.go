@@ -51,7 +51,7 @@ func (c *Client) Lease(ctx context.Context, req LeaseRequest) (*Lease, error) {
 // Attach joins the sandbox to the network and publishes its ports. The process
 // gets duplicates of link and sockets (see SocketServer; nil: none), so that
 // both stay the caller's, for the process after it.
-func (c *Client) Attach(ctx context.Context, req AttachRequest, link, sockets *os.File) ([]port.Status, error) {
+func (c *Client) Attach(ctx context.Context, req AttachRequest, link wire.Descriptor, sockets *os.File) ([]port.Status, error) {
 	files := []wire.File{{Name: fileLink, File: link}}
 	if sockets != nil {
 		files = append(files, wire.File{Name: fileSockets, File: sockets})

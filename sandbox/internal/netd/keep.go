@@ -30,8 +30,8 @@ type KeepConfig struct {
 	// Attach is what to ask for.
 	Attach AttachRequest
 	// Link is the near end of the sandbox's link. It stays the caller's and must
-	// be open until Close.
-	Link *os.File
+	// be open until Close: best a wire.Handle, which wakes nobody.
+	Link wire.Descriptor
 	// Sockets serves the forwarders; nil: published ports go through the stack.
 	Sockets *SocketServer
 	// Logger; nil discards.
