@@ -14,12 +14,14 @@ import (
 )
 
 // guestSockets is netd's half: portfwd.Guest over a connection to the monitor.
-// It asks for four sockets at a time and keeps what is left over, at most
-// spareSockets of a kind, so that most connections cost no round trip.
+// It asks for socketBatch at a time and keeps what is left over, at most
+// spareSockets of a kind, so that most connections cost no round trip. One request
+// is under way at a time: a crowd shares its sockets instead of asking for more.
 type guestSockets struct {
 	lease Lease
 	conn  *wire.Conn // nil: the monitor offers none
 	done  chan struct{}
+	turn  chan struct{} // holds the one request under way
 
 	mu     sync.Mutex // guards what follows
 	closed bool
@@ -27,14 +29,14 @@ type guestSockets struct {
 }
 
 const (
-	socketBatch  = 4
-	spareSockets = 8
+	socketBatch  = 16
+	spareSockets = socketBatch
 )
 
 var errNoSockets = errors.New("the sandbox's monitor makes no sockets: use port driver stack")
 
 func newGuestSockets(lease Lease, sockets *os.File) (*guestSockets, error) {
-	g := &guestSockets{lease: lease, spare: map[[2]int][]*os.File{}}
+	g := &guestSockets{lease: lease, turn: make(chan struct{}, 1), spare: map[[2]int][]*os.File{}}
 	if sockets == nil {
 		return g, nil
 	}
@@ -62,14 +64,18 @@ func (g *guestSockets) Socket(ctx context.Context, family, typ int) (*os.File, e
 		return nil, errNoSockets
 	}
 	kind := [2]int{family, typ}
-	g.mu.Lock()
-	if s := g.spare[kind]; len(s) > 0 {
-		f := s[len(s)-1]
-		g.spare[kind] = s[:len(s)-1]
-		g.mu.Unlock()
+	if f := g.takeSpare(kind); f != nil {
 		return f, nil
 	}
-	g.mu.Unlock()
+	select {
+	case g.turn <- struct{}{}:
+		defer func() { <-g.turn }()
+	case <-ctx.Done():
+		return nil, fmt.Errorf("a socket of the sandbox: %w", context.Cause(ctx))
+	}
+	if f := g.takeSpare(kind); f != nil {
+		return f, nil
+	}
 	m, err := g.conn.Call(ctx, msgSocket, SocketRequest{family, typ, socketBatch}, nil)
 	if err != nil {
 		return nil, fmt.Errorf("a socket of the sandbox: %w", err)
@@ -97,6 +103,18 @@ func (g *guestSockets) Socket(ctx context.Context, family, typ int) (*os.File, e
 		g.spare[kind] = append(g.spare[kind], f)
 	}
 	return got[0], nil
+}
+
+func (g *guestSockets) takeSpare(kind [2]int) *os.File {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	s := g.spare[kind]
+	if len(s) == 0 {
+		return nil
+	}
+	f := s[len(s)-1]
+	g.spare[kind] = s[:len(s)-1]
+	return f
 }
 
 // close lets go of the spare sockets, which keep the sandbox's namespace alive.

@@ -14,7 +14,7 @@ import (
 )
 
 // maxSockets is how many sockets one request may ask for.
-const maxSockets = 8
+const maxSockets = 16
 
 // SocketServer makes sockets inside a sandbox's network namespace for the
 // forwarders of netd. It belongs to the monitor, which has CAP_SYS_ADMIN in the
