@@ -34,14 +34,13 @@ func (n *Network) visible(client netip.AddrPort, dst netip.Addr) (netip.AddrPort
 }
 
 // ForwardTCP connects to dst, a guest, with src as the source, and relays
-// between it and host until both directions have ended. It owns host. If the
-// guest refuses or cannot be reached, host is reset and the error says why;
-// errors after that are passed from one side to the other and not returned.
-// ctx bounds the connect and the relay.
+// between it and host until both directions have ended; then host is closed. If
+// the guest refuses or cannot be reached, the error says why and host is as it
+// was, so that another address can be tried; errors after that are passed from
+// one side to the other and not returned. ctx bounds the connect and the relay.
 func (n *Network) ForwardTCP(ctx context.Context, host *net.TCPConn, src, dst netip.AddrPort) error {
 	p, f, err := n.connect(ctx, src, dst)
 	if err != nil {
-		resetConn(host)
 		return fmt.Errorf("connect to %s: %w", dst, err)
 	}
 	defer p.wg.Done()

@@ -98,6 +98,8 @@ func network(transport string, a netip.Addr) string {
 // listenTCP listens with SO_REUSEADDR, as Go always does: that only skips
 // connections in TIME_WAIT, a listener on the wildcard or on a specific address
 // still makes the other fail.
+//
+// What is set here, each accepted socket inherits.
 func listenTCP(ctx context.Context, ap netip.AddrPort, backlog int) (*tcpSocket, error) {
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false) // the kernel splices plain TCP only
@@ -106,12 +108,36 @@ func listenTCP(ctx context.Context, ap netip.AddrPort, backlog int) (*tcpSocket,
 		return nil, err
 	}
 	ln := l.(*net.TCPListener)
-	// A second listen(2) sets the backlog, which Go takes from somaxconn.
-	if err := control(ln, func(fd int) error { return unix.Listen(fd, backlog) }); err != nil {
-		ln.Close()
-		return nil, os.NewSyscallError("listen", err)
+	defer ln.Close()
+	s := &tcpSocket{port: ln.Addr().(*net.TCPAddr).AddrPort().Port(), tuned: ap.Addr().IsLoopback()}
+	if err := control(ln, func(fd int) error {
+		if s.tuned {
+			tuneLoopback(fd)
+		}
+		for _, o := range acceptedOptions {
+			if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
+				return os.NewSyscallError("setsockopt", err)
+			}
+		}
+		// A second listen(2) sets the backlog, which Go takes from somaxconn.
+		return os.NewSyscallError("listen", unix.Listen(fd, backlog))
+	}); err != nil {
+		return nil, err
 	}
-	return &tcpSocket{ln: ln}, nil
+	if s.ln, err = ln.File(); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// acceptedOptions: a splice is what the sender wrote, with nothing to wait for,
+// and a client that vanished is found as with Go's own defaults.
+var acceptedOptions = []struct{ level, name, value int }{
+	{unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
+	{unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1},
+	{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 15},
+	{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15},
+	{unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 9},
 }
 
 // listenUDP binds without SO_REUSEADDR, with which a second socket would

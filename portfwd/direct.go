@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,7 +25,7 @@ func (p *published) targets(client netip.Addr) []netip.AddrPort {
 	if client.Is6() {
 		a, b = b, a
 	}
-	var out []netip.AddrPort
+	out := make([]netip.AddrPort, 0, 2)
 	for _, ip := range []netip.Addr{a, b} {
 		if ip.IsValid() {
 			out = append(out, netip.AddrPortFrom(ip, num))
@@ -35,100 +34,123 @@ func (p *published) targets(client netip.Addr) []netip.AddrPort {
 	return out
 }
 
-// dialTCP connects a socket of the guest's namespace to the guest's own address.
-func (p *published) dialTCP(client netip.Addr) (*net.TCPConn, error) {
-	ctx, cancel := context.WithTimeout(p.ctx, p.m.lim.DialTimeout)
-	defer cancel()
-	var first error
-	for _, dst := range p.targets(client) {
-		pool := p.m.pools[0]
-		if dst.Addr().Is6() {
-			pool = p.m.pools[1]
-		}
-		f, err := pool.get(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("make a socket in the guest: %w", err)
-		}
-		c, err := connect(ctx, f, dst)
-		if err == nil {
-			tc, ok := c.(*net.TCPConn)
-			if !ok {
-				c.Close()
-				return nil, fmt.Errorf("the guest's socket is not TCP but %T", c)
+// guestDial connects a socket of the guest's namespace to the guest's own
+// address, one target after the other.
+type guestDial struct {
+	p     *published
+	left  []netip.AddrPort // the first is being tried if fd >= 0
+	fd    int              // -1: none
+	first error            // of the first target
+}
+
+// errNotYet says that a dial has to wait for something.
+var errNotYet = errors.New("not yet")
+
+// run returns the connected socket. Without ctx it does not wait but returns
+// errNotYet, and can be called again with one. Mostly there is nothing to wait
+// for: inside one namespace, connect(2) does the whole handshake.
+func (d *guestDial) run(ctx context.Context) (fd int, err error) {
+	for len(d.left) > 0 {
+		dst := d.left[0]
+		if d.fd < 0 {
+			pool := d.p.m.pools[0]
+			if dst.Addr().Is6() {
+				pool = d.p.m.pools[1]
 			}
-			return tc, nil
+			if d.fd, err = pool.get(ctx); err != nil {
+				if err != errNotYet {
+					err = fmt.Errorf("make a socket in the guest: %w", err)
+				}
+				return -1, err
+			}
 		}
-		if first == nil {
-			first = err
+		err := tryConnect(d.fd, dst)
+		if err == unix.EALREADY {
+			if ctx == nil {
+				return -1, errNotYet
+			}
+			d.fd, err = finish(ctx, d.fd, dst)
 		}
-		if ctx.Err() != nil {
+		fd, d.fd = d.fd, -1
+		if err == nil {
+			return fd, nil
+		}
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+		if d.first == nil {
+			d.first = fmt.Errorf("connect to the guest at %s: %w", dst, os.NewSyscallError("connect", err))
+		}
+		d.left = d.left[1:]
+		if ctx != nil && ctx.Err() != nil {
 			break
 		}
 	}
-	return nil, first
+	return -1, d.first
 }
 
-// connect connects a non-blocking socket and closes f in any case.
-func connect(ctx context.Context, f *os.File, dst netip.AddrPort) (net.Conn, error) {
-	defer f.Close()
-	fail := func(err error) (net.Conn, error) {
-		return nil, fmt.Errorf("connect to the guest at %s: %w", dst, err)
+// tryConnect begins a connection or asks how it goes: nil is established, EALREADY
+// under way, all else its end.
+func tryConnect(fd int, dst netip.AddrPort) error {
+	sa := sockaddr(dst)
+	for {
+		err := unix.Connect(fd, sa)
+		if err != unix.EINPROGRESS && err != unix.EINTR {
+			return err
+		}
 	}
+}
+
+// finish waits for the end of a connection attempt. It returns another descriptor
+// of the same socket, or -1 with an error.
+func finish(ctx context.Context, fd int, dst netip.AddrPort) (int, error) {
+	f := os.NewFile(uintptr(fd), "guest socket")
+	defer f.Close()
 	rc, err := f.SyscallConn()
 	if err != nil {
-		return fail(err)
+		return -1, err
 	}
 	if deadline, ok := ctx.Deadline(); ok {
 		if err := f.SetWriteDeadline(deadline); err != nil {
-			return fail(fmt.Errorf("the socket is not in non-blocking mode: %w", err))
+			return -1, fmt.Errorf("the socket is not in non-blocking mode: %w", err)
 		}
 	}
 	stop := context.AfterFunc(ctx, func() { f.SetWriteDeadline(time.Unix(1, 0)) })
 	defer stop()
 	var cerr error
-	started := false
-	err = rc.Write(func(fd uintptr) bool {
-		if !started {
-			started = true
-			cerr = unix.Connect(int(fd), sockaddr(dst))
-			if cerr != unix.EINPROGRESS && cerr != unix.EINTR {
-				return true
-			}
-			// Inside one namespace the handshake is over by now.
-		}
-		var done bool
-		done, cerr = connected(int(fd))
-		return done
-	})
-	if err != nil {
+	if err := rc.Write(func(fd uintptr) bool {
+		cerr = tryConnect(int(fd), dst)
+		return cerr != unix.EALREADY
+	}); err != nil {
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			err = unix.ETIMEDOUT
 		}
-		return fail(err)
+		return -1, err
 	}
 	if cerr != nil {
-		return fail(os.NewSyscallError("connect", cerr))
+		return -1, cerr
 	}
-	c, err := net.FileConn(f)
-	if err != nil {
-		return fail(err)
-	}
-	return c, nil
+	return detach(f)
 }
 
-// connected says whether a connection attempt is over, and how it ended.
-func connected(fd int) (bool, error) {
-	soerr, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
-	if err != nil {
-		return true, err
+// connect makes a connection of a UDP socket, where there is nothing to wait for.
+// It closes f in any case.
+func connect(_ context.Context, f *os.File, dst netip.AddrPort) (net.Conn, error) {
+	defer f.Close()
+	if err := control(f, func(fd int) error { return tryConnect(fd, dst) }); err != nil {
+		return nil, fmt.Errorf("connect to the guest at %s: %w", dst, os.NewSyscallError("connect", err))
 	}
-	if soerr != 0 {
-		return true, syscall.Errno(soerr)
-	}
-	if _, err := unix.Getpeername(fd); err != nil {
-		return false, nil // still under way
-	}
-	return true, nil
+	return net.FileConn(f)
+}
+
+// detach returns a descriptor of the file's that the runtime does not poll.
+func detach(f *os.File) (int, error) {
+	nfd := -1
+	err := control(f, func(fd int) (err error) {
+		nfd, err = unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+		return os.NewSyscallError("fcntl", err)
+	})
+	return nfd, err
 }
 
 func sockaddr(a netip.AddrPort) unix.Sockaddr {
@@ -147,7 +169,7 @@ type socketPool struct {
 	log    *slog.Logger
 	ctx    context.Context
 	wake   chan struct{} // at most one pending
-	free   chan *os.File // nil: no pool
+	free   chan int      // nil: no pool
 	once   sync.Once     // starts fill
 	wg     sync.WaitGroup
 }
@@ -155,25 +177,51 @@ type socketPool struct {
 func newSocketPool(ctx context.Context, g Guest, family, size int, log *slog.Logger) *socketPool {
 	s := &socketPool{guest: g, family: family, log: log, ctx: ctx, wake: make(chan struct{}, 1)}
 	if size > 0 {
-		s.free = make(chan *os.File, size)
+		s.free = make(chan int, size)
 	}
 	return s
 }
 
-func (s *socketPool) get(ctx context.Context) (*os.File, error) {
+// get returns a socket; without ctx errNotYet if none is ready.
+func (s *socketPool) get(ctx context.Context) (int, error) {
 	if s.free != nil {
 		s.once.Do(func() { s.wg.Go(s.fill) })
-		select {
-		case s.wake <- struct{}{}:
-		default:
+		// Half empty, it is filled again at once and not socket by socket.
+		if len(s.free) <= cap(s.free)/2 {
+			select {
+			case s.wake <- struct{}{}:
+			default:
+			}
 		}
 		select {
-		case f := <-s.free:
-			return f, nil
+		case fd := <-s.free:
+			return fd, nil
 		default:
 		}
 	}
-	return s.guest.Socket(ctx, s.family, unix.SOCK_STREAM)
+	if ctx == nil {
+		return -1, errNotYet
+	}
+	return s.make(ctx)
+}
+
+func (s *socketPool) make(ctx context.Context) (int, error) {
+	f, err := s.guest.Socket(ctx, s.family, unix.SOCK_STREAM)
+	if err != nil {
+		return -1, err
+	}
+	defer f.Close()
+	fd, err := detach(f)
+	if err != nil {
+		return -1, err
+	}
+	// A splice is what the sender wrote: nothing to wait for.
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
+		unix.Close(fd)
+		return -1, os.NewSyscallError("setsockopt TCP_NODELAY", err)
+	}
+	boundReceive(fd)
+	return fd, nil
 }
 
 func (s *socketPool) fill() {
@@ -184,13 +232,13 @@ func (s *socketPool) fill() {
 			return
 		}
 		for len(s.free) < cap(s.free) && s.ctx.Err() == nil {
-			f, err := s.guest.Socket(s.ctx, s.family, unix.SOCK_STREAM)
+			fd, err := s.make(s.ctx)
 			if err != nil {
 				// The next get makes its own socket and reports its error.
 				s.log.Debug("make guest sockets in advance", "err", err)
 				break
 			}
-			s.free <- f // this goroutine is the only sender, so there is room
+			s.free <- fd // this goroutine is the only sender, so there is room
 		}
 	}
 }
@@ -202,8 +250,8 @@ func (s *socketPool) close() {
 	s.wg.Wait()
 	for {
 		select {
-		case f := <-s.free:
-			f.Close()
+		case fd := <-s.free:
+			unix.Close(fd)
 		default:
 			return
 		}

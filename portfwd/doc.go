@@ -22,11 +22,12 @@
 // listens there only. Host port 0 takes a port that is free for both families.
 //
 // The target is the guest's address on its link, never its loopback, of the
-// client's family; if that refuses, direct tries the other family.
+// client's family; if that refuses, the other family is tried.
 //
 // TCP: a connection that the guest refuses is reset, not accepted and closed; an
-// end of stream and a reset are passed on as what they are. (builtin cannot: a
-// client of a closed guest port sees its connection accepted and then ended.)
+// end of stream and a reset are passed on as what they are. The reset of one end
+// overtakes what the other has not made room for. (builtin cannot: a client of a
+// closed guest port sees its connection accepted and then ended.)
 // UDP: a flow per client and host address, replies from the address that the
 // client talked to. A removed port, and Close, reset the port's connections.
 //
@@ -40,11 +41,14 @@
 //	UDP flows                             2,048, then datagrams of new clients are dropped
 //	a flow's idle time                    180 s, 30 s until the first reply
 //	datagrams that wait for their flow    32 a flow, 8 MiB in all
-//	guest sockets made in advance         8 a family
+//	guest sockets made in advance         16 a family
+//	pipes                                 1 MiB for the first 16 in use, 256 KiB up to 64, then 64 KiB
 //
-// All but the first can be set in Config.Limits. Stats counts what was dropped
-// or reset. An idle TCP connection costs two descriptors and two goroutines; a
-// direction that has bytes on their way, a pipe more. When the process is out of
+// All but the first and the last can be set in Config.Limits. Stats counts what
+// was dropped or reset. An idle direct connection costs two descriptors and about
+// half a KiB; a direction that has bytes on their way, a pipe more. All of them
+// share one goroutine (one for two cores, at most four) and its epoll descriptor.
+// A connection through the stack costs three goroutines. When the process is out of
 // descriptors, accepting waits (5 ms to 1 s) and copying goes through memory.
 //
 // Limits of the builtin driver are RootlessKit's own: none on connections, a

@@ -82,7 +82,7 @@ type Limits struct {
 	UDPIdle time.Duration
 	// UDPUnreplied ends a flow that never had a reply; 30 s.
 	UDPUnreplied time.Duration
-	// SocketPool is the number of guest sockets made in advance per family; 8.
+	// SocketPool is the number of guest sockets made in advance per family; 16.
 	// Negative means none.
 	SocketPool int
 }
@@ -108,7 +108,7 @@ func (l Limits) withDefaults() Limits {
 	dur(&l.UDPIdle, 180*time.Second)
 	dur(&l.UDPUnreplied, 30*time.Second)
 	if l.SocketPool == 0 {
-		l.SocketPool = 8
+		l.SocketPool = 16
 	}
 	return l
 }
@@ -143,7 +143,7 @@ func New(cfg Config) (Manager, error) {
 	m := &manager{cfg: cfg, lim: cfg.Limits.withDefaults(), ports: map[int]*published{}}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	m.locals = &localAddrs{}
-	m.pipes = newPipePool(16)
+	m.pipes = newPipePool()
 	for i, fam := range []int{familyInet, familyInet6} {
 		m.pools[i] = newSocketPool(m.ctx, cfg.Guest, fam, m.lim.SocketPool, cfg.Logger)
 	}
@@ -177,6 +177,7 @@ type manager struct {
 
 	pools   [2]*socketPool // TCP sockets of the guest, IPv4 and IPv6
 	pipes   *pipePool
+	loops   loops
 	locals  *localAddrs
 	builtin *builtinDriver // nil unless Driver is builtin
 
@@ -338,6 +339,7 @@ func (m *manager) Close() error {
 	if m.builtin != nil {
 		errs = append(errs, m.builtin.close())
 	}
+	m.loops.close()
 	m.pipes.close()
 	return errors.Join(errs...)
 }

@@ -1,243 +1,247 @@
 package portfwd
 
 import (
-	"context"
-	"net"
+	"errors"
 	"sync"
-	"sync/atomic"
-	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// relay carries a connection both ways until both directions have ended, and
-// closes both ends. An end of stream is passed on as such, a reset as a reset:
-// what either end sees is what it would see without us between. When ctx ends,
-// both are reset. It returns the bytes from a to b and from b to a.
-func relay(ctx context.Context, pipes *pipePool, a, b *net.TCPConn) (ab, ba int64) {
-	r := &relayer{pipes: pipes, conn: [2]*net.TCPConn{a, b}}
-	defer a.Close()
-	defer b.Close()
-	for i, c := range r.conn {
-		rc, err := c.SyscallConn()
-		if err != nil {
-			r.reset() // closed already
-			return 0, 0
-		}
-		r.raw[i] = rc
-	}
-	stop := context.AfterFunc(ctx, r.reset)
-	defer stop()
-	var wg sync.WaitGroup
-	wg.Go(func() { ba = r.half(1) })
-	ab = r.half(0)
-	wg.Wait()
-	return ab, ba
-}
-
-type relayer struct {
+// pair is a connection that the direct driver carries: the client's socket and
+// the guest's. It ends when both directions have ended. An end of stream is
+// passed on as such, a reset as a reset: what either end sees is what it would
+// see without us between.
+type pair struct {
 	pipes *pipePool
-	conn  [2]*net.TCPConn
-	raw   [2]syscall.RawConn
-	ended atomic.Int32 // directions that reached their end of stream
+	loop  *loop // nil until it has one
+	id    pairID
+	// ended is called once, with the bytes from the client and from the guest.
+	ended func(in, out int64)
+
+	mu      sync.Mutex // guards what follows, and fd from being closed in use
+	closed  bool
+	watched bool   // epoll knows fd
+	fd      [2]int // the client's, the guest's
+	half    [2]half
 }
 
-func (r *relayer) reset() {
-	reset(r.conn[0])
-	reset(r.conn[1])
-}
-
-// half carries the direction from conn[i] to the other one.
-func (r *relayer) half(i int) int64 {
-	dst := r.conn[1-i]
-	n, err := r.copy(r.raw[1-i], r.raw[i])
-	if err != nil {
-		r.reset()
-		return n
-	}
-	// Counted before the FIN is sent: see below.
-	last := r.ended.Add(1) == 2
-	if dst.CloseWrite() != nil {
-		r.reset()
-		return n
-	}
-	if last {
-		dst.SetReadDeadline(time.Unix(1, 0)) // ends the wait below, if any
-		return n
-	}
-	// Nobody reads from conn[i] any more, and the other direction may have nothing
-	// to write to it: without this, its reset would go unnoticed for ever. Once
-	// the other direction has ended too, a closed state is the regular one.
-	if r.waitReset(r.raw[i]) && r.ended.Load() < 2 {
-		r.reset()
-	}
-	return n
-}
-
-// waitReset waits until a connection is gone; false if the wait was ended.
-func (r *relayer) waitReset(rc syscall.RawConn) bool {
-	const stateClose = 7 // TCP_CLOSE
-	return rc.Read(func(fd uintptr) bool {
-		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
-		return err != nil || info.State == stateClose
-	}) == nil
-}
-
-// copy moves bytes inside the kernel: socket to pipe, pipe to socket. The pipe
+// half is one direction: half[i] leads from fd[i] to the other one. Bytes go from
+// the socket to a pipe and from the pipe to the socket inside the kernel. The pipe
 // is taken once there is something to read and given back when it is empty, so
-// an idle connection costs two descriptors, not six as with io.Copy, whose pipes
-// also eat up the user's pipe-user-pages-soft.
-func (r *relayer) copy(dst, src syscall.RawConn) (total int64, err error) {
-	for {
-		var (
-			p    *pipe
-			n    int
-			serr error
-		)
-		err := src.Read(func(fd uintptr) bool {
-			if p = r.pipes.get(); p == nil {
-				serr = waitReadable(int(fd))
-				return serr != unix.EAGAIN
-			}
-			if n, serr = splice(int(fd), p.w, maxSplice); serr == unix.EAGAIN {
-				r.pipes.put(p)
-				p = nil
-				return false
-			}
-			return true
-		})
-		if err == nil {
-			err = serr
-		}
-		if p == nil {
-			if err != nil {
-				return total, err
-			}
-			// Out of descriptors: this chunk goes through user memory.
-			n, err = copyChunk(dst, src)
-			total += int64(n)
-			if n == 0 || err != nil {
-				return total, err
-			}
-			continue
-		}
-		if n == 0 || err != nil {
-			r.pipes.put(p)
-			return total, err
-		}
-		for left := n; left > 0; {
-			err = dst.Write(func(fd uintptr) bool {
-				n, serr = splice(p.r, int(fd), left)
-				return serr != unix.EAGAIN
-			})
-			if err == nil {
-				err = serr
-			}
-			if err != nil {
-				p.close() // with the bytes that are in it
-				return total, err
-			}
-			left -= n
-			total += int64(n)
-		}
-		r.pipes.put(p)
+// an idle connection costs two descriptors and no memory of the kernel's pipes.
+type half struct {
+	pipe     *pipe  // nil: nothing is on its way
+	mem      *chunk // instead of a pipe, out of descriptors
+	held     int    // bytes in pipe or mem
+	n        int64  // bytes carried
+	readable bool   // fd[i] may have something
+	blocked  bool   // the other socket has no room
+	armed    bool   // and epoll has been asked to say when it has
+	reset    bool   // fd[i] has failed; it may still hold bytes to read
+	eof      bool   // fd[i] has ended, and the other one has been told
+}
+
+// pumpRounds bounds what a direction moves, in pipes full, until others have
+// their turn.
+const pumpRounds = 4
+
+// event handles what epoll says of fd[i]; again says that there is more to move.
+func (p *pair) event(i int, events uint32) (again bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return false
+	}
+	const gone = unix.EPOLLERR | unix.EPOLLHUP
+	if events&(unix.EPOLLIN|unix.EPOLLRDHUP|gone) != 0 {
+		p.half[i].readable = true
+	}
+	if events&(unix.EPOLLOUT|gone) != 0 {
+		p.half[1-i].blocked = false
+	}
+	if events&unix.EPOLLERR != 0 {
+		p.half[i].reset = true
+	}
+	return p.move()
+}
+
+// resume goes on after pumpRounds.
+func (p *pair) resume() (again bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.closed && p.move()
+}
+
+// kill resets both ends.
+func (p *pair) kill() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.closed {
+		p.end(true)
 	}
 }
 
-const maxSplice = 1 << 20
+// move moves what can be moved both ways. p.mu is held.
+func (p *pair) move() (again bool) {
+	for i := range p.half {
+		more, err := p.pump(i)
+		if err != nil {
+			p.end(true)
+			return false
+		}
+		again = again || more
+	}
+	if p.half[0].eof && p.half[1].eof {
+		p.end(false)
+		return false
+	}
+	return again
+}
 
-func splice(from, to, n int) (int, error) {
-	for {
-		got, err := unix.Splice(from, nil, to, nil, n, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
-		if err != unix.EINTR {
-			return max(int(got), 0), err
+// pump moves bytes from fd[i] to the other one until either has to be waited for.
+func (p *pair) pump(i int) (more bool, err error) {
+	h, src, dst := &p.half[i], p.fd[i], p.fd[1-i]
+	for range pumpRounds {
+		if h.held == 0 {
+			if h.eof {
+				return false, h.stuck()
+			}
+			if !h.readable {
+				return false, nil
+			}
+			n, err := h.fill(p.pipes, src)
+			switch {
+			case err == unix.EAGAIN:
+				h.readable = false
+				h.release(p.pipes)
+				return false, nil
+			case err != nil:
+				return false, err
+			case n == 0:
+				h.release(p.pipes)
+				h.eof = true
+				return false, unix.Shutdown(dst, unix.SHUT_WR)
+			}
+			h.held = n
+		}
+		if h.blocked {
+			return false, h.stuck()
+		}
+		n, err := h.drain(dst)
+		if err == unix.EAGAIN {
+			h.blocked = true
+			if h.armed {
+				return false, h.stuck()
+			}
+			h.armed = true // most connections never wait for room
+			if p.watched {
+				err = p.loop.watch(unix.EPOLL_CTL_MOD, p, 1-i)
+			} else {
+				err = nil // add has yet to do it
+			}
+			return false, errors.Join(err, h.stuck())
+		}
+		if err != nil {
+			return false, err
+		}
+		h.held -= n
+		h.n += int64(n)
+	}
+	return true, nil
+}
+
+// stuck is asked when nothing is read from a socket, so that its reset would go
+// unnoticed: because it has ended, or because the other end does not read, which
+// need not get the bytes that the reset has overtaken.
+func (h *half) stuck() error {
+	if h.reset {
+		return unix.ECONNRESET
+	}
+	return nil
+}
+
+// end closes both ends, with a RST if they were not both told of the other's end.
+// p.mu is held.
+func (p *pair) end(reset bool) {
+	p.closed = true
+	for i := range p.half {
+		p.half[i].release(p.pipes)
+	}
+	if p.loop != nil {
+		p.loop.remove(p)
+	}
+	for _, fd := range p.fd {
+		if reset {
+			resetFD(fd)
+		} else {
+			unix.Close(fd)
 		}
 	}
+	p.ended(p.half[0].n, p.half[1].n)
 }
 
-// waitReadable returns EAGAIN if a read would block.
-func waitReadable(fd int) error {
-	var b [1]byte
-	_, _, err := unix.Recvfrom(fd, b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-	return err
-}
-
-var chunks = sync.Pool{New: func() any { b := make([]byte, 64<<10); return &b }}
-
-func copyChunk(dst, src syscall.RawConn) (int, error) {
-	buf := chunks.Get().(*[]byte)
-	defer chunks.Put(buf)
-	n, err := rawIO(src.Read, func(fd int) (int, error) { return unix.Read(fd, *buf) })
-	for done := 0; done < n && err == nil; {
-		var w int
-		w, err = rawIO(dst.Write, func(fd int) (int, error) {
-			return unix.SendmsgN(fd, (*buf)[done:n], nil, nil, unix.MSG_NOSIGNAL)
-		})
-		done += w
+// fill reads what there is, into the pipe or memory of h.
+func (h *half) fill(pipes *pipePool, src int) (int, error) {
+	if h.pipe == nil && h.mem == nil {
+		if h.pipe = pipes.get(); h.pipe == nil {
+			h.mem = chunks.Get().(*chunk)
+		}
 	}
+	if h.pipe != nil {
+		return splice(src, h.pipe.w, h.pipe.size)
+	}
+	n, err := again(func() (int, error) { return unix.Read(src, h.mem.buf[:]) })
+	h.mem.from, h.mem.to = 0, n
 	return n, err
 }
 
-// rawIO does one non-blocking system call when the descriptor is ready for it.
-func rawIO(wait func(func(uintptr) bool) error, call func(fd int) (int, error)) (n int, err error) {
-	werr := wait(func(fd uintptr) bool {
-		for {
-			if n, err = call(int(fd)); err != unix.EINTR {
-				return err != unix.EAGAIN
-			}
-		}
+// drain writes what h holds.
+func (h *half) drain(dst int) (int, error) {
+	if h.pipe != nil {
+		return splice(h.pipe.r, dst, h.held)
+	}
+	n, err := again(func() (int, error) {
+		return unix.SendmsgN(dst, h.mem.buf[h.mem.from:h.mem.to], nil, nil, unix.MSG_NOSIGNAL)
 	})
-	if werr != nil {
-		return 0, werr
-	}
-	return max(n, 0), err
+	h.mem.from += n
+	return n, err
 }
 
-// pipePool keeps empty pipes for reuse, up to its size.
-type pipePool struct{ free chan *pipe }
-
-type pipe struct{ r, w int }
-
-func newPipePool(size int) *pipePool { return &pipePool{free: make(chan *pipe, size)} }
-
-// get returns nil if no pipe can be made.
-func (pp *pipePool) get() *pipe {
-	select {
-	case p := <-pp.free:
-		return p
+// release gives the pipe or the memory back.
+func (h *half) release(pipes *pipePool) {
+	switch {
+	case h.pipe == nil:
+	case h.held > 0:
+		pipes.drop(h.pipe)
 	default:
+		pipes.put(h.pipe)
 	}
-	var fds [2]int
-	if unix.Pipe2(fds[:], unix.O_CLOEXEC|unix.O_NONBLOCK) != nil {
-		return nil
+	if h.mem != nil {
+		chunks.Put(h.mem)
 	}
-	// Over the user's pipe-user-pages-soft the pipe stays small and works.
-	unix.FcntlInt(uintptr(fds[0]), unix.F_SETPIPE_SZ, maxSplice)
-	return &pipe{r: fds[0], w: fds[1]}
+	h.pipe, h.mem, h.held = nil, nil, 0
 }
 
-func (pp *pipePool) put(p *pipe) {
-	select {
-	case pp.free <- p:
-	default:
-		p.close()
-	}
+func splice(from, to, n int) (int, error) {
+	return again(func() (int, error) {
+		got, err := unix.Splice(from, nil, to, nil, n, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+		return int(got), err
+	})
 }
 
-func (p *pipe) close() {
-	unix.Close(p.r)
-	unix.Close(p.w)
-}
-
-// close is called when no relay runs any more.
-func (pp *pipePool) close() {
+// again repeats a system call that a signal interrupted.
+func again(call func() (int, error)) (int, error) {
 	for {
-		select {
-		case p := <-pp.free:
-			p.close()
-		default:
-			return
+		if n, err := call(); err != unix.EINTR {
+			return max(n, 0), err
 		}
 	}
+}
+
+// resetFD closes a connection with a RST, which is what a client of a closed port
+// gets.
+func resetFD(fd int) {
+	// Fails only on a connection that is gone already.
+	unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
+	unix.Close(fd)
 }

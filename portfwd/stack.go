@@ -11,9 +11,9 @@ import (
 // Stack is the gateway stack of the guest's network. Both methods take the
 // address that the guest shall see as the client's, and the guest's.
 type Stack interface {
-	// ForwardTCP connects to dst and relays until both directions end. It takes
-	// over host and closes it, with a reset if dst refuses; the error then wraps
-	// ECONNREFUSED. It ends early when ctx does.
+	// ForwardTCP connects to dst and relays until both directions end; then it has
+	// closed host. It ends early when ctx does. An error says that dst could not be
+	// connected to, and leaves host as it was; it wraps ECONNREFUSED if dst refuses.
 	ForwardTCP(ctx context.Context, host *net.TCPConn, src, dst netip.AddrPort) error
 	// OpenUDP makes a flow. reply is called for what dst sends, in the form that
 	// UDPFlow.Send takes; it does not block nor keep the slices.
@@ -29,25 +29,42 @@ type UDPFlow = interface {
 	Close() error
 }
 
-// viaStack decides on the way of a connection or flow and, if it goes through
-// the stack, returns the addresses that the guest will see.
+// route is a way through the stack: the client's address as the guest sees it, and
+// the guest's.
+type route struct{ src, dst netip.AddrPort }
+
+// viaStack is the best of routes.
 func (p *published) viaStack(client netip.AddrPort, local netip.Addr) (src, dst netip.AddrPort, ok bool) {
+	r := p.routes(client, func() netip.Addr { return local })
+	if len(r) == 0 {
+		return src, dst, false
+	}
+	return r[0].src, r[0].dst, true
+}
+
+// routes returns the ways of a connection or flow through the stack, the best
+// first; none if it goes the direct way.
+func (p *published) routes(client netip.AddrPort, local func() netip.Addr) []route {
 	m := p.m
 	switch m.cfg.Driver {
 	case DriverStack:
 	case "", DriverAuto:
 		if m.cfg.Stack == nil || m.locals.has(client.Addr(), local) {
-			return src, dst, false
+			return nil
 		}
 		if p.childIP.IsValid() && p.childIP != m.cfg.Guest.Addr4() && p.childIP != m.cfg.Guest.Addr6() {
-			return src, dst, false // an address inside the guest that its link does not lead to
+			return nil // an address inside the guest that its link does not lead to
 		}
 	default:
-		return src, dst, false
+		return nil
 	}
-	dst = p.targets(client.Addr())[0]
-	src = m.visibleSource(client, dst.Addr())
-	return src, dst, src.IsValid()
+	var out []route
+	for _, dst := range p.targets(client.Addr()) {
+		if src := m.visibleSource(client, dst.Addr()); src.IsValid() {
+			out = append(out, route{src, dst})
+		}
+	}
+	return out
 }
 
 // visibleSource is the client's address as the guest sees it: its own, or, where
@@ -84,10 +101,10 @@ type localAddrs struct {
 // localTTL is how long a changed address may be treated as it was.
 const localTTL = 2 * time.Second
 
-// has says whether client is on this host; local is the address it talks to.
-func (l *localAddrs) has(client, local netip.Addr) bool {
+// has says whether client is on this host; local returns the address it talks to.
+func (l *localAddrs) has(client netip.Addr, local func() netip.Addr) bool {
 	client = client.WithZone("")
-	if client.IsLoopback() || client == local.WithZone("") {
+	if client.IsLoopback() || client == local().WithZone("") {
 		return true
 	}
 	l.mu.Lock()

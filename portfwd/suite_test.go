@@ -60,6 +60,9 @@ func run(t *testing.T, driver string, lim Limits, f func(t *testing.T, s *suite)
 		if n := m.Stats(); n.Ports != 0 || n.Conns != 0 || n.UDPFlows != 0 {
 			t.Errorf("after Close: %+v", n)
 		}
+		if n := m.(*manager).pipes.used.Load(); n != 0 {
+			t.Errorf("%d pipes in use after Close", n)
+		}
 		if b := m.(*manager).count.udpBytes.Load(); b != 0 {
 			t.Errorf("%d bytes of waiting datagrams after Close", b)
 		}

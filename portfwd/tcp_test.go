@@ -86,7 +86,7 @@ func TestTCPEcho(t *testing.T) {
 
 // A server of one family is reached by clients of both.
 func TestTCPOtherFamily(t *testing.T) {
-	for _, d := range []string{DriverDirect, DriverAuto} {
+	for _, d := range []string{DriverDirect, DriverAuto, DriverStack} {
 		t.Run(d, func(t *testing.T) {
 			run(t, d, Limits{}, func(t *testing.T, s *suite) {
 				serve(t, s.g.listen(t, "tcp4", ":81"), echo)
@@ -391,4 +391,10 @@ func TestCloseResetsConnections(t *testing.T) {
 			})
 		})
 	}
+}
+
+// reset closes a connection with a RST.
+func reset(c *net.TCPConn) {
+	c.SetLinger(0)
+	c.Close()
 }
