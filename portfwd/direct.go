@@ -46,10 +46,10 @@ type guestDial struct {
 // errNotYet says that a dial has to wait for something.
 var errNotYet = errors.New("not yet")
 
-// run returns the connected socket. Without ctx it does not wait but returns
-// errNotYet, and can be called again with one. Mostly there is nothing to wait
-// for: inside one namespace, connect(2) does the whole handshake.
-func (d *guestDial) run(ctx context.Context) (fd int, err error) {
+// run returns the connected socket. Where it has to wait and may not, it returns
+// errNotYet, and can be called again. Mostly there is nothing to wait for: inside
+// one namespace, connect(2) does the whole handshake.
+func (d *guestDial) run(ctx context.Context, wait bool) (fd int, err error) {
 	for len(d.left) > 0 {
 		dst := d.left[0]
 		if d.fd < 0 {
@@ -57,7 +57,7 @@ func (d *guestDial) run(ctx context.Context) (fd int, err error) {
 			if dst.Addr().Is6() {
 				pool = d.p.m.pools[1]
 			}
-			if d.fd, err = pool.get(ctx); err != nil {
+			if d.fd, err = pool.get(ctx, wait); err != nil {
 				if err != errNotYet {
 					err = fmt.Errorf("make a socket in the guest: %w", err)
 				}
@@ -66,7 +66,7 @@ func (d *guestDial) run(ctx context.Context) (fd int, err error) {
 		}
 		err := tryConnect(d.fd, dst)
 		if err == unix.EALREADY {
-			if ctx == nil {
+			if !wait {
 				return -1, errNotYet
 			}
 			d.fd, err = finish(ctx, d.fd, dst)
@@ -82,7 +82,7 @@ func (d *guestDial) run(ctx context.Context) (fd int, err error) {
 			d.first = fmt.Errorf("connect to the guest at %s: %w", dst, os.NewSyscallError("connect", err))
 		}
 		d.left = d.left[1:]
-		if ctx != nil && ctx.Err() != nil {
+		if ctx.Err() != nil {
 			break
 		}
 	}
@@ -183,7 +183,7 @@ func newSocketPool(ctx context.Context, g Guest, family, size int, log *slog.Log
 }
 
 // get returns a socket; without ctx errNotYet if none is ready.
-func (s *socketPool) get(ctx context.Context) (int, error) {
+func (s *socketPool) get(ctx context.Context, wait bool) (int, error) {
 	if s.free != nil {
 		s.once.Do(func() { s.wg.Go(s.fill) })
 		// Half empty, it is filled again at once and not socket by socket.
@@ -199,7 +199,7 @@ func (s *socketPool) get(ctx context.Context) (int, error) {
 		default:
 		}
 	}
-	if ctx == nil {
+	if !wait {
 		return -1, errNotYet
 	}
 	return s.make(ctx)

@@ -136,7 +136,7 @@ func (p *published) serve(fd int, client netip.AddrPort, tuned bool) {
 		tuneLoopback(fd)
 	}
 	d := &guestDial{p: p, left: p.targets(client.Addr()), fd: -1}
-	guest, err := d.run(nil)
+	guest, err := d.run(p.ctx, false)
 	if err != errNotYet {
 		p.direct(fd, guest, client, err)
 		return
@@ -144,7 +144,7 @@ func (p *published) serve(fd int, client netip.AddrPort, tuned bool) {
 	go func() {
 		ctx, cancel := context.WithTimeout(p.ctx, p.m.lim.DialTimeout)
 		defer cancel()
-		guest, err := d.run(ctx)
+		guest, err := d.run(ctx, true)
 		p.direct(fd, guest, client, err)
 	}()
 }
