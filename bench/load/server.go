@@ -1,0 +1,168 @@
+package load
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The header of a TCP connection, big endian:
+//
+//	0  kind          one of the constants below
+//	4  warm          ms
+//	8  window        ms
+//	12 session       of UDP
+//	16
+const headerLen = 16
+
+const (
+	kindUp      = 'U' // server receives, reports, drains, reports the total
+	kindDown    = 'D' // server sends until the client shuts its side down
+	kindEcho    = 'E' // server echoes
+	kindOnce    = 'O' // server answers one byte and closes
+	kindHold    = 'H' // server answers one byte and waits; echoes what comes
+	kindSession = 'S' // a UDP session: each byte is answered with its counters
+)
+
+type header struct {
+	kind         byte
+	warm, window time.Duration
+	session      uint32
+}
+
+func (h header) bytes() []byte {
+	b := make([]byte, headerLen)
+	b[0] = h.kind
+	binary.BigEndian.PutUint32(b[4:], uint32(h.warm.Milliseconds()))
+	binary.BigEndian.PutUint32(b[8:], uint32(h.window.Milliseconds()))
+	binary.BigEndian.PutUint32(b[12:], h.session)
+	return b
+}
+
+func parseHeader(b []byte) header {
+	return header{
+		kind:    b[0],
+		warm:    time.Duration(binary.BigEndian.Uint32(b[4:])) * time.Millisecond,
+		window:  time.Duration(binary.BigEndian.Uint32(b[8:])) * time.Millisecond,
+		session: binary.BigEndian.Uint32(b[12:]),
+	}
+}
+
+// serve listens on TCP and UDP and serves until the process ends.
+func (a *agent) serve(r Request) (Reply, error) {
+	l, err := net.Listen("tcp", r.Addr)
+	if err != nil {
+		return Reply{}, err
+	}
+	sessions, err := serveUDP(r.Addr)
+	if err != nil {
+		l.Close()
+		return Reply{}, err
+	}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go serveConn(c.(*net.TCPConn), sessions)
+		}
+	}()
+	return Reply{}, nil
+}
+
+func serveConn(c *net.TCPConn, sessions *sessions) {
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(30 * time.Second))
+	b := make([]byte, headerLen)
+	if _, err := io.ReadFull(c, b); err != nil {
+		return
+	}
+	h := parseHeader(b)
+	switch h.kind {
+	case kindOnce:
+		c.Write(b[:1])
+	case kindHold:
+		c.SetDeadline(time.Time{})
+		io.Copy(c, io.MultiReader(onceByte(h.kind), c))
+	case kindSession:
+		sessions.serve(c, h.session)
+	case kindUp, kindDown, kindEcho:
+		fd, err := blocking(c)
+		if err != nil {
+			return
+		}
+		defer unix.Close(fd)
+		switch h.kind {
+		case kindUp:
+			serveUp(fd, h)
+		case kindDown:
+			serveDown(fd)
+		case kindEcho:
+			echo(fd)
+		}
+	}
+}
+
+// blocking takes the socket out of Go's poller: a blocking read or write is one
+// system call and no wake-up of another thread. It closes c.
+func blocking(c *net.TCPConn) (int, error) {
+	defer c.Close()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	fd := -1
+	var dupErr error
+	err = raw.Control(func(orig uintptr) {
+		fd, dupErr = unix.FcntlInt(orig, unix.F_DUPFD_CLOEXEC, 0)
+	})
+	if err == nil {
+		err = dupErr
+	}
+	if err != nil {
+		return -1, err
+	}
+	if err := unix.SetNonblock(fd, false); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	// A path that stands still must not hold the bench.
+	tv := unix.Timeval{Sec: 5}
+	unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
+	unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv)
+	return fd, nil
+}
+
+// dial connects, sends the header and gives the socket in blocking mode.
+func dial(addr string, h header) (int, error) {
+	c, err := net.DialTimeout("tcp", addr, 5*time.Second)
+	if err != nil {
+		return -1, err
+	}
+	fd, err := blocking(c.(*net.TCPConn))
+	if err != nil {
+		return -1, err
+	}
+	if err := writeAll(fd, h.bytes()); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("send the header: %w", err)
+	}
+	return fd, nil
+}
+
+type onceReader struct{ b byte }
+
+func onceByte(b byte) io.Reader { return &onceReader{b} }
+
+func (o *onceReader) Read(p []byte) (int, error) {
+	if o.b == 0 {
+		return 0, io.EOF
+	}
+	p[0], o.b = o.b, 0
+	return 1, nil
+}

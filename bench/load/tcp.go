@@ -1,0 +1,211 @@
+package load
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// bulkBuffer is one read or write of bulk data, as in iperf3.
+const bulkBuffer = 128 << 10
+
+// bulk moves data over r.Streams connections at once, up or down.
+func (a *agent) bulk(r Request) (Reply, error) {
+	var wg sync.WaitGroup
+	replies := make([]Reply, max(r.Streams, 1))
+	errs := make([]error, len(replies))
+	for i := range replies {
+		wg.Go(func() { replies[i], errs[i] = oneStream(r) })
+	}
+	wg.Wait()
+	var sum Reply
+	for _, rep := range replies {
+		sum.Bytes += rep.Bytes
+		sum.Total += rep.Total
+		sum.Rate += rep.Rate
+		sum.Elapsed = max(sum.Elapsed, rep.Elapsed)
+	}
+	return sum, errors.Join(errs...)
+}
+
+func oneStream(r Request) (Reply, error) {
+	h := header{kind: kindUp, warm: r.Warm, window: r.For}
+	if r.Down {
+		h.kind = kindDown
+	}
+	fd, err := dial(r.Addr, h)
+	if err != nil {
+		return Reply{}, err
+	}
+	defer unix.Close(fd)
+	if r.Down {
+		return receiveWindow(fd, h, func(Reply) error { return unix.Shutdown(fd, unix.SHUT_WR) })
+	}
+
+	// The server says when its window is over, and then how much it drained.
+	var stop atomic.Bool
+	sent := make(chan error, 1)
+	go func() { sent <- send(fd, &stop) }()
+	rep, err := readReport(fd)
+	stop.Store(true)
+	if err != nil {
+		unix.Shutdown(fd, unix.SHUT_RDWR)
+		<-sent
+		return Reply{}, fmt.Errorf("the server's report: %w", err)
+	}
+	if err := <-sent; err != nil {
+		return rep, fmt.Errorf("send: %w", err)
+	}
+	if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil {
+		return rep, err
+	}
+	total, err := readReport(fd)
+	if err != nil {
+		return rep, fmt.Errorf("the server's last report: %w", err)
+	}
+	rep.Total = total.Bytes
+	return rep, nil
+}
+
+func serveUp(fd int, h header) {
+	rep, err := receiveWindow(fd, h, func(rep Reply) error { return writeReport(fd, rep) })
+	if err == nil {
+		writeReport(fd, Reply{Bytes: rep.Total})
+	}
+}
+
+func serveDown(fd int) {
+	var stop atomic.Bool
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		var b [1]byte
+		for {
+			n, err := unix.Read(fd, b[:])
+			if err == unix.EINTR || err == unix.EAGAIN {
+				continue
+			}
+			if n <= 0 {
+				stop.Store(true)
+				return
+			}
+		}
+	}()
+	send(fd, &stop)
+	unix.Shutdown(fd, unix.SHUT_RDWR)
+	<-closed
+}
+
+func send(fd int, stop *atomic.Bool) error {
+	buf := make([]byte, bulkBuffer)
+	for i := range buf {
+		buf[i] = byte(i * 7)
+	}
+	for !stop.Load() {
+		if err := writeAll(fd, buf); err != nil {
+			if stop.Load() {
+				return nil
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// receiveWindow reads until the end of the stream. done is called with the figures
+// when the window is over; reading goes on until the sender has closed.
+func receiveWindow(fd int, h header, done func(Reply) error) (Reply, error) {
+	buf := make([]byte, bulkBuffer)
+	begin := time.Now()
+	var from, to time.Time
+	var before, total int64
+	var rep Reply
+	for {
+		n, err := unix.Read(fd, buf)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return rep, fmt.Errorf("receive: %w", err)
+		}
+		now := time.Now()
+		if n == 0 {
+			if to.IsZero() {
+				return rep, fmt.Errorf("receive: the stream ended after %v", now.Sub(begin))
+			}
+			rep.Total = total
+			return rep, nil
+		}
+		total += int64(n)
+		switch {
+		case from.IsZero() && now.Sub(begin) >= h.warm:
+			from, before = now, total
+		case to.IsZero() && !from.IsZero() && now.Sub(from) >= h.window:
+			to = now
+			rep.Bytes, rep.Elapsed = total-before, to.Sub(from)
+			rep.Rate = float64(rep.Bytes) * 8 / rep.Elapsed.Seconds()
+			if err := done(rep); err != nil {
+				return rep, err
+			}
+		}
+	}
+}
+
+func writeReport(fd int, rep Reply) error {
+	var b [16]byte
+	binary.BigEndian.PutUint64(b[:], uint64(rep.Bytes))
+	binary.BigEndian.PutUint64(b[8:], uint64(rep.Elapsed))
+	return writeAll(fd, b[:])
+}
+
+func readReport(fd int) (Reply, error) {
+	var b [16]byte
+	if err := readFull(fd, b[:]); err != nil {
+		return Reply{}, err
+	}
+	rep := Reply{
+		Bytes:   int64(binary.BigEndian.Uint64(b[:])),
+		Elapsed: time.Duration(binary.BigEndian.Uint64(b[8:])),
+	}
+	if rep.Elapsed > 0 {
+		rep.Rate = float64(rep.Bytes) * 8 / rep.Elapsed.Seconds()
+	}
+	return rep, nil
+}
+
+func writeAll(fd int, b []byte) error {
+	for len(b) > 0 {
+		n, err := unix.Write(fd, b)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		b = b[n:]
+	}
+	return nil
+}
+
+func readFull(fd int, b []byte) error {
+	for len(b) > 0 {
+		n, err := unix.Read(fd, b)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return io.ErrUnexpectedEOF
+		}
+		b = b[n:]
+	}
+	return nil
+}

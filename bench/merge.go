@@ -1,0 +1,27 @@
+package main
+
+import (
+	"errors"
+	"os"
+)
+
+// mergeFiles puts the results of several runs together.
+func mergeFiles(o options) error {
+	if len(o.files) == 0 {
+		return errors.New("--merge: which files?")
+	}
+	all := new(results)
+	for _, f := range o.files {
+		r, err := readResults(f)
+		if err != nil {
+			return err
+		}
+		all.merge(r)
+	}
+	if o.json != "" {
+		if err := all.write(o.json); err != nil {
+			return err
+		}
+	}
+	return printResults(os.Stdout, all)
+}
