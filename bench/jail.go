@@ -92,6 +92,11 @@ func pid1() int {
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return fail("mount /proc", err)
 	}
+	// crun does not start on a machine with version 1 and 2; where only 2 is mounted
+	// this changes nothing.
+	if err := unix.Mount("cgroup2", "/sys/fs/cgroup", "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return fail("mount cgroup2", err)
+	}
 	exe, err := os.Executable()
 	if err != nil {
 		return fail("find this program", err)

@@ -23,5 +23,10 @@ func mergeFiles(o options) error {
 			return err
 		}
 	}
+	if o.report != "" {
+		if err := writeReport(o.report, all); err != nil {
+			return err
+		}
+	}
 	return printResults(os.Stdout, all)
 }

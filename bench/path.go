@@ -26,6 +26,8 @@ type path struct {
 	// lacks says for a kind of measure why the path has none.
 	lacks map[string]string
 	start func(w *world, p path, s setup) (*sandbox, error)
+	// command is what a path of the start scenario runs, instead of start.
+	command func(w *world, p path, dir string) (args []string, runtimeDir string, err error)
 	// binary and args are the parameters of start.
 	binary string
 	args   []string
@@ -40,6 +42,8 @@ type setup struct {
 // sandbox is a started path.
 type sandbox struct {
 	path  path
+	set   setup
+	dir   string // XDG_RUNTIME_DIR
 	agent *load.Agent
 	// out4 and out6 are the host's server as the sandbox dials it, dns its resolver.
 	out4, out6, dns string
@@ -48,11 +52,14 @@ type sandbox struct {
 	procs  []int // the network process
 	pid    int   // the agent, for its namespaces
 	stops  []func()
-	broken error // it does not answer any more
+	other  *sandbox // a second one on the same network
+	broken error    // it does not answer any more
 }
 
 func (s *sandbox) close() {
-	s.agent.Close()
+	if s.agent != nil {
+		s.agent.Close()
+	}
 	for i := len(s.stops) - 1; i >= 0; i-- {
 		s.stops[i]()
 	}
@@ -61,6 +68,10 @@ func (s *sandbox) close() {
 // startSandbox starts a path and finds its processes: those that were not there
 // before.
 func (w *world) startSandbox(p path, set setup) (*sandbox, error) {
+	if p.command != nil {
+		dir, err := w.runtimeDir()
+		return &sandbox{path: p, dir: dir}, err
+	}
 	before := map[int]bool{}
 	for _, pid := range allPids() {
 		before[pid] = true
@@ -69,7 +80,7 @@ func (w *world) startSandbox(p path, set setup) (*sandbox, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.path = p
+	s.path, s.set = p, set
 	for _, pid := range allPids() {
 		if before[pid] {
 			continue

@@ -52,7 +52,7 @@ func (w *world) runSbx(p path, set setup, dir string) (*sandbox, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &sandbox{agent: agent, in: in}
+	s := &sandbox{agent: agent, in: in, dir: dir}
 	outTo(s)
 	s.dns = gatewayOf(agent)
 	return s, nil

@@ -19,7 +19,9 @@ type results struct {
 	Versions map[string]string `json:"versions"` // of sbx builds and peers
 	Missing  map[string]string `json:"missing,omitempty"`
 	Paths    map[string]string `json:"paths"` // name: what it is
-	Cells    []*cell           `json:"cells"`
+	// OtherLoad is, for each round, the part of the machine that others kept busy.
+	OtherLoad []float64 `json:"other_load"`
+	Cells     []*cell   `json:"cells"`
 }
 
 // cell is a figure of one path in one scenario: a value for each round.
@@ -130,6 +132,7 @@ func (r *results) merge(other *results) {
 	}
 	r.Cells = slices.DeleteFunc(r.Cells, func(c *cell) bool { return replaced[c.Scenario] })
 	r.Cells = append(r.Cells, other.Cells...)
+	r.OtherLoad = append(r.OtherLoad, other.OtherLoad...)
 	r.Commands = append(r.Commands, other.Commands...)
 	if other.Date.After(r.Date) {
 		r.Date, r.Kernel, r.CPU, r.CPUs = other.Date, other.Kernel, other.CPU, other.CPUs

@@ -31,6 +31,7 @@ func (w *world) paths() map[string][]path {
 		add(sbxPaths(b, len(w.opt.sbx) == 1))
 	}
 	add(peerPaths())
+	add(startPaths(w.opt.sbx))
 	return m
 }
 
@@ -65,10 +66,12 @@ func (w *world) measure() error {
 			}
 		}
 	}
-	if err := printResults(os.Stdout, res); err != nil {
-		return err
+	if w.opt.report != "" {
+		if err := writeReport(w.opt.report, res); err != nil {
+			return err
+		}
 	}
-	return nil
+	return printResults(os.Stdout, res)
 }
 
 // runGroup starts one sandbox for each path and measures in rounds.
@@ -108,7 +111,11 @@ func (w *world) runGroup(set setup, group []scenario, res *results) error {
 	}
 
 	for round := range w.opt.rounds {
+		res.OtherLoad = append(res.OtherLoad, otherLoad())
 		for _, sc := range group {
+			if sc.rounds > 0 && round >= sc.rounds {
+				continue
+			}
 			for _, p := range rotated(pathsFor(sc, all), round) {
 				if why, ok := p.lacks[sc.lacks]; ok && sc.lacks != "" {
 					res.add(w.opt, sc, p.name, nil, errors.New(why))
@@ -117,6 +124,9 @@ func (w *world) runGroup(set setup, group []scenario, res *results) error {
 				// A path that does not start is not tried in every round.
 				if c := res.cell(sc.name, p.name, sc.metric); c != nil && c.Error != "" && len(c.Values) == 0 && round > 1 {
 					continue
+				}
+				if sc.fresh && boxes[p.name] != nil {
+					boxes[p.name].broken = errFresh
 				}
 				s, err := box(p)
 				var m metrics
@@ -129,6 +139,18 @@ func (w *world) runGroup(set setup, group []scenario, res *results) error {
 		}
 	}
 	return nil
+}
+
+// errFresh makes room for a new sandbox.
+var errFresh = errors.New("a fresh one is needed")
+
+// otherLoad is the part of the machine that is busy while we do nothing: above a
+// few percent the figures are not to be trusted.
+func otherLoad() float64 {
+	const pause = 200 * time.Millisecond
+	before, begin := machineCPU(), time.Now()
+	time.Sleep(pause)
+	return (machineCPU() - before) / time.Since(begin).Seconds() / float64(runtime.NumCPU())
 }
 
 // one takes one measure on one path.

@@ -21,6 +21,8 @@ type scenario struct {
 	paths  []string // names without build, in the order of the table
 	lacks  string   // key of path.lacks
 	quick  bool     // also with --quick
+	fresh  bool     // needs a sandbox of its own each time
+	rounds int      // at most so many rounds; zero as asked
 	run    func(w *world, s *sandbox) (metrics, error)
 }
 
@@ -40,7 +42,10 @@ func (w *world) warm() time.Duration { return max(w.opt.seconds/5, 150*time.Mill
 
 func allScenarios() []scenario {
 	var all []scenario
-	all = append(all, tcpScenarios()...)
+	for _, list := range [][]scenario{tcpScenarios(), portScenarios(), eastScenarios(), udpScenarios(), latencyScenarios(),
+		dnsScenarios(), memoryScenarios(), startScenarios()} {
+		all = append(all, list...)
+	}
 	return all
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strings"
 	"text/tabwriter"
 )
@@ -13,7 +14,7 @@ func format(metric string, v float64) string {
 	switch {
 	case math.IsNaN(v):
 		return "-"
-	case metric == "rate":
+	case metric == "rate", metric == "goodput":
 		return fmt.Sprintf("%.2f Gbit/s", v/1e9)
 	case metric == "cpu/GiB", metric == "machine/GiB":
 		return fmt.Sprintf("%.2f s/GiB", v)
@@ -21,10 +22,16 @@ func format(metric string, v float64) string {
 		return fmt.Sprintf("%.0f us", v*1e6)
 	case metric == "time":
 		return fmt.Sprintf("%.1f ms", v*1e3)
+	case metric == "cpu/question":
+		return fmt.Sprintf("%.1f us", v*1e6)
+	case metric == "mem flow":
+		return fmt.Sprintf("%.1f KiB", v/(1<<10))
 	case strings.HasPrefix(metric, "mem"):
 		return fmt.Sprintf("%.1f MiB", v/(1<<20))
-	case metric == "loss":
+	case metric == "flood loss":
 		return fmt.Sprintf("%.1f %%", v*100)
+	case metric == "flows":
+		return fmt.Sprintf("%.0f", v)
 	default:
 		return fmt.Sprintf("%.0f /s", v)
 	}
@@ -61,6 +68,9 @@ func printResults(out io.Writer, r *results) error {
 			fmt.Fprintf(t, "%s\t%s\t%s - %s\t%.2f\t%s\n", p, format(s.metric, median(c.Values)), format(s.metric, lo), format(s.metric, hi),
 				ratio(c.Values, r.values(s.name, ref, s.metric)), strings.Join(others, ", "))
 		}
+	}
+	if load := slices.Max(append([]float64{0}, r.OtherLoad...)); load > 0.1 {
+		fmt.Fprintf(t, "\nOthers kept up to %.0f %% of the machine busy: these figures are not to be trusted.\n", load*100)
 	}
 	return t.Flush()
 }

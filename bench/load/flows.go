@@ -49,14 +49,14 @@ func (a *agent) openFlows(r Request) (Reply, error) {
 		})
 	}
 	wg.Wait()
-	rep := Reply{Got: int64(len(s.conns))}
-	if failed != nil {
-		return rep, fmt.Errorf("after %d flows: %w", len(s.conns), failed)
-	}
 	if r.Busy {
 		for _, c := range s.conns {
 			s.wg.Go(func() { exchange(c, r.Size, s.stop) })
 		}
+	}
+	rep := Reply{Got: int64(len(s.conns))}
+	if failed != nil {
+		return rep, fmt.Errorf("after %d flows: %w", len(s.conns), failed)
 	}
 	return rep, nil
 }

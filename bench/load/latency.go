@@ -3,6 +3,7 @@ package load
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"slices"
 	"sync"
@@ -95,7 +96,7 @@ func connectOnce(sa unix.Sockaddr, family int) error {
 	tv := unix.Timeval{Sec: 4}
 	unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
 	unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &tv)
-	if err := unix.Connect(fd, sa); err != nil {
+	if err := connectFd(fd, sa); err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
 	if err := writeAll(fd, header{kind: kindOnce}.bytes()); err != nil {
@@ -105,10 +106,39 @@ func connectOnce(sa unix.Sockaddr, family int) error {
 	if err := readFull(fd, b[:]); err != nil {
 		return fmt.Errorf("receive: %w", err)
 	}
-	if n, err := unix.Read(fd, b[:]); err != nil || n != 0 {
-		return fmt.Errorf("wait for the end: %d bytes, %v", n, err)
+	if err := readFull(fd, b[:]); err != io.ErrUnexpectedEOF {
+		return fmt.Errorf("wait for the end: %v", err)
 	}
 	return nil
+}
+
+// connectFd connects; a signal of Go's runtime does not interrupt it.
+func connectFd(fd int, sa unix.Sockaddr) error {
+	err := unix.Connect(fd, sa)
+	if err != unix.EINTR {
+		return err
+	}
+	p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+	for {
+		n, err := unix.Poll(p, 4000)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return unix.ETIMEDOUT
+		}
+		code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+		if err != nil {
+			return err
+		}
+		if code != 0 {
+			return unix.Errno(code)
+		}
+		return nil
+	}
 }
 
 func latencies(took []time.Duration, window time.Duration) Reply {

@@ -2,9 +2,11 @@ package load
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -13,14 +15,17 @@ import (
 // The header of a TCP connection, big endian:
 //
 //	0  kind          one of the constants below
-//	4  warm          ms
-//	8  window        ms
-//	12 session       of UDP
-//	16
-const headerLen = 16
+//	4  session       of UDP
+//	8  from          the window's begin, Unix time in ns
+//	16 window        ns
+//	24
+//
+// All streams of a measure count in the same window of the machine's clock, or the
+// sum of streams that run one after the other would be more than the path carried.
+const headerLen = 24
 
 const (
-	kindUp      = 'U' // server receives, reports, drains, reports the total
+	kindUp      = 'U' // server receives, reports, drains, closes
 	kindDown    = 'D' // server sends until the client shuts its side down
 	kindEcho    = 'E' // server echoes
 	kindOnce    = 'O' // server answers one byte and closes
@@ -29,26 +34,27 @@ const (
 )
 
 type header struct {
-	kind         byte
-	warm, window time.Duration
-	session      uint32
+	kind    byte
+	session uint32
+	from    time.Time
+	window  time.Duration
 }
 
 func (h header) bytes() []byte {
 	b := make([]byte, headerLen)
 	b[0] = h.kind
-	binary.BigEndian.PutUint32(b[4:], uint32(h.warm.Milliseconds()))
-	binary.BigEndian.PutUint32(b[8:], uint32(h.window.Milliseconds()))
-	binary.BigEndian.PutUint32(b[12:], h.session)
+	binary.BigEndian.PutUint32(b[4:], h.session)
+	binary.BigEndian.PutUint64(b[8:], uint64(h.from.UnixNano()))
+	binary.BigEndian.PutUint64(b[16:], uint64(h.window))
 	return b
 }
 
 func parseHeader(b []byte) header {
 	return header{
 		kind:    b[0],
-		warm:    time.Duration(binary.BigEndian.Uint32(b[4:])) * time.Millisecond,
-		window:  time.Duration(binary.BigEndian.Uint32(b[8:])) * time.Millisecond,
-		session: binary.BigEndian.Uint32(b[12:]),
+		session: binary.BigEndian.Uint32(b[4:]),
+		from:    time.Unix(0, int64(binary.BigEndian.Uint64(b[8:]))),
+		window:  time.Duration(binary.BigEndian.Uint64(b[16:])),
 	}
 }
 
@@ -66,8 +72,13 @@ func (a *agent) serve(r Request) (Reply, error) {
 	go func() {
 		for {
 			c, err := l.Accept()
-			if err != nil {
+			if errors.Is(err, net.ErrClosed) {
 				return
+			}
+			if err != nil { // too many open files
+				fmt.Fprintln(os.Stderr, "server:", err)
+				time.Sleep(10 * time.Millisecond)
+				continue
 			}
 			go serveConn(c.(*net.TCPConn), sessions)
 		}
@@ -88,7 +99,7 @@ func serveConn(c *net.TCPConn, sessions *sessions) {
 		c.Write(b[:1])
 	case kindHold:
 		c.SetDeadline(time.Time{})
-		io.Copy(c, io.MultiReader(onceByte(h.kind), c))
+		hold(c, b[:1])
 	case kindSession:
 		sessions.serve(c, h.session)
 	case kindUp, kindDown, kindEcho:
@@ -155,14 +166,20 @@ func dial(addr string, h header) (int, error) {
 	return fd, nil
 }
 
-type onceReader struct{ b byte }
-
-func onceByte(b byte) io.Reader { return &onceReader{b} }
-
-func (o *onceReader) Read(p []byte) (int, error) {
-	if o.b == 0 {
-		return 0, io.EOF
+// hold answers first and then echoes what comes. io.Copy would splice, which takes
+// three descriptors for each connection.
+func hold(c *net.TCPConn, first []byte) {
+	if _, err := c.Write(first); err != nil {
+		return
 	}
-	p[0], o.b = o.b, 0
-	return 1, nil
+	buf := make([]byte, 4096)
+	for {
+		n, err := c.Read(buf)
+		if err != nil {
+			return
+		}
+		if _, err := c.Write(buf[:n]); err != nil {
+			return
+		}
+	}
 }

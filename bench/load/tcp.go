@@ -17,11 +17,12 @@ const bulkBuffer = 128 << 10
 
 // bulk moves data over r.Streams connections at once, up or down.
 func (a *agent) bulk(r Request) (Reply, error) {
+	from := time.Now().Add(r.Warm)
 	var wg sync.WaitGroup
 	replies := make([]Reply, max(r.Streams, 1))
 	errs := make([]error, len(replies))
 	for i := range replies {
-		wg.Go(func() { replies[i], errs[i] = oneStream(r) })
+		wg.Go(func() { replies[i], errs[i] = oneStream(r, from) })
 	}
 	wg.Wait()
 	var sum Reply
@@ -34,8 +35,8 @@ func (a *agent) bulk(r Request) (Reply, error) {
 	return sum, errors.Join(errs...)
 }
 
-func oneStream(r Request) (Reply, error) {
-	h := header{kind: kindUp, warm: r.Warm, window: r.For}
+func oneStream(r Request, from time.Time) (Reply, error) {
+	h := header{kind: kindUp, from: from, window: r.For}
 	if r.Down {
 		h.kind = kindDown
 	}
@@ -48,10 +49,17 @@ func oneStream(r Request) (Reply, error) {
 		return receiveWindow(fd, h, func(Reply) error { return unix.Shutdown(fd, unix.SHUT_WR) })
 	}
 
-	// The server says when its window is over, and then how much it drained.
+	// The server says when its window is over.
 	var stop atomic.Bool
-	sent := make(chan error, 1)
-	go func() { sent <- send(fd, &stop) }()
+	type result struct {
+		bytes int64
+		err   error
+	}
+	sent := make(chan result, 1)
+	go func() {
+		n, err := send(fd, &stop)
+		sent <- result{n, err}
+	}()
 	rep, err := readReport(fd)
 	stop.Store(true)
 	if err != nil {
@@ -59,25 +67,23 @@ func oneStream(r Request) (Reply, error) {
 		<-sent
 		return Reply{}, fmt.Errorf("the server's report: %w", err)
 	}
-	if err := <-sent; err != nil {
-		return rep, fmt.Errorf("send: %w", err)
+	s := <-sent
+	if s.err != nil {
+		return rep, fmt.Errorf("send: %w", s.err)
 	}
+	rep.Total = s.bytes
 	if err := unix.Shutdown(fd, unix.SHUT_WR); err != nil {
 		return rep, err
 	}
-	total, err := readReport(fd)
-	if err != nil {
-		return rep, fmt.Errorf("the server's last report: %w", err)
+	// The server closes when it has all; some paths close the other half at once.
+	if err := readFull(fd, make([]byte, 1)); err != io.ErrUnexpectedEOF && err != unix.ECONNRESET {
+		return rep, fmt.Errorf("wait for the server to drain: %w", err)
 	}
-	rep.Total = total.Bytes
 	return rep, nil
 }
 
 func serveUp(fd int, h header) {
-	rep, err := receiveWindow(fd, h, func(rep Reply) error { return writeReport(fd, rep) })
-	if err == nil {
-		writeReport(fd, Reply{Bytes: rep.Total})
-	}
+	receiveWindow(fd, h, func(rep Reply) error { return writeReport(fd, rep) })
 }
 
 func serveDown(fd int) {
@@ -102,7 +108,7 @@ func serveDown(fd int) {
 	<-closed
 }
 
-func send(fd int, stop *atomic.Bool) error {
+func send(fd int, stop *atomic.Bool) (sent int64, err error) {
 	buf := make([]byte, bulkBuffer)
 	for i := range buf {
 		buf[i] = byte(i * 7)
@@ -110,22 +116,22 @@ func send(fd int, stop *atomic.Bool) error {
 	for !stop.Load() {
 		if err := writeAll(fd, buf); err != nil {
 			if stop.Load() {
-				return nil
+				return sent, nil
 			}
-			return err
+			return sent, err
 		}
+		sent += int64(len(buf))
 	}
-	return nil
+	return sent, nil
 }
 
 // receiveWindow reads until the end of the stream. done is called with the figures
 // when the window is over; reading goes on until the sender has closed.
 func receiveWindow(fd int, h header, done func(Reply) error) (Reply, error) {
 	buf := make([]byte, bulkBuffer)
-	begin := time.Now()
-	var from, to time.Time
-	var before, total int64
-	var rep Reply
+	rep := Reply{Elapsed: h.window}
+	to := h.from.Add(h.window)
+	over := false
 	for {
 		n, err := unix.Read(fd, buf)
 		if err == unix.EINTR {
@@ -136,19 +142,18 @@ func receiveWindow(fd int, h header, done func(Reply) error) (Reply, error) {
 		}
 		now := time.Now()
 		if n == 0 {
-			if to.IsZero() {
-				return rep, fmt.Errorf("receive: the stream ended after %v", now.Sub(begin))
+			if !over {
+				return rep, fmt.Errorf("receive: the stream ended %v before its window", to.Sub(now))
 			}
-			rep.Total = total
 			return rep, nil
 		}
-		total += int64(n)
+		rep.Total += int64(n)
 		switch {
-		case from.IsZero() && now.Sub(begin) >= h.warm:
-			from, before = now, total
-		case to.IsZero() && !from.IsZero() && now.Sub(from) >= h.window:
-			to = now
-			rep.Bytes, rep.Elapsed = total-before, to.Sub(from)
+		case now.Before(h.from):
+		case now.Before(to):
+			rep.Bytes += int64(n)
+		case !over:
+			over = true
 			rep.Rate = float64(rep.Bytes) * 8 / rep.Elapsed.Seconds()
 			if err := done(rep); err != nil {
 				return rep, err

@@ -1,0 +1,214 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// What lies between these lines of the report's file is written by the bench; what
+// is around them is written by hand and stays.
+const (
+	markBegin = "<!-- bench: begin; written by make bench -->"
+	markEnd   = "<!-- bench: end -->"
+)
+
+// writeReport puts the tables into file and the plot beside it.
+func writeReport(file string, r *results) error {
+	plot := strings.TrimSuffix(file, filepath.Ext(file)) + ".svg"
+	if err := os.WriteFile(plot, []byte(plotSVG(r)), 0o644); err != nil {
+		return err
+	}
+	old, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) {
+		old, err = []byte("# Performance\n\n"+markBegin+"\n"+markEnd+"\n"), nil
+	}
+	if err != nil {
+		return err
+	}
+	text, err := insert(string(old), markdown(r, filepath.Base(plot)))
+	if err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	return os.WriteFile(file, []byte(text), 0o644)
+}
+
+// insert replaces what is between the markers.
+func insert(old, text string) (string, error) {
+	head, rest, ok := strings.Cut(old, markBegin)
+	_, tail, ok2 := strings.Cut(rest, markEnd)
+	if !ok || !ok2 {
+		return "", fmt.Errorf("no lines %q and %q to write between", markBegin, markEnd)
+	}
+	return head + markBegin + "\n" + text + "\n" + markEnd + tail, nil
+}
+
+func markdown(r *results, plot string) string {
+	var b strings.Builder
+	about(&b, r)
+	fmt.Fprintf(&b, "![Medians of each path](%s)\n\n", plot)
+	targetTable(&b, r)
+	b.WriteString("\n## Figures\n\n" +
+		"Each cell is the median, (the least - the most) of all rounds, and in *italics* sbx's\n" +
+		"first path of the table divided by this one, round by round. CPU is that of the\n" +
+		"network process; memory is resident memory (VmRSS).\n")
+	for _, t := range reportTables() {
+		t.write(&b, r)
+	}
+	pathList(&b, r)
+	return strings.TrimRight(b.String(), "\n")
+}
+
+func about(b *strings.Builder, r *results) {
+	fmt.Fprintf(b, "Measured %s on Linux %s, %d CPUs (%s).\n", r.Date.Format("2006-01-02"), r.Kernel, r.CPUs, r.CPU)
+	var v []string
+	for _, name := range slices.Sorted(maps.Keys(r.Versions)) {
+		v = append(v, strings.TrimSuffix(name, " 1")+" "+r.Versions[name])
+	}
+	fmt.Fprintf(b, "Versions: %s.\n", strings.Join(v, ", "))
+	for _, name := range slices.Sorted(maps.Keys(r.Missing)) {
+		fmt.Fprintf(b, "Missing: %s (%s).\n", name, r.Missing[name])
+	}
+	if len(r.OtherLoad) > 0 {
+		fmt.Fprintf(b, "Before each round the machine was busy with other work at %.0f %% (median; at most %.0f %%).\n",
+			median(r.OtherLoad)*100, slices.Max(r.OtherLoad)*100)
+	}
+	b.WriteString("\nCommands:\n\n")
+	for _, c := range r.Commands {
+		fmt.Fprintf(b, "    %s\n", c)
+	}
+	b.WriteString("\n")
+}
+
+func targetTable(b *strings.Builder, r *results) {
+	b.WriteString("## Targets\n\n| measure | compared with | at least | aim | got | |\n|---|---|---|---|---|---|\n")
+	for _, t := range targets() {
+		got := t.got(r)
+		least, aim := t.number(t.least), t.number(t.aim)
+		if t.lower {
+			least, aim = "≤ "+least, "≤ "+aim
+		}
+		of := t.of
+		if of == "/s" || of == "MiB" {
+			of = ""
+		}
+		fmt.Fprintf(b, "| %s | %s | %s | %s | %s | %s |\n", t.what, of, strings.TrimPrefix(least, "≤ -"), strings.TrimPrefix(aim, "≤ -"), t.number(got), t.verdict(got))
+	}
+}
+
+// reportTable is one table: a column for each figure, a row for each path.
+type reportTable struct {
+	title   string
+	columns []column
+}
+
+type column struct{ head, scenario, metric string }
+
+func reportTables() []reportTable {
+	tcp := func(title, format string) reportTable {
+		t := reportTable{title: title}
+		for _, n := range []string{"1", "4"} {
+			for _, way := range []string{"up", "down"} {
+				t.columns = append(t.columns, column{way + ", " + n, fmt.Sprintf(format, way, n), "rate"})
+			}
+		}
+		for _, way := range []string{"up", "down"} {
+			t.columns = append(t.columns, column{"CPU " + way, fmt.Sprintf(format, way, "1"), "cpu/GiB"})
+		}
+		return t
+	}
+	return []reportTable{
+		tcp("TCP, MTU 65520", "tcp/%s/%s/mtu65520/ip4"),
+		tcp("TCP, MTU 1500", "tcp/%s/%s/mtu1500/ip4"),
+		tcp("TCP, IPv6, MTU 65520", "tcp/%s/%s/mtu65520/ip6"),
+		tcp("TCP, MTU 65520, congestion control as installed", "tcp-installed/%s/%s/mtu65520/ip4"),
+		{"Published port", []column{{"in, 1", "port/in/1", "rate"}, {"out, 1", "port/out/1", "rate"}, {"in, 4", "port/in/4", "rate"}, {"out, 4", "port/out/4", "rate"},
+			{"CPU in", "port/in/1", "cpu/GiB"}, {"CPU out", "port/out/1", "cpu/GiB"}}},
+		{"Sandbox to sandbox", []column{{"1 stream", "east/1", "rate"}, {"4 streams", "east/4", "rate"}, {"CPU", "east/1", "cpu/GiB"}}},
+		{"UDP, datagrams of 1,400 bytes, at most 1 % lost", []column{{"up", "udp/up", "goodput"}, {"up, packets", "udp/up", "pps"}, {"down", "udp/down", "goodput"}, {"down, packets", "udp/down", "pps"},
+			{"flood up", "udp/up", "flood pps"}, {"lost", "udp/up", "flood loss"}, {"flood down", "udp/down", "flood pps"}, {"lost", "udp/down", "flood loss"}}},
+		{"Latency and connections, out", []column{{"p50", "latency/tcp", "p50"}, {"p99", "latency/tcp", "p99"}, {"connections, 1 at once", "connect/out/1", "connections"}, {"32 at once", "connect/out/32", "connections"}}},
+		{"Latency and connections, published port", []column{{"p50", "latency/port", "p50"}, {"p99", "latency/port", "p99"}, {"connections, 1 at once", "connect/port/1", "connections"}, {"32 at once", "connect/port/32", "connections"}}},
+		{"DNS", []column{{"questions", "dns", "questions"}, {"CPU of one", "dns", "cpu/question"}}},
+		{"Memory of the network process", []column{{"idle", "memory/load", "mem idle"}, {"after load", "memory/load", "mem load"},
+			{"idle flow, 1,000", "memory/idle/1000", "mem flow"}, {"idle flow, 10,000", "memory/idle/10000", "mem flow"}, {"of them open", "memory/idle/10000", "flows"},
+			{"busy flow, 1,000", "memory/busy/1000", "mem flow"}, {"busy flow, 10,000", "memory/busy/10000", "mem flow"}, {"of them open", "memory/busy/10000", "flows"}}},
+		{"Start to exit of `true`", []column{{"time", "start", "time"}}},
+	}
+}
+
+func (t reportTable) write(b *strings.Builder, r *results) {
+	var columns []column
+	var paths []string
+	for _, c := range t.columns {
+		have := r.pathsOf(c.scenario)
+		if len(have) > 0 {
+			columns = append(columns, c)
+		}
+		for _, p := range have {
+			if !slices.Contains(paths, p) {
+				paths = append(paths, p)
+			}
+		}
+	}
+	if len(columns) == 0 {
+		return
+	}
+	fmt.Fprintf(b, "\n### %s\n\n| path |", t.title)
+	for _, c := range columns {
+		fmt.Fprintf(b, " %s |", c.head)
+	}
+	b.WriteString("\n|---|" + strings.Repeat("---|", len(columns)) + "\n")
+	ref := reference(paths)
+	for _, p := range paths {
+		fmt.Fprintf(b, "| %s |", p)
+		for _, c := range columns {
+			fmt.Fprintf(b, " %s |", r.describe(c, p, ref))
+		}
+		b.WriteString("\n")
+	}
+}
+
+// describe is a table's cell: figures, or why there are none.
+func (r *results) describe(c column, path, ref string) string {
+	v := r.values(c.scenario, path, c.metric)
+	if len(v) == 0 {
+		for _, other := range r.Cells {
+			if other.Scenario == c.scenario && other.Path == path && other.Error != "" {
+				return "failed: " + strings.ReplaceAll(firstWords(other.Error, 60), "|", "/")
+			}
+		}
+		return ""
+	}
+	lo, hi := spread(v)
+	number, unit, _ := strings.Cut(format(c.metric, median(v)), " ")
+	least, _, _ := strings.Cut(format(c.metric, lo), " ")
+	most, _, _ := strings.Cut(format(c.metric, hi), " ")
+	s := fmt.Sprintf("%s %s (%s - %s)", number, unit, least, most)
+	if base := r.values(c.scenario, ref, c.metric); path != ref && len(base) > 0 {
+		if x := ratio(base, v); !math.IsNaN(x) && !math.IsInf(x, 0) {
+			s += fmt.Sprintf(" *%.2f*", x)
+		}
+	}
+	return s
+}
+
+func firstWords(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return s[:n] + "..."
+}
+
+func pathList(b *strings.Builder, r *results) {
+	b.WriteString("\n### Paths\n\n| path | |\n|---|---|\n")
+	for _, name := range slices.Sorted(maps.Keys(r.Paths)) {
+		fmt.Fprintf(b, "| %s | %s |\n", name, r.Paths[name])
+	}
+}
