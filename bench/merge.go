@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 )
 
@@ -16,7 +17,9 @@ func mergeFiles(o options) error {
 		if err != nil {
 			return err
 		}
-		all.merge(r)
+		if err := all.merge(r); err != nil {
+			return fmt.Errorf("%s: %w", f, err)
+		}
 	}
 	if o.json != "" {
 		if err := all.write(o.json); err != nil {

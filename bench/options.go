@@ -22,7 +22,6 @@ type options struct {
 	rounds  int
 	seconds time.Duration
 	quick   bool
-	tool    string
 	sbx     []build
 	peers   string
 	json    string
@@ -52,7 +51,6 @@ func parseOptions(args []string) (options, error) {
 	fs.IntVar(&o.rounds, "rounds", 0, "measure each path `N` times, interleaved (default 5; 3 with --quick)")
 	fs.Float64Var(&seconds, "seconds", 0, "how long one measure takes, in `S` (default 1.5; 0.6 with --quick)")
 	fs.BoolVar(&o.quick, "quick", false, "fewer and shorter rounds of the scenarios that decide")
-	fs.StringVar(&o.tool, "tool", "own", "what loads the TCP scenarios: own, or `iperf3` to check it")
 	fs.Func("sbx", "a build of sbx, as `[NAME=]FILE`; again for more to compare (default: sbx beside this program)", func(s string) error {
 		name, file, ok := strings.Cut(s, "=")
 		if !ok {
@@ -79,7 +77,7 @@ func parseOptions(args []string) (options, error) {
 	fs.StringVar(&o.peers, "peers", defaultPeers(), "the `DIR` that scripts/peers.sh has filled")
 	fs.StringVar(&o.json, "json", "", "write the results to `FILE`")
 	fs.StringVar(&o.report, "report", "", "write the tables and the plot into `FILE`, between its marker comments, and beside it")
-	fs.BoolVar(&o.merge, "merge", false, "measure nothing: merge the files given; a later one replaces whole scenarios")
+	fs.BoolVar(&o.merge, "merge", false, "measure nothing: merge the files given; they are rounds of one measurement")
 	fs.BoolVar(&o.list, "list", false, "list scenarios and paths")
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -97,9 +95,6 @@ func parseOptions(args []string) (options, error) {
 	}
 	if paths != "" {
 		o.paths = strings.Split(paths, ",")
-	}
-	if o.tool != "own" && o.tool != "iperf3" {
-		return o, fmt.Errorf("--tool %q: want own or iperf3", o.tool)
 	}
 	if o.rounds <= 0 {
 		o.rounds = 5
@@ -132,8 +127,23 @@ func parseOptions(args []string) (options, error) {
 		}
 		o.sbx = []build{{"1", file}}
 	}
-	o.command = "bench " + strings.Join(args, " ")
+	o.command = o.describe(only)
 	return o, nil
+}
+
+// describe is the command without what only says where things are.
+func (o options) describe(only string) string {
+	words := []string{"bench"}
+	if only != "" {
+		words = append(words, "--only", "'"+only+"'")
+	}
+	if len(o.paths) > 0 {
+		words = append(words, "--paths", strings.Join(o.paths, ","))
+	}
+	if o.quick {
+		words = append(words, "--quick")
+	}
+	return strings.Join(append(words, "--rounds", fmt.Sprint(o.rounds), "--seconds", fmt.Sprint(o.seconds.Seconds())), " ")
 }
 
 // defaultPeers is where scripts/peers.sh puts them.

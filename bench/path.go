@@ -52,8 +52,8 @@ type sandbox struct {
 	procs  []int // the network process
 	pid    int   // the agent, for its namespaces
 	stops  []func()
-	other  *sandbox // a second one on the same network
-	broken error    // it does not answer any more
+	others []*sandbox // on the same network
+	broken error      // it does not answer any more
 }
 
 func (s *sandbox) close() {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ func peerPaths() []path {
 	return []path{
 		{name: "pasta", what: "pasta; published ports of the loopback, spliced", procs: pasta, start: startPasta},
 		{name: "pasta-32M", what: "pasta, the host's tcp_wmem up to 32 MiB", procs: pasta, start: startPasta, wmem: "4096 16384 33554432"},
+		{name: "pasta-stable", what: "pasta of the stable release of Debian", procs: pasta, start: startPasta, binary: "pasta-stable"},
 		{name: "pasta-tap", what: "pasta; published ports of another address, not spliced", procs: pasta, start: startPasta, args: []string{hostIP4}},
 		{name: "slirp4netns", what: "slirp4netns; hostfwd", procs: slirp, start: startSlirp},
 		{name: "rootlesskit-builtin", what: "rootlesskit, builtin port driver (over slirp4netns)", procs: rk, start: startRootlesskit,
@@ -34,7 +36,7 @@ func peerPaths() []path {
 }
 
 func startPasta(w *world, p path, set setup) (*sandbox, error) {
-	bin, err := w.peer("pasta")
+	bin, err := w.peer(cmp.Or(p.binary, "pasta"))
 	if err != nil {
 		return nil, err
 	}
@@ -158,6 +160,9 @@ func startRootlesskit(w *world, p path, set setup) (*sandbox, error) {
 		return nil, err
 	}
 	s := &sandbox{agent: agent, in: net.JoinHostPort("127.0.0.1", port), dns: "10.0.2.3:53"}
+	if p.name == "gvisor-tap-vsock" {
+		s.dns = "10.0.2.1:53"
+	}
 	outTo(s)
 	return s, nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -16,6 +17,7 @@ type results struct {
 	Kernel   string            `json:"kernel"`
 	CPU      string            `json:"cpu"`
 	CPUs     int               `json:"cpus"`
+	Settings map[string]string `json:"settings"` // of the host's network
 	Versions map[string]string `json:"versions"` // of sbx builds and peers
 	Missing  map[string]string `json:"missing,omitempty"`
 	Paths    map[string]string `json:"paths"` // name: what it is
@@ -30,9 +32,9 @@ type cell struct {
 	Path     string    `json:"path"`
 	Metric   string    `json:"metric"`
 	Values   []float64 `json:"values,omitempty"`
-	Error    string    `json:"error,omitempty"` // the last one
-	Rounds   int       `json:"rounds"`          // seconds of each measure
-	Seconds  float64   `json:"seconds"`
+	Failed   int       `json:"failed,omitempty"` // rounds without a value
+	Error    string    `json:"error,omitempty"`  // of the last of them
+	Seconds  float64   `json:"seconds"`          // of each measure
 }
 
 // cell finds a cell, or nil.
@@ -58,13 +60,15 @@ func (r *results) add(o options, s scenario, path string, m metrics, err error) 
 	note := func(metric string) *cell {
 		c := r.cell(s.name, path, metric)
 		if c == nil {
-			c = &cell{Scenario: s.name, Path: path, Metric: metric, Rounds: o.rounds, Seconds: o.seconds.Seconds()}
+			c = &cell{Scenario: s.name, Path: path, Metric: metric, Seconds: o.seconds.Seconds()}
 			r.Cells = append(r.Cells, c)
 		}
 		return c
 	}
 	if err != nil {
-		note(s.metric).Error = oneLine(err.Error())
+		c := note(s.metric)
+		c.Error = oneLine(err.Error())
+		c.Failed++
 		return
 	}
 	for name, v := range m {
@@ -92,7 +96,7 @@ func (r *results) scenarios() []scenario {
 	return have
 }
 
-// pathsOf are the paths with a result in a scenario, in the order of measuring.
+// pathsOf are the paths with a result in a scenario, in the order of its list.
 func (r *results) pathsOf(scenario string) []string {
 	var names []string
 	for _, c := range r.Cells {
@@ -100,6 +104,19 @@ func (r *results) pathsOf(scenario string) []string {
 			names = append(names, c.Path)
 		}
 	}
+	var order []string
+	for _, s := range allScenarios() {
+		if s.name == scenario {
+			order = s.paths
+		}
+	}
+	place := func(name string) int {
+		base, _, _ := strings.Cut(name, ":")
+		return slices.Index(order, base)
+	}
+	slices.SortStableFunc(names, func(a, b string) int {
+		return cmp.Or(cmp.Compare(place(a), place(b)), strings.Compare(a, b))
+	})
 	return names
 }
 
@@ -123,28 +140,45 @@ func readResults(file string) (*results, error) {
 	return r, nil
 }
 
-// merge puts another run's results in: its scenarios replace ours whole, as only
-// figures of one run are comparable.
-func (r *results) merge(other *results) {
-	replaced := map[string]bool{}
-	for _, c := range other.Cells {
-		replaced[c.Scenario] = true
+// merge adds the rounds of another run, which must have measured the same.
+func (r *results) merge(other *results) error {
+	if len(r.Cells) == 0 {
+		*r = *other
+		return nil
 	}
-	r.Cells = slices.DeleteFunc(r.Cells, func(c *cell) bool { return replaced[c.Scenario] })
-	r.Cells = append(r.Cells, other.Cells...)
+	for _, what := range []struct{ ours, theirs map[string]string }{
+		{r.Versions, other.Versions}, {r.Settings, other.Settings}, {map[string]string{"kernel": r.Kernel}, map[string]string{"kernel": other.Kernel}},
+	} {
+		for name, theirs := range what.theirs {
+			if ours, ok := what.ours[name]; ok && ours != theirs {
+				return fmt.Errorf("measured with %s %s, and others with %s", name, theirs, ours)
+			}
+			what.ours[name] = theirs
+		}
+	}
+	for _, c := range other.Cells {
+		have := r.cell(c.Scenario, c.Path, c.Metric)
+		if have == nil {
+			r.Cells = append(r.Cells, c)
+			continue
+		}
+		if have.Seconds != c.Seconds {
+			return fmt.Errorf("%s: measures of %g s, and others of %g s", c.Scenario, c.Seconds, have.Seconds)
+		}
+		have.Values = append(have.Values, c.Values...)
+		have.Failed += c.Failed
+		have.Error = cmp.Or(c.Error, have.Error)
+	}
 	r.OtherLoad = append(r.OtherLoad, other.OtherLoad...)
 	r.Commands = append(r.Commands, other.Commands...)
 	if other.Date.After(r.Date) {
-		r.Date, r.Kernel, r.CPU, r.CPUs = other.Date, other.Kernel, other.CPU, other.CPUs
+		r.Date = other.Date
 	}
-	for _, m := range []struct{ to, from *map[string]string }{
-		{&r.Versions, &other.Versions}, {&r.Missing, &other.Missing}, {&r.Paths, &other.Paths},
-	} {
-		if *m.to == nil {
-			*m.to = map[string]string{}
-		}
-		for k, v := range *m.from {
-			(*m.to)[k] = v
-		}
+	for name, what := range other.Paths {
+		r.Paths[name] = what
 	}
+	if r.Missing == nil {
+		r.Missing = other.Missing
+	}
+	return nil
 }

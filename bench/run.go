@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"runtime"
 	"slices"
@@ -110,13 +111,11 @@ func (w *world) runGroup(set setup, group []scenario, res *results) error {
 		return s, nil
 	}
 
+	turn := rand.IntN(64)
 	for round := range w.opt.rounds {
 		res.OtherLoad = append(res.OtherLoad, otherLoad())
 		for _, sc := range group {
-			if sc.rounds > 0 && round >= sc.rounds {
-				continue
-			}
-			for _, p := range rotated(pathsFor(sc, all), round) {
+			for _, p := range rotated(pathsFor(sc, all), turn+round) {
 				if why, ok := p.lacks[sc.lacks]; ok && sc.lacks != "" {
 					res.add(w.opt, sc, p.name, nil, errors.New(why))
 					continue
@@ -181,8 +180,7 @@ func pathsFor(sc scenario, all map[string][]path) []path {
 	return ps
 }
 
-// rotated starts each round with another path, so that none is always behind the
-// same one.
+// rotated starts each round with another path, so that none is always the first.
 func rotated[T any](v []T, by int) []T {
 	if len(v) == 0 {
 		return v
@@ -216,7 +214,7 @@ func (w *world) printList() error {
 
 func (w *world) newResults() *results {
 	r := &results{Date: time.Now().UTC().Truncate(time.Second), Commands: []string{w.opt.command}, CPUs: runtime.NumCPU(),
-		CPU: cpuModel(), Versions: map[string]string{}, Missing: map[string]string{}, Paths: map[string]string{}}
+		CPU: cpuModel(), Settings: w.settings(), Versions: map[string]string{}, Missing: map[string]string{}, Paths: map[string]string{}}
 	var u unix.Utsname
 	if unix.Uname(&u) == nil {
 		r.Kernel = string(bytes.TrimRight(u.Release[:], "\x00"))
@@ -243,7 +241,7 @@ func (w *world) newResults() *results {
 			r.Versions[name] = v
 		}
 	}
-	for _, name := range []string{"pasta", "slirp4netns", "rootlesskit", "podman", "crun", "bwrap", "iperf3"} {
+	for _, name := range []string{"pasta", "pasta-stable", "slirp4netns", "rootlesskit", "podman", "crun", "bwrap"} {
 		if _, err := w.peer(name); err != nil {
 			r.Missing[name] = err.Error()
 		}

@@ -100,7 +100,7 @@ func latencyScenarios() []scenario {
 				run: func(w *world, s *sandbox) (metrics, error) {
 					client, addr := w.ends(s, port)
 					rep, err := client.Call(load.Request{Op: "connect", Addr: addr, Streams: n, Warm: w.warm(), For: w.opt.seconds}, w.opt.seconds+15*time.Second)
-					return metrics{"connections": rep.Rate, "p50": rep.P50.Seconds(), "p99": rep.P99.Seconds()}, err
+					return metrics{"connections": rep.Rate, "failed": float64(rep.Failed), "p50": rep.P50.Seconds(), "p99": rep.P99.Seconds()}, err
 				}})
 		}
 	}

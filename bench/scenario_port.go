@@ -54,20 +54,12 @@ func eastScenarios() []scenario {
 	return all
 }
 
-// neighbour starts a second sandbox on the network of s and gives its server.
+// neighbour gives the server of another sandbox on the network of s.
 func (w *world) neighbour(s *sandbox) (string, error) {
-	if s.other == nil {
-		p := s.path
-		p.procs = nil // the network process is there already
-		p.start = func(w *world, p path, set setup) (*sandbox, error) { return w.runSbx(p, set, s.dir) }
-		other, err := w.startSandbox(p, s.set)
-		if err != nil {
-			return "", fmt.Errorf("start a second sandbox: %w", err)
-		}
-		s.other = other
-		s.stops = append(s.stops, other.close)
+	if err := w.neighbours(s, 1); err != nil {
+		return "", err
 	}
-	rep, err := s.other.agent.Call(load.Request{Op: "exec", Args: []string{"/bin/busybox", "ip", "-4", "addr", "show", "dev", "eth0"}}, 5*time.Second)
+	rep, err := s.others[0].agent.Call(load.Request{Op: "exec", Args: []string{"/bin/busybox", "ip", "-4", "addr", "show", "dev", "eth0"}}, 5*time.Second)
 	if err != nil {
 		return "", err
 	}
@@ -77,4 +69,20 @@ func (w *world) neighbour(s *sandbox) (string, error) {
 		}
 	}
 	return "", errors.New("the second sandbox has no address")
+}
+
+// neighbours sees to n other sandboxes on the network of s.
+func (w *world) neighbours(s *sandbox, n int) error {
+	p := s.path
+	p.procs = nil // the network process is there already
+	p.start = func(w *world, p path, set setup) (*sandbox, error) { return w.runSbx(p, set, s.dir) }
+	for len(s.others) < n {
+		other, err := w.startSandbox(p, s.set)
+		if err != nil {
+			return fmt.Errorf("start another sandbox: %w", err)
+		}
+		s.others = append(s.others, other)
+		s.stops = append(s.stops, other.close)
+	}
+	return nil
 }

@@ -11,7 +11,7 @@ import (
 // startsPerRound are averaged by their median within a round.
 const startsPerRound = 7
 
-var startNames = []string{"bwrap", "crun", "sbx-start-none", "sbx-start", "sbx-start-first", "podman-none", "podman-pasta", "podman-slirp4netns"}
+var startNames = []string{"sbx-start", "sbx-start-first", "sbx-start-none", "bwrap", "crun", "podman-none", "podman-pasta", "podman-slirp4netns"}
 
 // startScenarios time a whole run of `true`, from fork to exit.
 func startScenarios() []scenario {
@@ -75,7 +75,8 @@ func startPaths(builds []build) []path {
 				return nil, dir, err
 			}
 			err = w.containersConf()
-			store := filepath.Join(w.home, "podman")
+			// A store remembers its run root.
+			store := filepath.Join(w.home, filepath.Base(dir), "podman")
 			return []string{bin, "--root", store, "--runroot", filepath.Join(dir, "podman"), "--events-backend", "none", "--cgroup-manager", "cgroupfs",
 				"run", "--rm", "--cgroups", "disabled", "--network", network, "--rootfs", w.root + ":O", "/bin/true"}, dir, err
 		})

@@ -63,7 +63,7 @@ func printResults(out io.Writer, r *results) error {
 				}
 			}
 			if c.Error != "" {
-				others = append(others, fmt.Sprintf("%d of %d rounds: %s", len(c.Values), c.Rounds, c.Error))
+				others = append(others, fmt.Sprintf("%d of %d rounds failed: %s", c.Failed, c.Failed+len(c.Values), c.Error))
 			}
 			fmt.Fprintf(t, "%s\t%s\t%s - %s\t%.2f\t%s\n", p, format(s.metric, median(c.Values)), format(s.metric, lo), format(s.metric, hi),
 				ratio(c.Values, r.values(s.name, ref, s.metric)), strings.Join(others, ", "))

@@ -92,11 +92,9 @@ func (w *world) makeFiles() error {
 	}))
 	// Sockets live on a tmpfs of our own, so the user's running sandboxes are not seen.
 	run := fmt.Sprintf("/run/user/%d", w.user.uid)
-	if e := os.MkdirAll(run, 0o700); e != nil {
-		return errors.Join(err, e)
-	}
-	err = errors.Join(err, unix.Mount("tmpfs", run, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV,
-		fmt.Sprintf("mode=0700,uid=%d,gid=%d", w.user.uid, w.user.gid)))
+	err = errors.Join(err, os.MkdirAll("/run/user", 0o755),
+		unix.Mount("tmpfs", "/run/user", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"),
+		os.Mkdir(run, 0o700), os.Chown(run, w.user.uid, w.user.gid))
 	resolv := w.work + "/resolv.conf"
 	err = errors.Join(err, os.WriteFile(resolv, []byte("nameserver "+hostIP4+"\n"), 0o644))
 	return errors.Join(err, unix.Mount(resolv, "/etc/resolv.conf", "", unix.MS_BIND, ""))
@@ -150,6 +148,18 @@ func (w *world) makeNetwork() error {
 		err = errors.Join(err, netlink.RouteAdd(&netlink.Route{LinkIndex: wan.Attrs().Index, Gw: net.ParseIP(gw)}))
 	}
 	return err
+}
+
+// settings are the host's that the figures depend on.
+func (w *world) settings() map[string]string {
+	m := map[string]string{"congestion control as installed": w.installedCC}
+	for _, name := range []string{"net/ipv4/tcp_rmem", "net/ipv4/tcp_wmem", "net/core/rmem_max", "net/core/wmem_max"} {
+		v, err := os.ReadFile("/proc/sys/" + name)
+		if err == nil { // an older kernel hides net/core from a namespace
+			m[filepath.Base(name)] = strings.Join(strings.Fields(string(v)), " ")
+		}
+	}
+	return m
 }
 
 func addAddr(add func(netlink.Link, *netlink.Addr) error, l netlink.Link, cidr string) error {

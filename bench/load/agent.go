@@ -15,7 +15,7 @@ type Request struct {
 	Streams int           // bulk, connect: how many at once
 	Down    bool          // bulk, udp: the server sends
 	Warm    time.Duration // before the window
-	For     time.Duration // the window
+	For     time.Duration // the window; flows: the time to open them in
 	Rate    float64       // udp: datagrams per second; zero means as fast as possible
 	Size    int           // udp: bytes of payload
 	Count   int           // flows: how many
@@ -32,8 +32,10 @@ type Reply struct {
 	Rate    float64       // bulk: bits per second; else operations per second
 	Sent    int64         // udp: datagrams offered
 	Got     int64         // udp: datagrams received; others: operations
+	Failed  int64         // connect: attempts that failed
 	P50     time.Duration
 	P99     time.Duration
+	Stuck   string // bulk: why the path is of no more use
 	Output  string // exec
 }
 

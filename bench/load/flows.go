@@ -17,8 +17,8 @@ type flowSet struct {
 	wg    sync.WaitGroup
 }
 
-// openFlows opens connections until r.Count are open, and with r.Busy keeps an
-// exchange of r.Size bytes going on each.
+// openFlows opens connections until r.Count are open or r.For is over, and with
+// r.Busy keeps an exchange of r.Size bytes going on each.
 func (a *agent) openFlows(r Request) (Reply, error) {
 	const atOnce = 64
 	s := &a.flows
@@ -30,9 +30,10 @@ func (a *agent) openFlows(r Request) (Reply, error) {
 	var failed error
 	var wg sync.WaitGroup
 	var next atomic.Int64
+	until := time.Now().Add(r.For)
 	for range min(atOnce, max(need, 0)) {
 		wg.Go(func() {
-			for next.Add(1) <= int64(need) {
+			for next.Add(1) <= int64(need) && time.Now().Before(until) {
 				c, err := holdOne(r.Addr)
 				mu.Lock()
 				if err != nil {
@@ -61,12 +62,15 @@ func (a *agent) openFlows(r Request) (Reply, error) {
 	return rep, nil
 }
 
+// holdTimeout is how long a path may take for one connection and its answer.
+const holdTimeout = 4 * time.Second
+
 func holdOne(addr string) (net.Conn, error) {
-	c, err := net.DialTimeout("tcp", addr, 5*time.Second)
+	c, err := net.DialTimeout("tcp", addr, holdTimeout)
 	if err != nil {
 		return nil, err
 	}
-	c.SetDeadline(time.Now().Add(5 * time.Second))
+	c.SetDeadline(time.Now().Add(holdTimeout))
 	var b [1]byte
 	if _, err = c.Write(header{kind: kindHold}.bytes()); err == nil {
 		_, err = io.ReadFull(c, b[:])

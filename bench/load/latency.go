@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -57,7 +58,8 @@ func echo(fd int) {
 
 // connect opens connections one after the other on each of r.Streams threads: each
 // sends its header, is answered with a byte, and is closed by the server first, so
-// that the client's port is free at once.
+// that the client's port is free at once. One that fails is counted and costs its
+// thread the time it took.
 func (a *agent) connect(r Request) (Reply, error) {
 	sa, family, err := sockaddr(r.Addr)
 	if err != nil {
@@ -66,6 +68,7 @@ func (a *agent) connect(r Request) (Reply, error) {
 	var wg sync.WaitGroup
 	took := make([][]time.Duration, max(r.Streams, 1))
 	errs := make([]error, len(took))
+	var failed atomic.Int64
 	begin := time.Now()
 	for i := range took {
 		wg.Go(func() {
@@ -74,8 +77,10 @@ func (a *agent) connect(r Request) (Reply, error) {
 				if start.Sub(begin) >= r.Warm+r.For {
 					return
 				}
-				if errs[i] = connectOnce(sa, family); errs[i] != nil {
-					return
+				if err := connectOnce(sa, family); err != nil {
+					failed.Add(1)
+					errs[i] = err
+					continue
 				}
 				if start.Sub(begin) >= r.Warm {
 					took[i] = append(took[i], time.Since(start))
@@ -84,7 +89,12 @@ func (a *agent) connect(r Request) (Reply, error) {
 		})
 	}
 	wg.Wait()
-	return latencies(slices.Concat(took...), r.For), errors.Join(errs...)
+	rep := latencies(slices.Concat(took...), r.For)
+	rep.Failed = failed.Load()
+	if rep.Got == 0 {
+		return rep, fmt.Errorf("no connection: %w", errors.Join(errs...))
+	}
+	return rep, nil
 }
 
 func connectOnce(sa unix.Sockaddr, family int) error {
