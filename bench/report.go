@@ -52,12 +52,12 @@ func insert(old, text string) (string, error) {
 func markdown(r *results, plot string) string {
 	var b strings.Builder
 	about(&b, r)
-	fmt.Fprintf(&b, "![Medians of each path](%s)\n\n", plot)
+	fmt.Fprintf(&b, "![Medians and spread of each path](%s)\n\n", plot)
 	targetTable(&b, r)
 	b.WriteString("\n## Figures\n\n" +
-		"Each cell is the median, (the least - the most) of all rounds, and in *italics* sbx's\n" +
-		"first path of the table divided by this one, round by round. CPU is that of the\n" +
-		"network process; memory is resident memory (VmRSS).\n")
+		"Each cell is the median (the least - the most) of all rounds, and in *italics* what\n" +
+		"sbx's first path of the table has, divided by this one, round by round: above 1 sbx has\n" +
+		"more. CPU is that of the network process, memory its resident memory (VmRSS).\n")
 	for _, t := range reportTables() {
 		t.write(&b, r)
 	}
@@ -66,24 +66,56 @@ func markdown(r *results, plot string) string {
 }
 
 func about(b *strings.Builder, r *results) {
-	fmt.Fprintf(b, "Measured %s on Linux %s, %d CPUs (%s).\n", r.Date.Format("2006-01-02"), r.Kernel, r.CPUs, r.CPU)
-	var v []string
-	for _, name := range slices.Sorted(maps.Keys(r.Versions)) {
-		v = append(v, strings.TrimSuffix(name, " 1")+" "+r.Versions[name])
+	fmt.Fprintf(b, "Measured %s on Linux %s, %d CPUs (%s). %s\n", r.Date.Format("2006-01-02"), r.Kernel, r.CPUs, r.CPU, rounds(r))
+	list := func(head string, m map[string]string, form string) {
+		var v []string
+		for _, name := range slices.Sorted(maps.Keys(m)) {
+			v = append(v, fmt.Sprintf(form, strings.TrimSuffix(name, " 1"), m[name]))
+		}
+		if len(v) > 0 {
+			fmt.Fprintf(b, "\n%s: %s.\n", head, strings.Join(v, "; "))
+		}
 	}
-	fmt.Fprintf(b, "Versions: %s.\n", strings.Join(v, ", "))
-	for _, name := range slices.Sorted(maps.Keys(r.Missing)) {
-		fmt.Fprintf(b, "Missing: %s (%s).\n", name, r.Missing[name])
-	}
+	list("Versions", r.Versions, "%s %s")
+	list("The host", r.Settings, "%s %s")
+	list("**Missing**", r.Missing, "%s (%s)")
 	if len(r.OtherLoad) > 0 {
-		fmt.Fprintf(b, "Before each round the machine was busy with other work at %.0f %% (median; at most %.0f %%).\n",
+		fmt.Fprintf(b, "\nBefore each round the machine was busy with other work at %.0f %% (median; at most %.0f %%).\n",
 			median(r.OtherLoad)*100, slices.Max(r.OtherLoad)*100)
 	}
 	b.WriteString("\nCommands:\n\n")
+	var seen []string
 	for _, c := range r.Commands {
-		fmt.Fprintf(b, "    %s\n", c)
+		if !slices.Contains(seen, c) {
+			seen = append(seen, c)
+			fmt.Fprintf(b, "    %s\n", c)
+		}
+	}
+	if len(r.Commands) > 1 {
+		fmt.Fprintf(b, "    bench --merge of their %d results\n", len(r.Commands))
 	}
 	b.WriteString("\n")
+}
+
+// rounds says how many rounds there were and how long their measures.
+func rounds(r *results) string {
+	var n, s []float64
+	for _, c := range r.Cells {
+		if len(c.Values) > 0 {
+			n, s = append(n, float64(len(c.Values))), append(s, c.Seconds)
+		}
+	}
+	if len(n) == 0 {
+		return ""
+	}
+	to := func(v []float64) string {
+		lo, hi := spread(v)
+		if lo == hi {
+			return fmt.Sprint(lo)
+		}
+		return fmt.Sprintf("%v to %v", lo, hi)
+	}
+	return fmt.Sprintf("Rounds: %s, of %s s for each measure.", to(n), to(s))
 }
 
 func targetTable(b *strings.Builder, r *results) {
@@ -127,6 +159,7 @@ func reportTables() []reportTable {
 		tcp("TCP, MTU 65520", "tcp/%s/%s/mtu65520/ip4"),
 		tcp("TCP, MTU 1500", "tcp/%s/%s/mtu1500/ip4"),
 		tcp("TCP, IPv6, MTU 65520", "tcp/%s/%s/mtu65520/ip6"),
+		tcp("TCP, IPv6, MTU 1500", "tcp/%s/%s/mtu1500/ip6"),
 		tcp("TCP, MTU 65520, congestion control as installed", "tcp-installed/%s/%s/mtu65520/ip4"),
 		{"Published port", []column{{"in, 1", "port/in/1", "rate"}, {"out, 1", "port/out/1", "rate"}, {"in, 4", "port/in/4", "rate"}, {"out, 4", "port/out/4", "rate"},
 			{"CPU in", "port/in/1", "cpu/GiB"}, {"CPU out", "port/out/1", "cpu/GiB"}}},
@@ -191,6 +224,9 @@ func (r *results) describe(c column, path, ref string) string {
 	least, _, _ := strings.Cut(format(c.metric, lo), " ")
 	most, _, _ := strings.Cut(format(c.metric, hi), " ")
 	s := fmt.Sprintf("%s %s (%s - %s)", number, unit, least, most)
+	if failed := r.cell(c.scenario, path, c.metric).Failed; failed > 0 {
+		s += fmt.Sprintf(", %d rounds failed", failed)
+	}
 	if base := r.values(c.scenario, ref, c.metric); path != ref && len(base) > 0 {
 		if x := ratio(base, v); !math.IsNaN(x) && !math.IsInf(x, 0) {
 			s += fmt.Sprintf(" *%.2f*", x)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -71,9 +72,9 @@ func (r *results) add(o options, s scenario, path string, m metrics, err error) 
 		c.Failed++
 		return
 	}
-	for name, v := range m {
+	for _, name := range slices.Sorted(maps.Keys(m)) {
 		c := note(name)
-		c.Values = append(c.Values, v)
+		c.Values = append(c.Values, m[name])
 	}
 }
 
