@@ -4,6 +4,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -42,10 +43,7 @@ func parseOptions(args []string) (options, error) {
 	var only, paths string
 	var seconds float64
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
-	fs.Usage = func() {
-		fmt.Fprint(fs.Output(), usage)
-		fs.PrintDefaults()
-	}
+	fs.SetOutput(io.Discard)
 	fs.StringVar(&only, "only", "", "the scenarios whose name matches `REGEXP` (see --list)")
 	fs.StringVar(&paths, "paths", "", "only these paths: a comma-separated `LIST` of names, of sbx with or without :BUILD")
 	fs.IntVar(&o.rounds, "rounds", 0, "measure each path `N` times, interleaved (default 5; 3 with --quick)")
@@ -56,22 +54,14 @@ func parseOptions(args []string) (options, error) {
 		if !ok {
 			name, file = fmt.Sprint(len(o.sbx)+1), s
 		}
-		// Several as name=FILE,name=FILE.
-		for i, part := range strings.Split(file, ",") {
-			if i > 0 {
-				if name, part, ok = strings.Cut(part, "="); !ok {
-					return errors.New("want NAME=FILE,NAME=FILE")
-				}
-			}
-			abs, err := filepath.Abs(part)
-			if err != nil {
-				return err
-			}
-			if _, err := os.Stat(abs); err != nil {
-				return err
-			}
-			o.sbx = append(o.sbx, build{name, abs})
+		file, err := filepath.Abs(file)
+		if err != nil {
+			return err
 		}
+		if _, err := os.Stat(file); err != nil {
+			return err
+		}
+		o.sbx = append(o.sbx, build{name, file})
 		return nil
 	})
 	fs.StringVar(&o.peers, "peers", defaultPeers(), "the `DIR` that scripts/peers.sh has filled")
@@ -81,6 +71,9 @@ func parseOptions(args []string) (options, error) {
 	fs.BoolVar(&o.list, "list", false, "list scenarios and paths")
 	if err := fs.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
+			fmt.Print(usage)
+			fs.SetOutput(os.Stdout)
+			fs.PrintDefaults()
 			return o, errHelp
 		}
 		return o, err

@@ -64,6 +64,13 @@ func streamsName(n int) string {
 	return fmt.Sprintf("%d streams", n)
 }
 
+func ccName(cc string) string {
+	if cc == "" {
+		return "congestion control as installed"
+	}
+	return cc
+}
+
 func tcpScenarios() []scenario {
 	var all []scenario
 	tcp := func(group string, set setup, ip6, down bool, streams int, quick bool) {
@@ -71,14 +78,10 @@ func tcpScenarios() []scenario {
 		if ip6 {
 			family, lacks, paths = "ip6", "ip6", out6Paths
 		}
-		cc := "installed"
-		if set.cc != "" {
-			cc = set.cc
-		}
 		all = append(all, scenario{
 			name: fmt.Sprintf("%s/%s/%d/mtu%d/%s", group, direction(down), streams, set.mtu, family),
 			title: fmt.Sprintf("TCP %s, %s, MTU %d, IPv%s, %s", direction(down), streamsName(streams), set.mtu,
-				strings.TrimPrefix(family, "ip"), map[bool]string{true: "congestion control as installed", false: cc}[set.cc == ""]),
+				strings.TrimPrefix(family, "ip"), ccName(set.cc)),
 			set: set, metric: "rate", paths: paths, lacks: lacks, quick: quick,
 			run: func(w *world, s *sandbox) (metrics, error) {
 				addr := s.out4

@@ -14,19 +14,25 @@ import (
 // portScenarios are TCP through a published port: the client is on the host.
 func portScenarios() []scenario {
 	var all []scenario
+	add := func(group, cc string, down bool, streams int, quick bool) {
+		way, word := "in", "into the sandbox"
+		if down {
+			way, word = "out", "out of the sandbox"
+		}
+		all = append(all, scenario{
+			name:  fmt.Sprintf("%s/%s/%d", group, way, streams),
+			title: fmt.Sprintf("Published port, TCP %s, %s, %s", word, streamsName(streams), ccName(cc)),
+			set:   setup{jumbo, cc}, metric: "rate", paths: portPaths, quick: quick,
+			run: func(w *world, s *sandbox) (metrics, error) { return w.bulk(s, w.server, s.in, streams, down) },
+		})
+	}
 	for _, streams := range []int{1, 4} {
 		for _, down := range []bool{false, true} {
-			way, word := "in", "into the sandbox"
-			if down {
-				way, word = "out", "out of the sandbox"
-			}
-			all = append(all, scenario{
-				name:  fmt.Sprintf("port/%s/%d", way, streams),
-				title: fmt.Sprintf("Published port, TCP %s, %s", word, streamsName(streams)),
-				set:   setup{jumbo, reno}, metric: "rate", paths: portPaths, quick: streams == 1,
-				run: func(w *world, s *sandbox) (metrics, error) { return w.bulk(s, w.server, s.in, streams, down) },
-			})
+			add("port", reno, down, streams, streams == 1)
 		}
+	}
+	for _, down := range []bool{false, true} {
+		add("port-installed", "", down, 1, false)
 	}
 	return all
 }

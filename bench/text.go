@@ -30,7 +30,7 @@ func format(metric string, v float64) string {
 		return fmt.Sprintf("%.1f MiB", v/(1<<20))
 	case metric == "flood loss":
 		return fmt.Sprintf("%.1f %%", v*100)
-	case metric == "flows":
+	case metric == "flows", metric == "failed":
 		return fmt.Sprintf("%.0f", v)
 	default:
 		return fmt.Sprintf("%.0f /s", v)
