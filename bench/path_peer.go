@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/rootless-sbx/sbx/bench/load"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // peerPaths are the other programs. Every one gets the MTU of the group, the same
@@ -96,6 +98,9 @@ func startSlirp(w *world, p path, set setup) (*sandbox, error) {
 	if n, err := ready.Read(make([]byte, 1)); n != 1 {
 		return fail(fmt.Errorf("slirp4netns is not ready: %v%v", err, log))
 	}
+	if err := inNetns(s.pid, slirpIPv6); err != nil {
+		return fail(err)
+	}
 	port := w.port()
 	for _, proto := range []string{"tcp", "udp"} {
 		if err := slirpForward(sock, proto, port); err != nil {
@@ -104,6 +109,26 @@ func startSlirp(w *world, p path, set setup) (*sandbox, error) {
 	}
 	s.in, s.dns = net.JoinHostPort("127.0.0.1", port), "10.0.2.3:53"
 	return s, nil
+}
+
+// slirpIPv6 sets what slirp4netns would advertise some seconds later.
+func slirpIPv6() error {
+	h, err := netlink.NewHandle()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	tap, err := h.LinkByName("tap0")
+	if err != nil {
+		return err
+	}
+	if err := addAddr(h.AddrAdd, tap, "fd00::100/64"); err != nil {
+		return err
+	}
+	if err := h.RouteAdd(&netlink.Route{LinkIndex: tap.Attrs().Index, Gw: net.ParseIP("fd00::2")}); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("the IPv6 route of slirp4netns: %w", err)
+	}
+	return nil
 }
 
 func slirpForward(sock, proto, port string) error {

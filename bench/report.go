@@ -55,9 +55,9 @@ func markdown(r *results, plot string) string {
 	fmt.Fprintf(&b, "![Medians and spread of each path](%s)\n\n", plot)
 	targetTable(&b, r)
 	b.WriteString("\n## Figures\n\n" +
-		"Each cell is the median (the least - the most) of all rounds, and in *italics* what\n" +
-		"sbx's first path of the table has, divided by this one, round by round: above 1 sbx has\n" +
-		"more. CPU is that of the network process, memory its resident memory (VmRSS).\n")
+		"Each cell is the median (the least - the most) of all rounds, and in *italics* the\n" +
+		"figure of the table's first path of sbx divided by this one, round by round: above 1 sbx\n" +
+		"has more. 1 and 4 are streams, or connections at once. CPU is that of the network process, memory its resident memory (VmRSS).\n")
 	for _, t := range reportTables() {
 		t.write(&b, r)
 	}
@@ -196,38 +196,39 @@ func (t reportTable) write(b *strings.Builder, r *results) {
 	}
 	fmt.Fprintf(b, "\n### %s\n\n| path |", t.title)
 	for _, c := range columns {
-		fmt.Fprintf(b, " %s |", c.head)
+		fmt.Fprintf(b, " %s |", strings.TrimSuffix(c.head+", "+unitOf(c.metric), ", "))
 	}
 	b.WriteString("\n|---|" + strings.Repeat("---|", len(columns)) + "\n")
 	ref := reference(paths)
+	var notes []string
 	for _, p := range paths {
 		fmt.Fprintf(b, "| %s |", p)
 		for _, c := range columns {
 			fmt.Fprintf(b, " %s |", r.describe(c, p, ref))
+			if why := r.errorOf(c.scenario, p); why != "" {
+				if note := fmt.Sprintf("- %s: %s\n", p, why); !slices.Contains(notes, note) {
+					notes = append(notes, note)
+				}
+			}
 		}
 		b.WriteString("\n")
 	}
+	if len(notes) > 0 {
+		b.WriteString("\n" + strings.Join(notes, ""))
+	}
 }
 
-// describe is a table's cell: figures, or why there are none.
+// describe is a table's cell; errors are told below the table.
 func (r *results) describe(c column, path, ref string) string {
 	v := r.values(c.scenario, path, c.metric)
 	if len(v) == 0 {
-		for _, other := range r.Cells {
-			if other.Scenario == c.scenario && other.Path == path && other.Error != "" {
-				return "failed: " + strings.ReplaceAll(firstWords(other.Error, 60), "|", "/")
-			}
+		if r.errorOf(c.scenario, path) != "" {
+			return "none"
 		}
 		return ""
 	}
 	lo, hi := spread(v)
-	number, unit, _ := strings.Cut(format(c.metric, median(v)), " ")
-	least, _, _ := strings.Cut(format(c.metric, lo), " ")
-	most, _, _ := strings.Cut(format(c.metric, hi), " ")
-	s := fmt.Sprintf("%s %s (%s - %s)", number, unit, least, most)
-	if failed := r.cell(c.scenario, path, c.metric).Failed; failed > 0 {
-		s += fmt.Sprintf(", %d rounds failed", failed)
-	}
+	s := fmt.Sprintf("%s (%s - %s)", figureOf(c.metric, median(v)), figureOf(c.metric, lo), figureOf(c.metric, hi))
 	if base := r.values(c.scenario, ref, c.metric); path != ref && len(base) > 0 {
 		if x := ratio(base, v); !math.IsNaN(x) && !math.IsInf(x, 0) {
 			s += fmt.Sprintf(" *%.2f*", x)
@@ -236,11 +237,18 @@ func (r *results) describe(c column, path, ref string) string {
 	return s
 }
 
-func firstWords(s string, n int) string {
-	if len(s) <= n {
-		return s
+// errorOf is the last error of a path in a scenario, and in how many rounds it had
+// one.
+func (r *results) errorOf(scenario, path string) string {
+	for _, c := range r.Cells {
+		if c.Scenario == scenario && c.Path == path && c.Error != "" {
+			if len(c.Values) == 0 {
+				return c.Error
+			}
+			return fmt.Sprintf("%s (%d of %d rounds)", c.Error, c.Failed, c.Failed+len(c.Values))
+		}
 	}
-	return s[:n] + "..."
+	return ""
 }
 
 func pathList(b *strings.Builder, r *results) {

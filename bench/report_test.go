@@ -40,7 +40,7 @@ func TestWriteReport(t *testing.T) {
 	r := sampled("tcp/up/1/mtu65520/ip4", "rate", map[string][]float64{"veth": {40e9, 42e9}, "sbx-tap": {20e9, 21e9}, "pasta": {10e9, 7e9}})
 	r.Missing["crun"] = "run scripts/peers.sh"
 	r.Paths["veth"] = "a pair"
-	r.add(options{}, scenarioNamed(t, "tcp/up/1/mtu65520/ip4"), "slirp4netns", nil, errors.New("it | broke"))
+	r.add(options{}, scenarioNamed(t, "tcp/up/1/mtu65520/ip4"), "slirp4netns", nil, errors.New("it broke\nagain"))
 	if err := writeReport(file, r); err != nil {
 		t.Fatal(err)
 	}
@@ -51,10 +51,12 @@ func TestWriteReport(t *testing.T) {
 	md := string(data)
 	for _, want := range []string{
 		"prose before", "prose after", "2026-01-02", "Linux 6.1", "sbx v1", "crun (run scripts/peers.sh)", "    bench --only x", "(p.svg)",
-		"| veth | 41.00 Gbit/s (40.00 - 42.00) *0.50* |",
-		"| sbx-tap | 20.50 Gbit/s (20.00 - 21.00) |",
-		"| pasta | 8.50 Gbit/s (7.00 - 10.00) *2.50* |",
-		"| slirp4netns | failed: it / broke |",
+		"| path | up, 1, Gbit/s |",
+		"| veth | 41.00 (40.00 - 42.00) *0.50* |",
+		"| sbx-tap | 20.50 (20.00 - 21.00) |",
+		"| pasta | 8.50 (7.00 - 10.00) *2.50* |",
+		"| slirp4netns | none |",
+		"- slirp4netns: it broke\n",
 		"| TCP up, 1 stream | veth | 0.50 | 0.70 | 0.50 | met; aim: 29 % short |",
 		"not measured",
 	} {

@@ -78,8 +78,9 @@ func (r *results) add(o options, s scenario, path string, m metrics, err error) 
 	}
 }
 
+// oneLine is the first of several errors.
 func oneLine(s string) string {
-	s = strings.Join(strings.Fields(s), " ")
+	s, _, _ = strings.Cut(strings.TrimSpace(s), "\n")
 	if len(s) > 200 {
 		s = s[:200] + "..."
 	}

@@ -63,10 +63,10 @@ func TestAdd(t *testing.T) {
 	r, s := new(results), scenarioNamed(t, "dns")
 	o := options{seconds: time.Second}
 	r.add(o, s, "pasta", metrics{"questions": 10, "cpu/question": 0.5}, nil)
-	r.add(o, s, "pasta", nil, errors.New("it  broke\nhere"))
+	r.add(o, s, "pasta", nil, errors.New("it broke\nagain"))
 	r.add(o, s, "pasta", metrics{"questions": 30}, nil)
 	c := r.cell("dns", "pasta", "questions")
-	if c == nil || !slices.Equal(c.Values, []float64{10, 30}) || c.Failed != 1 || c.Error != "it broke here" || c.Seconds != 1 {
+	if c == nil || !slices.Equal(c.Values, []float64{10, 30}) || c.Failed != 1 || c.Error != "it broke" || c.Seconds != 1 {
 		t.Errorf("cell %+v", c)
 	}
 	if got := r.values("dns", "pasta", "cpu/question"); !slices.Equal(got, []float64{0.5}) {

@@ -37,6 +37,17 @@ func format(metric string, v float64) string {
 	}
 }
 
+// figureOf and unitOf are the two halves of format.
+func figureOf(metric string, v float64) string {
+	number, _, _ := strings.Cut(format(metric, v), " ")
+	return number
+}
+
+func unitOf(metric string) string {
+	_, unit, _ := strings.Cut(format(metric, 0), " ")
+	return unit
+}
+
 // printResults prints a table for each scenario; ratios are to the first path of sbx.
 func printResults(out io.Writer, r *results) error {
 	t := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)

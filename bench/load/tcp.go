@@ -51,7 +51,12 @@ func oneStream(r Request, from time.Time) (Reply, error) {
 		return receiveWindow(fd, h, func(Reply) error { return unix.Shutdown(fd, unix.SHUT_WR) })
 	}
 
-	// The server says when its window is over.
+	// The server says when its window is over; what it says may have to wait behind
+	// what the path holds.
+	patience := unix.NsecToTimeval(int64(r.Warm + r.For + 8*time.Second))
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
+		return Reply{}, err
+	}
 	var stop atomic.Bool
 	type result struct {
 		bytes int64
