@@ -15,7 +15,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 export GOFLAGS := -buildvcs=false
 
-.PHONY: build setup demo test test-packages test-fuzz fuzz test-e2e test-world test-race bench bench-quick bench-micro lint fmt install uninstall clean
+.PHONY: build setup demo test test-packages test-fuzz fuzz test-e2e test-world test-race bench bench-quick bench-setup bench-micro lint fmt install uninstall clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -tags $(TAGS) -trimpath -ldflags '$(LDFLAGS)' -o bin/sbx ./cmd/sbx
@@ -50,15 +50,19 @@ test-race: setup
 	@command -v $${CC:-gcc} >/dev/null || { echo "make test-race needs a C compiler: apt-get install gcc libc6-dev" >&2; exit 1; }
 	SBX_TEST_FLAGS=-race CGO_ENABLED=1 scripts/test.sh packages
 
-# sbx beside its peers, in about an hour; writes docs/performance.md. Needs root.
-bench: build bin/bench
-	scripts/peers.sh
+# sbx beside its peers, in about an hour; writes docs/performance.md.
+bench: bench-setup
 	bin/bench --json bin/bench.json --report docs/performance.md $(BENCH_FLAGS)
 
-# The scenarios that decide, in a few minutes; writes nothing.
-bench-quick: build bin/bench
-	scripts/peers.sh
+# The scenarios that decide, in about ten minutes; writes nothing.
+bench-quick: bench-setup
 	bin/bench --quick $(BENCH_FLAGS)
+
+# A peer that cannot be fetched is named in the results.
+bench-setup:
+	@[ "$$(id -u)" = 0 ] || { echo "make bench needs root, for veth pairs: sudo make bench" >&2; exit 1; }
+	@$(MAKE) setup build bin/bench
+	-scripts/peers.sh
 
 bin/bench: FORCE
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o $@ ./bench

@@ -82,10 +82,12 @@ func (w *world) makeFiles() error {
 	for _, d := range []string{"bin", "dev", "etc", "proc", "sys", "tmp", "usr"} {
 		err = errors.Join(err, os.MkdirAll(filepath.Join(w.root, d), 0o755))
 	}
-	if busybox, e := exec.LookPath("busybox"); e == nil {
-		err = errors.Join(err, copyFile(busybox, w.root+"/bin/busybox"),
-			os.Symlink("busybox", w.root+"/bin/true"), os.Symlink("busybox", w.root+"/bin/sh"))
+	busybox, e := exec.LookPath("busybox")
+	if e != nil {
+		return errors.Join(err, fmt.Errorf("busybox, of which the root file system is made: %w: run scripts/setup.sh", e))
 	}
+	err = errors.Join(err, copyFile(busybox, w.root+"/bin/busybox"),
+		os.Symlink("busybox", w.root+"/bin/true"), os.Symlink("busybox", w.root+"/bin/sh"))
 	err = errors.Join(err, os.MkdirAll(w.home, 0o700))
 	err = errors.Join(err, filepath.WalkDir(w.work, func(p string, _ os.DirEntry, err error) error {
 		return errors.Join(err, os.Lchown(p, w.user.uid, w.user.gid))
