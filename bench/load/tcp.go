@@ -51,8 +51,8 @@ func oneStream(r Request, from time.Time) (Reply, error) {
 		return receiveWindow(fd, h, func(Reply) error { return unix.Shutdown(fd, unix.SHUT_WR) })
 	}
 
-	// The server says when its window is over; what it says may have to wait behind
-	// what the path holds.
+	// The server says when its window is over, but some paths carry no answer while
+	// they are full: so the sender stops a little later by itself.
 	patience := unix.NsecToTimeval(int64(r.Warm + r.For + 8*time.Second))
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
 		return Reply{}, err
@@ -64,7 +64,7 @@ func oneStream(r Request, from time.Time) (Reply, error) {
 	}
 	sent := make(chan result, 1)
 	go func() {
-		n, err := send(fd, &stop)
+		n, err := send(fd, &stop, from.Add(r.For+overrun))
 		sent <- result{n, err}
 	}()
 	rep, err := readReport(fd)
@@ -111,12 +111,16 @@ func serveDown(fd int) {
 			}
 		}
 	}()
-	send(fd, &stop)
+	send(fd, &stop, time.Time{})
 	unix.Shutdown(fd, unix.SHUT_RDWR)
 	<-closed
 }
 
-func send(fd int, stop *atomic.Bool) (sent int64, err error) {
+// overrun makes sure that something arrives after the window, which ends it.
+const overrun = 20 * time.Millisecond
+
+// send sends until it is told to stop, or until a time if that is not zero.
+func send(fd int, stop *atomic.Bool, until time.Time) (sent int64, err error) {
 	buf := make([]byte, bulkBuffer)
 	for i := range buf {
 		buf[i] = byte(i * 7)
@@ -129,6 +133,9 @@ func send(fd int, stop *atomic.Bool) (sent int64, err error) {
 			return sent, err
 		}
 		sent += int64(len(buf))
+		if !until.IsZero() && time.Now().After(until) {
+			break
+		}
 	}
 	return sent, nil
 }
