@@ -64,10 +64,19 @@ func (w *world) flowMemory(s *sandbox, n int, busy bool) (metrics, error) {
 	var got int64
 	for i, box := range boxes {
 		left := n - int(got)
-		req := load.Request{Op: "flows", Addr: s.out4, Count: left / (len(boxes) - i), Busy: busy, Size: 4096, For: 10 * time.Second}
+		req := load.Request{Op: "flows", Addr: s.out4, Count: left / (len(boxes) - i), For: 10 * time.Second}
 		rep, err := box.agent.Call(req, 20*time.Second)
 		got += rep.Got
 		if err != nil && got < enough {
+			return nil, err
+		}
+	}
+	// Only now, or the first flows would keep the last from being opened.
+	for _, box := range boxes {
+		if !busy {
+			break
+		}
+		if _, err := box.agent.Call(load.Request{Op: "flows", Busy: true, Size: 4096}, 5*time.Second); err != nil {
 			return nil, err
 		}
 	}

@@ -19,7 +19,7 @@ type Request struct {
 	Rate    float64       // udp: datagrams per second; zero means as fast as possible
 	Size    int           // udp: bytes of payload
 	Count   int           // flows: how many
-	Busy    bool          // flows: move data on them
+	Busy    bool          // flows: move data on all that are open
 	Args    []string      // exec: the command
 }
 
