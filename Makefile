@@ -15,13 +15,13 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 export GOFLAGS := -buildvcs=false
 
-.PHONY: build setup demo test test-packages test-fuzz fuzz test-e2e test-world test-race bench bench-quick bench-setup bench-micro lint fmt install uninstall clean
+.PHONY: build setup demo test test-packages test-fuzz fuzz test-e2e test-world test-vm test-race bench bench-quick bench-setup bench-micro lint fmt install uninstall clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -tags $(TAGS) -trimpath -ldflags '$(LDFLAGS)' -o bin/sbx ./cmd/sbx
 
 setup:
-	@scripts/setup.sh
+	@scripts/setup.sh $(SETUP)
 
 demo: setup build
 	@scripts/demo.sh
@@ -44,6 +44,12 @@ test-e2e: setup build
 
 test-world: setup build
 	@scripts/test.sh world
+
+# In a virtual machine: VM=uml or VM=qemu.
+VM ?= uml
+test-vm: SETUP = $(VM)
+test-vm: setup build
+	@VM=$(VM) scripts/test.sh vm
 
 # The race detector needs cgo and a C compiler (apt-get install gcc libc6-dev).
 test-race: setup

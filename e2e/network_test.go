@@ -47,9 +47,9 @@ func TestHostAddress(t *testing.T) {
 				return e.Run(append([]string{"run", "--rm", "--link-driver", link}, args...)...)
 			}
 			for _, c := range [][]string{
-				{harness.BB, "/probe", "down", "http://" + web, "300000000", "3"},
-				{harness.BB, "/probe", "up", "http://" + web, "300000000", "4"},
-				{harness.BB, "/probe", "many", echo, "5000", "32"},
+				{harness.BB, "/probe", "down", "http://" + web, itoa(few(300_000_000)), "3"},
+				{harness.BB, "/probe", "up", "http://" + web, itoa(few(300_000_000)), "4"},
+				{harness.BB, "/probe", "many", echo, itoa(few(5000)), "32"},
 				{harness.Debian, "curl", "-fsS", "http://" + web + "/"},
 				{harness.Debian, "ping", "-c", "2", "-W", "5", addr},
 			} {

@@ -99,6 +99,14 @@ next:
 	return 0
 }
 
+// few is how many bytes or connections a test takes where n would take too long.
+func few(n int) int {
+	if testing.Short() {
+		return n / 16
+	}
+	return n
+}
+
 // TestPublishedBehaviour: what every forwarder must do, over both kinds of link.
 func TestPublishedBehaviour(t *testing.T) {
 	e := harness.New(t, harness.BB)
@@ -114,10 +122,7 @@ func TestPublishedBehaviour(t *testing.T) {
 				web.WaitGet(fmt.Sprintf("http://[::1]:%d/", port))
 				t.Run("transfer", func(t *testing.T) {
 					base := fmt.Sprintf("http://127.0.0.1:%d", port)
-					size := int64(1 << 30)
-					if testing.Short() {
-						size = 64 << 20
-					}
+					size := int64(few(1 << 30))
 					if err := probe.Up(base, size, 1); err != nil {
 						t.Errorf("into the sandbox: %v", err)
 					}
@@ -126,7 +131,7 @@ func TestPublishedBehaviour(t *testing.T) {
 					}
 				})
 				t.Run("connections", func(t *testing.T) {
-					if err := probe.Many(fmt.Sprintf("127.0.0.1:%d", echo), 5000, 32); err != nil {
+					if err := probe.Many(fmt.Sprintf("127.0.0.1:%d", echo), few(5000), 32); err != nil {
 						t.Error(err)
 					}
 				})

@@ -6,7 +6,8 @@
 # have to do, and ends well, because sbx and most of its tests work without.
 # It can be run as often as you like; with nothing to do it takes a second.
 #
-#   SBX_TEST_USER   the ordinary user (default sbxtest)
+#   scripts/setup.sh [uml|qemu]   also what that virtual machine needs
+#   SBX_TEST_USER                 the ordinary user (default sbxtest)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -39,6 +40,15 @@ packages=(
 	procps           'test: sysctl, ps'
 	e2fsprogs        'test: a full disk'
 )
+case ${1:-} in
+uml | qemu)
+	packages+=(
+		mmdebstrap       'virtual machine: its root, made without root'
+		user-mode-linux  'virtual machine: the kernel that is a program'
+	)
+	;;
+esac
+[ "${1:-}" != qemu ] || packages+=(qemu-system-x86 'virtual machine: for the stock kernel')
 
 say()  { printf 'setup: %s\n' "$*"; }
 need() { printf 'setup: MISSING: %s\n' "$*" >&2; todo=1; }
