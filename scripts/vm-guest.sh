@@ -1,17 +1,17 @@
 #!/bin/bash
-# The job of scripts/vm.sh in the virtual machine ring: as root of the machine it
-# gives it an address, then logs in the ordinary user dev as a person does, through
-# PAM, so that systemd-logind makes a session and starts the user's systemd, and
-# runs the tests as that user.
+# The job of scripts/vm.sh in the virtual machine. As root of the machine it gives it
+# an address, then does what is in /job/plan as the ordinary user dev, in one of these
+# places:
+#
+#   login      a session that PAM and systemd-logind have made, as ssh does
+#   linger     a service of the user's own systemd, which lingers; there is no session
+#   bare       neither: no session, no systemd of the user's, no runtime directory
+#   delegated  login, after the administrator has done what sbx doctor advises
 set -uo pipefail
-. /job/env
 stty -F /dev/ttyS1 raw
-part=1 parts=1 status=0
-for word in $(cat /proc/cmdline); do
-	case $word in sbx.part=*/*) word=${word#*=} part=${word%/*} parts=${word#*/} ;; esac
-done
+status=0
 
-echo "vm: $(uname -r), $(nproc) processor(s), up $(cut -d. -f1 /proc/uptime) s"
+echo "vm: Linux $(uname -r), $(nproc) processor(s), up $(cut -d. -f1 /proc/uptime) s"
 ip link set lo up
 ip link add lan0 type dummy
 ip link set lan0 up
@@ -19,30 +19,68 @@ ip addr add 10.99.0.2/24 dev lan0
 ip addr add fd99::2/64 dev lan0 nodad
 ip route add default via 10.99.0.1
 ip -6 route add default via fd99::1
+out=$(sed -n 's/.*sbx.out=\([^ ]*\).*/\1/p' /proc/cmdline)
+mkdir -p /out
+[ -z "$out" ] || mount -t hostfs -o "$out" none /out
 
-# session runs a command in a new login session of dev.
-session() { XDG_SESSION_TYPE=tty XDG_SESSION_CLASS=user su --login dev --command "export SBX_BIN=/job/sbx SBX_E2E_CACHE=/job/cache SBX_TEST_VM=$1 SBX_TEST_SLOW=$slow; $2"; }
+variables() { echo "PATH=/job/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin LANG=C.UTF-8 SBX_BIN=/job/bin/sbx SBX_E2E_CACHE=/job/cache SBX_TEST_VM=$1 SBX_TEST_SLOW=$slow"; }
+as_dev() { setpriv --reuid dev --regid dev --init-groups env -i -C /home/dev HOME=/home/dev USER=dev LOGNAME=dev SHELL=/bin/bash "$@"; }
 
-# tests NAME PROGRAM FLAGS...: a program of tests, in a session.
-tests() {
-	local name=$1 program=$2 start=$SECONDS; shift 2
-	echo "vm: $name"
-	session "$name" "cd && /job/$program -test.v $*" || status=1
-	echo "vm: $name took $((SECONDS - start)) s"
+# manager starts or stops the user's systemd, and waits for it.
+manager() {
+	loginctl "$1-linger" dev
+	if [ "$1" = enable ]; then
+		until [ "$(systemctl is-active user@1000)" = active ]; do sleep 0.1; done
+	else
+		loginctl terminate-user dev 2>/dev/null
+		systemctl stop user@1000 user-runtime-dir@1000
+	fi
 }
 
-if [ "$part" = 1 ]; then
-	session doctor 'NO_COLOR=1 /job/sbx doctor'
-	tests no-linger vm.test "$vm_flags"
-	loginctl enable-linger dev
-	tests linger vm.test "$vm_flags"
-	loginctl disable-linger dev
-fi
-# Debian lets nobody make ping sockets; what scripts/setup.sh changes, we change.
-sysctl -q -w net.ipv4.ping_group_range='0 2147483647'
-if [ "$parts" -gt 1 ]; then # each machine takes every so many-th test
-	list=$(session list '/job/e2e.test -test.list .' | awk -v n="$parts" -v i="$part" '/^Test/ && NR % n == i % n' | paste -sd'|')
-	e2e_flags="$e2e_flags -test.run '^($list)$'"
-fi
-tests e2e e2e.test "$e2e_flags"
-echo "vm: status $status"
+# delegate does what the doctor says, like an administrator who reads it.
+dropin=
+delegate() {
+	local advice
+	advice=$(login login 'sbx doctor')
+	dropin=$(grep -o '/etc/systemd/system/user@[^ ]*' <<<"$advice")
+	mkdir -p "${dropin%/*}"
+	grep -oE '\[Service\]|Delegate=.*' <<<"$advice" >"$dropin"
+	systemctl daemon-reload
+	manager disable
+}
+undelegate() {
+	rm "$dropin"
+	systemctl daemon-reload
+	manager disable
+}
+
+login() { XDG_SESSION_TYPE=tty XDG_SESSION_CLASS=user su --login dev --command "export $(variables "$1"); $2"; }
+
+# at PLACE NAME COMMAND
+at() {
+	local start=$SECONDS rc
+	echo "vm: $2 ($1)"
+	case $1 in
+	linger) manager enable ;;
+	delegated) delegate ;;
+	esac
+	case $1 in
+	login | delegated) login "$1" "$3" ;;
+	linger) as_dev XDG_RUNTIME_DIR=/run/user/1000 systemd-run --user --quiet --wait --pipe --collect env $(variables linger) sh -c "$3" ;;
+	bare) as_dev $(variables bare) sh -c "$3" ;;
+	*) echo "vm: no such place: $1"; false ;;
+	esac
+	rc=$?
+	case $1 in
+	linger) manager disable ;;
+	delegated) undelegate ;;
+	esac
+	echo "vm: $2 ($1): status $rc, $((SECONDS - start)) s"
+	[ $rc = 0 ] || status=$rc
+}
+
+# The programs see a pipe and no terminal.
+{
+	. /job/plan
+	echo "vm: status $status"
+} 2>&1 | cat

@@ -1,79 +1,81 @@
 #!/bin/bash
-# Boots a virtual machine, as an ordinary user, runs a job in it and ends with the
-# job's status. See docs/testing.md.
+# Runs commands and tests on a stock Debian in a virtual machine, as its ordinary
+# user dev, without sudo. See docs/testing.md.
 #
-#   scripts/vm.sh uml|qemu DIR [WORD...]
+#   scripts/vm.sh run CMD...       a command; it ends with the command's status
+#   scripts/vm.sh test PKG...      the tests of packages, in every place
+#   scripts/vm.sh test             the ring: those of ring_packages, then e2e
 #
-# DIR becomes a disk of the machine, which runs DIR/guest.sh as its root and is then
-# switched off. It finds the words in /proc/cmdline. What the job writes appears on
-# standard output; what the kernel and systemd say is shown only if the machine ended
-# before its job.
+# What is in bin/ of the checkout is on the machine's PATH: sbx, and also what is
+# put there for this (CGO_ENABLED=0 go test -c -o bin/ ./userns).
 #
-#   uml    User Mode Linux: nearly as fast as the host, one processor
-#   qemu   Debian's stock kernel, two emulated processors, every cgroup controller;
-#          ten times slower
-#
-#   SBX_VM_TIMEOUT   after which the machine is killed (default 20m)
-#   SBX_VM_LABEL     what each line of its output begins with
-#   SBX_VM_MEMORY    its memory in MB (default 2048)
+#   VM               uml (default): User Mode Linux; or qemu: see vm-boot.sh
+#   VM_PLACE         where in the machine: login, linger, bare or delegated (see
+#                    vm-guest.sh); default: login for a command, all for tests
+#   VM_PARTS         how many machines share e2e (default: one a processor)
+#   SBX_TEST_FLAGS   more flags for the tests: -test.run TestKill
+#   SBX_VM_OUT       a directory for what the machine writes into /out (uml only)
+#   SBX_VM_TIMEOUT   see vm-boot.sh
 set -euo pipefail
+cd "$(dirname "$0")/.."
+export CGO_ENABLED=0
+go=$PWD/scripts/go
+machine=${VM:-uml}
 
-die() { echo "vm: $*" >&2; exit 1; }
-need() { command -v "$1" >/dev/null || die "needs $1: apt-get install --no-install-recommends $2"; }
+# What depends on the place in which sbx runs: in the ring it runs in all of them.
+ring_packages=(./cgroup/... ./e2e/vm)
 
-machine=${1:?uml or qemu} job=${2:?a directory}
-words=${*:3}
-memory=${SBX_VM_MEMORY:-2048}
-case $machine in
-uml) need linux.uml user-mode-linux ;;
-qemu) need qemu-system-x86_64 qemu-system-x86 ;;
-*) die "no such machine: $machine (uml or qemu)" ;;
-esac
-image=$("$(dirname "$0")/vm-image.sh")
+die() { echo "vm: $*" >&2; exit 2; }
 
-tmp=$(mktemp -d "${TMPDIR:-/tmp}/sbx-vm.XXXXXX")
-pid=
+job= pids=()
 cleanup() {
-	[ -z "$pid" ] || { kill "$pid" 2>/dev/null; wait "$pid"; } || true
-	rm -rf "$tmp"
+	[ ${#pids[@]} = 0 ] || { kill "${pids[@]}" 2>/dev/null; wait; } || true
+	[ -z "$job" ] || rm -rf "$job"
 }
 trap cleanup EXIT
-trap 'echo "vm: interrupted" >&2; exit 130' INT TERM HUP
+trap 'exit 130' INT TERM HUP
 
-/sbin/mkfs.ext4 -q -d "$job" -L sbx-job -O ^has_journal "$tmp/job.ext4" "$(($(du -sm "$job" | cut -f1) * 5 / 4 + 16))M"
-
-uml() { # the root disk is written to a copy; file descriptor 3 is the job's output
-	env -u TMPDIR linux.uml "uml_dir=$tmp/" umid=vm "mem=${memory}M" "ubda=$tmp/cow,$image/root.ext4" "ubdbr=$tmp/job.ext4" \
-		root=/dev/ubda rw con=null con0=null,fd:1 ssl=null ssl1=null,fd:3 quiet $words
+# prepare makes the directory of the job: disk/ becomes the machine's second disk. The
+# lock on it is ours and our children's, so that what a kill -9 leaves can be removed.
+prepare() {
+	[ -x bin/sbx ] || die "there is no bin/sbx: make build"
+	local old cache slow=4
+	for old in /var/tmp/sbx-job.*; do
+		[ ! -e "$old/lock" ] || flock --nonblock "$old/lock" rm -rf "$old" 2>/dev/null || true
+	done
+	job=$(mktemp -d /var/tmp/sbx-job.XXXXXX)
+	exec 9>"$job/lock"
+	flock 9
+	mkdir -p "$job"/{run,scripts,disk/{bin,cache}}
+	cp scripts/vm-*.sh "$job/scripts/" # the user may not be able to read the checkout
+	chmod 1777 "$job/run"
+	chmod -R a+rX "$job"
+	scripts/as-user "$job/scripts/vm-image.sh" >/dev/null
+	cache=$(scripts/as-user sh -c 'echo "${SBX_E2E_CACHE:-$HOME/.cache/sbx-e2e}"')
+	[ ! -d "$cache" ] || cp -r "$cache/." "$job/disk/cache/"
+	cp -r bin/. "$job/disk/bin/"
+	cp scripts/vm-guest.sh "$job/disk/guest.sh"
+	[ "$machine" != qemu ] || slow=20
+	echo "slow=$slow" >"$job/disk/plan"
 }
-qemu() {
-	qemu-system-x86_64 -machine q35 -accel tcg,thread=multi -cpu max -smp 2 -m "$memory" \
-		-nodefaults -display none -no-reboot \
-		-serial stdio -chardev "file,id=job,path=$tmp/pipe" -serial chardev:job \
-		-drive "file=$image/root.ext4,format=raw,if=virtio,snapshot=on" \
-		-drive "file=$tmp/job.ext4,format=raw,if=virtio,readonly=on" \
-		-kernel "$image/vmlinuz" -initrd "$image/initrd" -append "console=ttyS0 quiet panic=-1 $words"
+
+# boot starts a machine that does the plan of the job.
+boot() { # LABEL WORDS...
+	local label=$1; shift
+	chmod -R a+rX "$job/disk"
+	SBX_VM_LABEL=$label scripts/as-user "$job/scripts/vm-boot.sh" "$machine" "$job" "$@" &
+	pids+=($!)
 }
 
-# The machine lives in a pid namespace: it ends with all its processes when its
-# parent does, and User Mode Linux has one for each of the guest's.
-export -f uml qemu
-export memory image tmp words
-export TMPDIR=$tmp
-mkfifo "$tmp/pipe"
-timeout --foreground "${SBX_VM_TIMEOUT:-20m}" \
-	unshare --user --map-current-user --pid --fork --kill-child --mount-proc \
-	bash -c "$machine" 3>"$tmp/pipe" >"$tmp/console" 2>&1 </dev/null &
-pid=$!
-tee "$tmp/out" <"$tmp/pipe" | sed -u "s/^/${SBX_VM_LABEL:-}/" &
-status=0
-wait "$pid" || status=$?
-pid=
-wait
-result=$(sed -n 's/^vm: status \([0-9]*\)$/\1/p' "$tmp/out" | tail -n 1)
-if [ -z "$result" ]; then
-	tail -n 60 "$tmp/console" >&2
-	[ $status != 124 ] || die "not over after ${SBX_VM_TIMEOUT:-20m}"
-	die "the machine ended (status $status) before its job; above is what it said last"
-fi
-exit "$result"
+run() {
+	[ $# -gt 0 ] || die "which command?"
+	prepare
+	printf 'at %q command %q\n' "${VM_PLACE:-login}" "$(printf '%q ' "$@")" >>"$job/disk/plan"
+	boot ''
+	wait "${pids[0]}"
+}
+
+case ${1:-} in
+run) shift; run "$@" ;;
+*) sed -n '2,/^set/{s/^# \?//p}' "$0" >&2; exit 2 ;;
+esac
