@@ -75,6 +75,40 @@ run() {
 	wait "${pids[0]}"
 }
 
+# put compiles the tests of a package onto the disk, with the files they read.
+put() { # PKG, below the checkout
+	local dir=${1#./}
+	mkdir -p "$job/disk/pkg/$dir"
+	"$go" test -trimpath -c -o "$job/disk/pkg/$dir/test" "./$dir"
+	[ ! -d "$dir/testdata" ] || cp -r "$dir/testdata" "$job/disk/pkg/$dir/"
+}
+
+# plan_package plans the tests of a package, in every place or the one that is wanted.
+plan_package() {
+	local dir=${1#./} place
+	for place in ${VM_PLACE:-bare login linger delegated}; do
+		echo "on 1 && at $place $dir 'cd /job/pkg/$dir && ./test -test.v ${SBX_TEST_FLAGS:-}'"
+	done
+}
+
+# packages lists those of the patterns that exist and have tests.
+packages() {
+	"$go" list -f '{{if or .TestGoFiles .XTestGoFiles}}./{{.Dir}}{{end}}' "$@" 2>/dev/null | sed "s|^\./$PWD/||"
+}
+
+test_packages() {
+	local p list
+	prepare
+	list=$(packages "$@")
+	[ -n "$list" ] || die "no tests in $*"
+	for p in $list; do
+		put "$p"
+		plan_package "$p"
+	done >>"$job/disk/plan"
+	boot ''
+	wait "${pids[0]}"
+}
+
 case ${1:-} in
 run) shift; run "$@" ;;
 *) sed -n '2,/^set/{s/^# \?//p}' "$0" >&2; exit 2 ;;

@@ -72,9 +72,14 @@ func checkCgroup(_ context.Context, e Env) Check {
 		c.Fix = "log in through systemd (ssh, a desktop, machinectl shell; su and sudo do not do it); in a container, mount a writable cgroup v2"
 		return c
 	}
-	var lack []string
+	var lack, absent []string // absent: nobody can give it to us
+	exist := e.controllers(d.Mount)
 	for _, name := range []string{"cpu", "memory", "pids", "io", "cpuset"} {
-		if !slices.Contains(have, name) {
+		switch {
+		case slices.Contains(have, name):
+		case len(exist) > 0 && !slices.Contains(exist, name):
+			absent = append(absent, name)
+		default:
 			lack = append(lack, name)
 		}
 	}
@@ -87,7 +92,10 @@ func checkCgroup(_ context.Context, e Env) Check {
 		c.Detail, c.Fix = "cgroup "+d.Version+": no controller is delegated: limits cannot be set", delegateFix
 	case len(lack) > 0:
 		c.Status, c.Fix = Degraded, delegateFix
-		c.Detail += "; limits of " + strings.Join(lack, " and ") + " cannot be set"
+		c.Detail += "; limits of " + strings.Join(append(lack, absent...), " and ") + " cannot be set"
+	case len(absent) > 0:
+		c.Fix = "a kernel with these controllers (those it has: " + path.Join(d.Mount, "cgroup.controllers") + ")"
+		c.Detail += "; limits of " + strings.Join(absent, " and ") + " cannot be set: the kernel has no such controller"
 	default:
 		c.Status = OK
 	}

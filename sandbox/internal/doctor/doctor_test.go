@@ -136,6 +136,9 @@ func TestChecks(t *testing.T) {
 		{name: "cgroup", check: "cgroup", status: OK, detail: "cgroup v2, cpu cpuset io memory pids from the user's systemd"},
 		{name: "stock delegation", check: "cgroup", files: map[string]string{"sys/fs/cgroup/user.slice/user-1000.slice/user@1000.service/cgroup.controllers": "cpu memory pids"},
 			status: Degraded, detail: "limits of io and cpuset cannot be set", fix: "delegate.conf"},
+		{name: "no such controller", check: "cgroup", files: map[string]string{"sys/fs/cgroup/cgroup.controllers": "cpu io memory pids",
+			"sys/fs/cgroup/user.slice/user-1000.slice/user@1000.service/cgroup.controllers": "cpu io memory pids"},
+			status: Degraded, detail: "limits of cpuset cannot be set: the kernel has no", fix: "/sys/fs/cgroup/cgroup.controllers"},
 		{name: "nothing delegated", check: "cgroup", files: map[string]string{
 			"sys/fs/cgroup/user.slice/user-1000.slice/user@1000.service/cgroup.controllers": "",
 			"sys/fs/cgroup/user.slice/user-1000.slice/session-1.scope/cgroup.procs":         "", "sys/fs/cgroup/user.slice/user-1000.slice/session-1.scope/cgroup.controllers": ""},
