@@ -45,11 +45,11 @@ test-e2e: setup build
 test-world: setup build
 	@scripts/test.sh world
 
-# In a virtual machine: VM=uml or VM=qemu.
+# On a stock Debian in a virtual machine: VM=uml or VM=qemu.
 VM ?= uml
 test-vm: SETUP = $(VM)
 test-vm: setup build
-	@VM=$(VM) scripts/test.sh vm
+	@VM=$(VM) scripts/vm.sh test
 
 # The race detector needs cgo and a C compiler (apt-get install gcc libc6-dev).
 test-race: setup

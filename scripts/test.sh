@@ -5,12 +5,9 @@
 # (it may be under /root) they run in a copy, which is removed afterwards. As root
 # it also brings up the world of network namespaces for e2e/world.
 #
-#   scripts/test.sh [packages|fuzz|e2e|world|vm|all]  what to run (default all: all but vm)
-#   SBX_TEST_FLAGS                                    more flags for go test
-#   SBX_FUZZ_TIME                                     for each fuzzer (default 4s)
-#   VM                                                uml (default) or qemu: see vm.sh
-#   VM_PARTS, VM_PART                                 how many machines share the tests
-#                                                     (one a processor), and only this one
+#   scripts/test.sh [packages|fuzz|e2e|world|all]    what to run (default all)
+#   SBX_TEST_FLAGS                                   more flags for go test
+#   SBX_FUZZ_TIME                                    for each fuzzer (default 4s)
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export CGO_ENABLED=0
@@ -19,9 +16,7 @@ what=${1:-all}
 src=$PWD
 status=0
 
-job=
 cleanup() {
-	[ -z "$job" ] || rm -rf "$job"
 	[ "$src" = "$checkout" ] || rm -rf "$src"
 }
 checkout=$PWD
@@ -39,41 +34,6 @@ export SBX_BIN=$src/bin/sbx
 
 run() { # flags and packages
 	"$go" test -trimpath -count=1 -exec "$src/scripts/as-user" ${SBX_TEST_FLAGS:-} "$@" || status=1
-}
-
-# vm puts the end-to-end tests on the disk of a virtual machine, and boots it; or
-# several machines, of which each does a part of the tests.
-vm() {
-	local machine=${VM:-uml} parts=${VM_PARTS:-} flags=${SBX_TEST_FLAGS:-} slow=4 cache i pids=() failed=0
-	# Two emulated processors get through what does not only move data.
-	local reduced='^Test(Doctor|ExitCodes|Kill|ImageTree|WritableLayer|SingleID|Namespaces|Capabilities|SignalsForwarded|NestedVariants|PublishBare|NoSub|HostAccess)'
-	if [ "$machine" = qemu ]; then
-		slow=20 parts=1
-		[ -n "$flags" ] || flags="-test.run '$reduced'"
-	fi
-	case $flags in *-test.run*) parts=1 ;; esac
-	[ -n "$parts" ] || parts=$(nproc)
-	scripts/as-user "$src/scripts/vm-image.sh" >/dev/null || return
-	# The guest has no network: the images and tools are made here.
-	"$go" test -trimpath -count=1 -exec "$src/scripts/as-user" ./e2e/fixture || return
-	job=$(mktemp -d /var/tmp/sbx-job.XXXXXX) || return
-	chmod 755 "$job"
-	"$go" test -trimpath -c -o "$job/e2e.test" ./e2e || return
-	"$go" test -trimpath -c -o "$job/vm.test" ./e2e/vm || return
-	cp "$SBX_BIN" "$job/sbx" || return
-	cp scripts/vm-guest.sh "$job/guest.sh" || return
-	cache=$(scripts/as-user sh -c 'echo "${SBX_E2E_CACHE:-$HOME/.cache/sbx-e2e}"')
-	cp -a "$cache" "$job/cache" || return
-	echo "slow=$slow vm_flags= e2e_flags=\"-test.short $flags\"" >"$job/env"
-	chmod -R a+rX "$job"
-	for ((i = 1; i <= parts; i++)); do
-		[ "${VM_PART:-$i}" = "$i" ] || continue
-		SBX_VM_LABEL="$machine $i: " scripts/as-user "$src/scripts/vm.sh" "$machine" "$job" "sbx.part=$i/$parts" &
-		pids+=($!)
-	done
-	trap 'kill "${pids[@]}" 2>/dev/null; wait; cleanup' EXIT
-	for i in "${pids[@]}"; do wait "$i" || failed=1; done
-	return $failed
 }
 
 if [ "$what" = packages ] || [ "$what" = all ]; then
@@ -128,8 +88,5 @@ if [ "$what" = world ] || [ "$what" = all ]; then
 		echo "test: the world needs root for its network namespaces" >&2
 		status=1
 	fi
-fi
-if [ "$what" = vm ]; then
-	vm || status=1
 fi
 exit $status

@@ -26,6 +26,7 @@ need() { command -v "$1" >/dev/null || die "needs $1: apt-get install --no-insta
 
 machine=${1:?uml or qemu} dir=${2:?a directory}
 words=${*:3}
+SBX_VM_LABEL=${SBX_VM_LABEL:-}
 memory=${SBX_VM_MEMORY:-2048} limit=${SBX_VM_TIMEOUT:-20m}
 case $machine in
 uml) need linux.uml user-mode-linux ;;
@@ -71,10 +72,16 @@ setpriv --pdeathsig KILL unshare --user --map-current-user --pid --fork --kill-c
 vm=$!
 pids+=($vm)
 # What the machine says last is its status.
-mawk -W interactive -v label="${SBX_VM_LABEL:-}" -v result="$tmp/result" '
-	/^vm: status [0-9]+$/ { print $3 >result; next }
-	/^vm: / { print label $0 >"/dev/stderr"; next }
-	{ print label $0; fflush() }' <"$tmp/pipe" &
+while IFS= read -r line; do
+	case $line in
+	'vm: status '*) echo "${line##* }" >"$tmp/result"; continue ;;
+	'vm: ran '*) echo "$SBX_VM_LABEL${line#vm: ran }" >>"$dir/run/summary" ;;
+	esac
+	case $line in
+	'vm: '*) printf '%s\n' "$SBX_VM_LABEL$line" >&2 ;;
+	*) printf '%s\n' "$SBX_VM_LABEL$line" ;;
+	esac
+done <"$tmp/pipe" &
 reader=$!
 status=0
 wait $vm || status=$?

@@ -9,7 +9,13 @@
 #   delegated  login, after the administrator has done what sbx doctor advises
 set -uo pipefail
 stty -F /dev/ttyS1 raw
-status=0
+part=1 parts=1
+for word in $(cat /proc/cmdline); do
+	case $word in
+	sbx.part=*/*) word=${word#*=} part=${word%/*} parts=${word#*/} ;;
+	sbx.out=*) mkdir -p /out && mount -t hostfs -o "${word#*=}" none /out ;;
+	esac
+done
 
 echo "vm: Linux $(uname -r), $(nproc) processor(s), up $(cut -d. -f1 /proc/uptime) s"
 ip link set lo up
@@ -19,10 +25,6 @@ ip addr add 10.99.0.2/24 dev lan0
 ip addr add fd99::2/64 dev lan0 nodad
 ip route add default via 10.99.0.1
 ip -6 route add default via fd99::1
-out=$(sed -n 's/.*sbx.out=\([^ ]*\).*/\1/p' /proc/cmdline)
-mkdir -p /out
-[ -z "$out" ] || mount -t hostfs -o "$out" none /out
-
 variables() { echo "PATH=/job/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin LANG=C.UTF-8 SBX_BIN=/job/bin/sbx SBX_E2E_CACHE=/job/cache SBX_TEST_VM=$1 SBX_TEST_SLOW=$slow"; }
 as_dev() { setpriv --reuid dev --regid dev --init-groups env -i -C /home/dev HOME=/home/dev USER=dev LOGNAME=dev SHELL=/bin/bash "$@"; }
 
@@ -76,11 +78,42 @@ at() {
 	delegated) undelegate ;;
 	esac
 	echo "vm: $2 ($1): status $rc, $((SECONDS - start)) s"
-	[ $rc = 0 ] || status=$rc
+	[ $rc = 0 ] || echo $rc >/run/sbx-status
+}
+
+# tests PLACE DIR FLAGS: the tests of a package, which are in /job/pkg/DIR; on the
+# first machine only.
+tests() {
+	[ "$part" = 1 ] || return 0
+	at "$1" "$2" "cd /job/pkg/$2 && ./test -test.v $3" | count "$2 ($1)"
+}
+
+# share DIR FLAGS: as tests, of which each machine takes its share. Debian lets nobody
+# make ping sockets; here we do what scripts/setup.sh does.
+share() {
+	local list= names
+	sysctl -q -w net.ipv4.ping_group_range='0 2147483647'
+	if [ "$parts" -gt 1 ]; then
+		names=$(as_dev $(variables login) "/job/pkg/$1/test" -test.list . | awk -v n="$parts" -v i="$part" '/^Test/ && NR % n == i % n' | paste -sd'|')
+		list="-test.run '^($names)\$'"
+	fi
+	at login "$1" "cd /job/pkg/$1 && ./test -test.v $list $2" | count "$1, $part of $parts"
+}
+
+# count passes on what go test prints, but for what passes, and adds it up.
+count() {
+	mawk -W interactive -v what="$1" '
+		/^=== (RUN|PAUSE|CONT|NAME)|^ +--- PASS/ { next }
+		/^--- PASS/ { passed++ }
+		/^--- FAIL/ { failed++; names = names " " $3 }
+		/^--- SKIP/ { skipped++; names = names " (" $3 ")" }
+		/^vm: .*: status / { end = $0; sub(/.*: status /, "", end) }
+		{ print }
+		END { printf "vm: ran %s: %d passed, %d failed, %d skipped%s; status %s\n", what, passed, failed, skipped, names, end }'
 }
 
 # The programs see a pipe and no terminal.
 {
 	. /job/plan
-	echo "vm: status $status"
+	echo "vm: status $(cat /run/sbx-status 2>/dev/null || echo 0)"
 } 2>&1 | cat

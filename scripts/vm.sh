@@ -23,7 +23,8 @@ go=$PWD/scripts/go
 machine=${VM:-uml}
 
 # What depends on the place in which sbx runs: in the ring it runs in all of them.
-ring_packages=(./cgroup/... ./e2e/vm)
+ring_packages=(./e2e/vm)
+[ ! -d cgroup ] || ring_packages+=(./cgroup/...)
 
 die() { echo "vm: $*" >&2; exit 2; }
 
@@ -39,20 +40,18 @@ trap 'exit 130' INT TERM HUP
 # lock on it is ours and our children's, so that what a kill -9 leaves can be removed.
 prepare() {
 	[ -x bin/sbx ] || die "there is no bin/sbx: make build"
-	local old cache slow=4
+	local old slow=4
 	for old in /var/tmp/sbx-job.*; do
 		[ ! -e "$old/lock" ] || flock --nonblock "$old/lock" rm -rf "$old" 2>/dev/null || true
 	done
 	job=$(mktemp -d /var/tmp/sbx-job.XXXXXX)
 	exec 9>"$job/lock"
 	flock 9
-	mkdir -p "$job"/{run,scripts,disk/{bin,cache}}
+	mkdir -p "$job"/{run,scripts,disk/bin}
 	cp scripts/vm-*.sh "$job/scripts/" # the user may not be able to read the checkout
 	chmod 1777 "$job/run"
 	chmod -R a+rX "$job"
 	scripts/as-user "$job/scripts/vm-image.sh" >/dev/null
-	cache=$(scripts/as-user sh -c 'echo "${SBX_E2E_CACHE:-$HOME/.cache/sbx-e2e}"')
-	[ ! -d "$cache" ] || cp -r "$cache/." "$job/disk/cache/"
 	cp -r bin/. "$job/disk/bin/"
 	cp scripts/vm-guest.sh "$job/disk/guest.sh"
 	[ "$machine" != qemu ] || slow=20
@@ -61,7 +60,12 @@ prepare() {
 
 # boot starts a machine that does the plan of the job.
 boot() { # LABEL WORDS...
-	local label=$1; shift
+	local label=$1 cache; shift
+	if [ ! -e "$job/disk/cache" ]; then
+		cache=$(scripts/as-user sh -c 'echo "${SBX_E2E_CACHE:-$HOME/.cache/sbx-e2e}"')
+		mkdir "$job/disk/cache"
+		[ ! -d "$cache" ] || cp -r "$cache/." "$job/disk/cache/"
+	fi
 	chmod -R a+rX "$job/disk"
 	SBX_VM_LABEL=$label scripts/as-user "$job/scripts/vm-boot.sh" "$machine" "$job" "$@" &
 	pids+=($!)
@@ -76,40 +80,74 @@ run() {
 }
 
 # put compiles the tests of a package onto the disk, with the files they read.
-put() { # PKG, below the checkout
-	local dir=${1#./}
-	mkdir -p "$job/disk/pkg/$dir"
-	"$go" test -trimpath -c -o "$job/disk/pkg/$dir/test" "./$dir"
-	[ ! -d "$dir/testdata" ] || cp -r "$dir/testdata" "$job/disk/pkg/$dir/"
+put() { # DIR, below the checkout
+	mkdir -p "$job/disk/pkg/$1"
+	"$go" test -trimpath -c -o "$job/disk/pkg/$1/test" "./$1"
+	[ ! -d "$1/testdata" ] || cp -r "$1/testdata" "$job/disk/pkg/$1/"
 }
 
-# plan_package plans the tests of a package, in every place or the one that is wanted.
-plan_package() {
-	local dir=${1#./} place
-	for place in ${VM_PLACE:-bare login linger delegated}; do
-		echo "on 1 && at $place $dir 'cd /job/pkg/$dir && ./test -test.v ${SBX_TEST_FLAGS:-}'"
+# everywhere plans the tests of packages in every place, or the one that is wanted.
+everywhere() { # PKG...
+	local dir place
+	for dir in $("$go" list -f '{{if or .TestGoFiles .XTestGoFiles}}{{.Dir}}{{end}}' "$@"); do
+		dir=${dir#"$PWD/"}
+		put "$dir"
+		for place in ${VM_PLACE:-bare login linger delegated}; do
+			printf 'tests %s %s %q\n' "$place" "$dir" "${SBX_TEST_FLAGS:-}" >>"$job/disk/plan"
+		done
 	done
 }
 
-# packages lists those of the patterns that exist and have tests.
-packages() {
-	"$go" list -f '{{if or .TestGoFiles .XTestGoFiles}}./{{.Dir}}{{end}}' "$@" 2>/dev/null | sed "s|^\./$PWD/||"
+# end waits for the machines, says what has run in them and returns their status.
+end() {
+	local pid failed=0
+	for pid in "${pids[@]}"; do wait "$pid" || failed=1; done
+	pids=()
+	echo
+	cat "$job/run/summary" 2>/dev/null || true
+	echo "vm: $([ $failed = 0 ] && echo passed || echo FAILED), $SECONDS s"
+	return $failed
 }
 
-test_packages() {
-	local p list
+run() {
+	[ $# -gt 0 ] || die "which command?"
 	prepare
-	list=$(packages "$@")
-	[ -n "$list" ] || die "no tests in $*"
-	for p in $list; do
-		put "$p"
-		plan_package "$p"
-	done >>"$job/disk/plan"
+	printf 'at %q command %q\n' "${VM_PLACE:-login}" "$(printf '%q ' "$@")" >>"$job/disk/plan"
 	boot ''
 	wait "${pids[0]}"
 }
 
+packages() {
+	prepare
+	everywhere "$@"
+	boot ''
+	end
+}
+
+# ring is make test-vm. The machine has no network: the images and programs that e2e
+# needs are made here, where its fixtures are tested. What the first machine has
+# besides e2e is little.
+ring() {
+	local i parts=${VM_PARTS:-$(nproc)} flags="-test.timeout 15m -test.short ${SBX_TEST_FLAGS:-}"
+	case $machine:$flags in
+	*-test.run*) parts=1 ;;
+	# Two emulated processors get through what does not only move data.
+	qemu:*) parts=1 flags+=" -test.run '^Test(Doctor|ExitCodes|Kill|ImageTree|WritableLayer|SingleID|Namespaces|Capabilities|SignalsForwarded|NestedVariants|PublishBare|NoSub|HostAccess)'" ;;
+	esac
+	prepare
+	"$go" test -trimpath -c -o "$job/fixture.test" ./e2e/fixture
+	(top=$PWD && cd "$job/run" && "$top/scripts/as-user" "$job/fixture.test")
+	everywhere "${ring_packages[@]}"
+	put e2e
+	printf 'share e2e %q\n' "$flags" >>"$job/disk/plan"
+	for ((i = 1; i <= parts; i++)); do
+		boot "$machine $i: " "sbx.part=$i/$parts"
+	done
+	end
+}
+
 case ${1:-} in
 run) shift; run "$@" ;;
+test) shift; if [ $# -gt 0 ]; then packages "$@"; else ring; fi ;;
 *) sed -n '2,/^set/{s/^# \?//p}' "$0" >&2; exit 2 ;;
 esac
