@@ -33,7 +33,7 @@ func (h handle) up(name string) error {
 
 // configureLink gives the guest's interface its MAC, MTU, addresses and
 // routes. It returns notes about settings that the kernel refused.
-func configureLink(cfg GuestConfig) ([]string, error) {
+func configureLink(cfg GuestConfig, link *GuestLink) ([]string, error) {
 	h, err := newHandle()
 	if err != nil {
 		return nil, err
@@ -68,6 +68,11 @@ func configureLink(cfg GuestConfig) ([]string, error) {
 	}
 	if err := h.LinkSetUp(l); err != nil {
 		return nil, fmt.Errorf("bring it up: %w", err)
+	}
+	if link.Driver == DriverTap {
+		if err := setCarrier(link.File, true); err != nil {
+			return nil, fmt.Errorf("give it its carrier: %w", err)
+		}
 	}
 
 	for _, p := range cfg.Addrs {

@@ -95,7 +95,7 @@ func SetupGuest(cfg GuestConfig) (*GuestLink, error) {
 	if err != nil {
 		return nil, wire.ToError("set up the link "+cfg.Name, err)
 	}
-	more, err := configureLink(cfg)
+	more, err := configureLink(cfg, link)
 	if err != nil {
 		link.File.Close()
 		return nil, wire.ToError("configure "+cfg.Name, err)

@@ -1,6 +1,7 @@
 package netstack
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -75,5 +76,29 @@ func createTap(cfg GuestConfig) (_ *GuestLink, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("TAP %s: %w", cfg.Name, os.NewSyscallError("TUNSETOFFLOAD", err))
 	}
+	if err := setCarrier(f, false); err != nil {
+		return nil, err
+	}
 	return &GuestLink{File: f, Driver: DriverTap, HdrLen: hdrLen, MTU: cfg.MTU}, nil
+}
+
+// setCarrier takes a TAP's carrier away before the interface is up, and gives it back
+// after: then the kernel makes the link usable at once. It does the same for a link that
+// had its carrier before only when nothing else on the machine has changed its state
+// within a second, and before Linux 6.8 nobody can hurry it. Linux before 4.20 has no
+// such call.
+func setCarrier(tap *os.File, on bool) error {
+	v := 0
+	if on {
+		v = 1
+	}
+	rc, err := tap.SyscallConn() // Fd would make it blocking
+	if err != nil {
+		return err
+	}
+	cerr := rc.Control(func(fd uintptr) { err = unix.IoctlSetPointerInt(int(fd), unix.TUNSETCARRIER, v) })
+	if err == unix.EINVAL {
+		err = nil
+	}
+	return errors.Join(cerr, os.NewSyscallError("TUNSETCARRIER", err))
 }
