@@ -78,7 +78,7 @@ if [ "$what" = fuzz ] || [ "$what" = all ]; then
 	rm -rf "$bins"
 fi
 if [ "$what" = e2e ] || [ "$what" = all ]; then
-	run -p 1 -timeout 40m $("$go" list ./e2e/... | grep -v /e2e/world)
+	run -p 1 -timeout 40m $("$go" list ./e2e/... | grep -vE '/e2e/(world|vm)$')
 fi
 if [ "$what" = world ] || [ "$what" = all ]; then
 	if [ "$(id -u)" = 0 ]; then

@@ -7,7 +7,7 @@
 #   vmlinuz, initrd  Debian's stock kernel, for QEMU
 #
 # The directory is kept in SBX_VM_CACHE (default ~/.cache/sbx-vm) under a hash of what
-# goes into it, and is whole or absent. Nothing is mounted from a loop device: the
+# goes into it, and is whole or absent; others go when they were not used for a day. Nothing is mounted from a loop device: the
 # file system is made from a directory, in a user namespace whose root we are.
 set -euo pipefail
 
@@ -117,13 +117,18 @@ if [ ! -d "$cache/$key" ]; then
 	new=$cache/new
 	# What is below belongs to subordinate ids in part.
 	in_namespace() { unshare --user --map-auto --map-root-user --mount --pid --fork --kill-child "$@"; }
-	in_namespace rm -rf "$cache"/*/
+	find "$cache" -mindepth 1 -maxdepth 1 -type d -mmin +1440 -exec rm -rf {} +
+	in_namespace rm -rf "$new"
 	mkdir "$new"
 	trap 'in_namespace rm -rf "$new"' EXIT
 	start=$SECONDS
 	echo "vm-image: building (once; about 300 MB from the Debian archive)" >&2
-	in_namespace bash "$(realpath "$0")" --inside "$new" >"$cache/log" 2>&1 9>&- || { tail -n 30 "$cache/log" >&2; die "failed: $cache/log"; }
+	in_namespace bash "$(realpath "$0")" --inside "$new" >"$cache/log" 2>&1 9>&- || {
+		tail -n 15 "$cache/log" >&2
+		die "could not make the image from the Debian archive; is there a network? All that was said: $cache/log"
+	}
 	mv "$new" "$cache/$key"
 	echo "vm-image: built in $((SECONDS - start)) s, $(du -sh "$cache/$key" | cut -f1)" >&2
 fi
+touch "$cache/$key"
 echo "$cache/$key"
