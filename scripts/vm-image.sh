@@ -76,18 +76,18 @@ build() {
 
 # initrd loads the modules that the stock kernel needs for its root disk.
 initrd() {
-	local modules=$1/usr/lib/modules name k m
-	k=$(cd "$modules" && echo *-cloud-*)
+	local root=$1 name k m
+	k=$(cd "$root/usr/lib/modules" && echo *-cloud-*)
 	mkdir -p initrd.d/{bin,proc,sys,dev,new}
 	cp /usr/bin/busybox initrd.d/bin/
 	{
 		echo '#!/bin/busybox sh'
 		echo 'set -e; b=/bin/busybox; $b mount -t devtmpfs dev /dev'
-		for name in virtio virtio_ring virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk; do
-			m=$(find "$modules/$k" -name "$name.ko")
-			cp "$m" initrd.d/
-			echo "\$b insmod /$name.ko"
-		done
+		for name in virtio_pci virtio_blk ext4; do chroot "$root" modprobe --set-version "$k" --show-depends $name; done |
+			awk '$1 == "insmod" && !seen[$2]++ { print $2 }' | while read -r m; do
+				cp "$root$m" initrd.d/
+				echo "\$b insmod /${m##*/}"
+			done
 		echo 'n=0; until [ -b /dev/vda ] || [ $n = 100 ]; do $b sleep 0.1; n=$((n+1)); done'
 		echo '$b mount -t ext4 /dev/vda /new; exec $b switch_root /new /sbin/init'
 	} >initrd.d/init
