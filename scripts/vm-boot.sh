@@ -26,7 +26,7 @@ need() { command -v "$1" >/dev/null || die "needs $1: apt-get install --no-insta
 
 machine=${1:?uml or qemu} dir=${2:?a directory}
 words=${*:3}
-SBX_VM_LABEL=${SBX_VM_LABEL:-}
+export SBX_VM_LABEL=${SBX_VM_LABEL:-}
 memory=${SBX_VM_MEMORY:-2048} limit=${SBX_VM_TIMEOUT:-20m}
 case $machine in
 uml) need linux.uml user-mode-linux ;;
@@ -43,7 +43,18 @@ cleanup() {
 }
 trap cleanup EXIT
 trap 'echo "vm: interrupted" >&2; exit 130' INT TERM HUP
-tail --pid=$PPID -f /dev/null && kill $$ &
+# watch ends us with the process that has started us, and tells when the host has
+# stopped us for a while: to the machine time has gone on, so its time-outs are over.
+watch() {
+	local last=$SECONDS
+	while [ "$(cut -d' ' -f4 "/proc/$$/stat")" = $PPID ]; do
+		sleep 1
+		[ $((SECONDS - last)) -lt 8 ] || echo "vm: ${SBX_VM_LABEL}stood still for $((SECONDS - last)) s" >&2
+		last=$SECONDS
+	done
+	kill $$
+}
+watch &
 pids+=($!)
 
 /sbin/mkfs.ext4 -q -d "$dir/disk" -L sbx-job -O ^has_journal "$tmp/job.ext4" "$(($(du -sm "$dir/disk" | cut -f1) * 5 / 4 + 16))M" >/dev/null
