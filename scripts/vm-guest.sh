@@ -81,10 +81,12 @@ at() {
 	[ $rc = 0 ] || echo $rc >/run/sbx-status
 }
 
-# tests PLACE DIR FLAGS: the tests of a package, which are in /job/pkg/DIR; on the
-# first machine only.
+# tests PLACE DIR FLAGS: the tests of a package, which are in /job/pkg/DIR. The machines
+# take turns.
+turn=0
 tests() {
-	[ "$part" = 1 ] || return 0
+	turn=$((turn % parts + 1))
+	[ "$turn" = "$part" ] || return 0
 	at "$1" "$2" "cd /job/pkg/$2 && ./test -test.v $3" | count "$2 ($1)"
 }
 

@@ -125,8 +125,7 @@ packages() {
 }
 
 # ring is make test-vm. The machine has no network: the images and programs that e2e
-# needs are made here, where its fixtures are tested. What the first machine has
-# besides e2e is little.
+# needs are made here, where its fixtures are tested.
 ring() {
 	local i parts=${VM_PARTS:-$(nproc)} flags="-test.timeout 15m -test.short ${SBX_TEST_FLAGS:-}"
 	case $machine:$flags in
