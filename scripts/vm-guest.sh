@@ -25,8 +25,13 @@ ip addr add 10.99.0.2/24 dev lan0
 ip addr add fd99::2/64 dev lan0 nodad
 ip route add default via 10.99.0.1
 ip -6 route add default via fd99::1
+
 variables() { echo "PATH=/job/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin LANG=C.UTF-8 SBX_BIN=/job/bin/sbx SBX_E2E_CACHE=/job/cache SBX_TEST_VM=$1 SBX_TEST_SLOW=$slow"; }
+
+# as_dev runs a command as dev with no environment but its arguments, in no session;
+# login runs one in a new session.
 as_dev() { setpriv --reuid dev --regid dev --init-groups env -i -C /home/dev HOME=/home/dev USER=dev LOGNAME=dev SHELL=/bin/bash "$@"; }
+login() { XDG_SESSION_TYPE=tty XDG_SESSION_CLASS=user su --login dev --command "export $(variables "$1"); $2"; }
 
 # manager starts or stops the user's systemd, and waits for it.
 manager() {
@@ -55,8 +60,6 @@ undelegate() {
 	systemctl daemon-reload
 	manager disable
 }
-
-login() { XDG_SESSION_TYPE=tty XDG_SESSION_CLASS=user su --login dev --command "export $(variables "$1"); $2"; }
 
 # at PLACE NAME COMMAND
 at() {
