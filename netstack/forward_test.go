@@ -67,6 +67,7 @@ func TestForwardTCP(t *testing.T) {
 				if err == nil {
 					break
 				}
+				host.Close()
 				if !errors.Is(err, syscall.ECONNREFUSED) {
 					t.Fatal(err)
 				}

@@ -8,16 +8,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxSocketErrors in a row mean that a socket is broken.
-const maxSocketErrors = 1000
+const (
+	// maxSocketErrors in a row mean that a socket is broken.
+	maxSocketErrors = 1000
+	// maxReceives is how often a socket is read in one turn.
+	maxReceives = 16
+)
 
 // serve takes what the host sends to a mapping, until its socket is closed.
 func (m *mapping) serve(s *hostSocket) {
-	var failed error
-	err := s.raw.Read(func(fd uintptr) bool {
+	var failed, err error
+	bad := 0
+	// turn returns true if there may be more, or the socket is broken.
+	turn := func(fd uintptr) bool {
 		in := dgram.GetInbox()
 		defer in.Put()
-		for bad := 0; bad < maxSocketErrors && !m.isClosed(); {
+		for range maxReceives {
 			switch errno := in.Receive(int(fd)); errno {
 			case 0:
 				bad = 0
@@ -33,7 +39,10 @@ func (m *mapping) serve(s *hostSocket) {
 			}
 		}
 		return true
-	})
+	}
+	for err == nil && bad < maxSocketErrors && !m.isClosed() {
+		err = s.raw.Read(turn)
+	}
 	if !m.isClosed() {
 		err = errors.Join(err, failed)
 		m.port.net.log.Warn("host socket failed", "port", m.port.cfg.ID, "source", m.src, "error", err)

@@ -16,6 +16,10 @@ const (
 	// controlLen holds UDP_GRO or UDP_SEGMENT and one IPV6_PKTINFO.
 	controlLen  = 128
 	maxDatagram = 64 << 10
+	// maxInboxes of a process are in use at once, 64 MiB if all are full: who wants
+	// another one waits for its turn. Hundreds of sockets may have something to be
+	// read at the same moment.
+	maxInboxes = 32
 )
 
 // mmsghdr is the kernel's struct of that name.
@@ -51,11 +55,20 @@ var inboxes = sync.Pool{New: func() any {
 	return b
 }}
 
-// GetInbox takes an inbox from the pool.
-func GetInbox() *Inbox { return inboxes.Get().(*Inbox) }
+var inUse = make(chan struct{}, maxInboxes)
+
+// GetInbox takes an inbox from the pool. It may wait for others to Put theirs,
+// first come, first served.
+func GetInbox() *Inbox {
+	inUse <- struct{}{}
+	return inboxes.Get().(*Inbox)
+}
 
 // Put gives the inbox back, with everything that Next returned.
-func (b *Inbox) Put() { inboxes.Put(b) }
+func (b *Inbox) Put() {
+	inboxes.Put(b)
+	<-inUse
+}
 
 // Join asks the kernel to hand over as one what it has received as one.
 func Join(fd int) {
