@@ -63,7 +63,7 @@ type Config struct {
 // Limits bound what one port, i.e. one sandbox, can take of the process. Zero
 // means the default in parentheses.
 type Limits struct {
-	// TCPDials in flight (512): SYNs over it are dropped, and the guest's
+	// TCPDials in flight (2048): SYNs over it are dropped, and the guest's
 	// kernel sends them again.
 	TCPDials int
 	// TCPFlows open at once, published ones included (10240, and not more than
@@ -99,7 +99,7 @@ func (l *Limits) complete() {
 			*p = v
 		}
 	}
-	set(&l.TCPDials, 512)
+	set(&l.TCPDials, 2048)
 	set(&l.TCPFlows, 10240)
 	set(&l.TCPMemory, 1920<<20)
 	l.TCPFlows = min(l.TCPFlows, max(1, l.TCPMemory/flowMemory(tcpShareMin)))
