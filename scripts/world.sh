@@ -13,12 +13,15 @@
 #            198.18.1.0/24   2001:db8:dead::/48 black hole: packets vanish
 #            198.18.2.0/24   2001:db8:bad::/48  unreachable: an ICMP error comes back
 #   sbxfar   192.0.2.10      2001:db8:2::10     far: the same servers, 25 ms each way
-#   sbxwire                                     the relay that delays
+#   sbxrough 192.0.3.10      2001:db8:3::10     rough: the same servers, behind a link that
+#                                               loses, doubles, reorders and delays frames
+#   sbxwire                                     both links
 set -euo pipefail
 cd "$(dirname "$0")/.."
 run=/run/sbx-world
 delay=${SBX_WORLD_DELAY:-25ms}
-all=(sbxhost sbxnet sbxfar sbxwire)
+rough=${SBX_WORLD_ROUGH:-loss=0.01,dup=0.01,reorder=0.02,delay=1ms,jitter=1ms,seed=$RANDOM}
+all=(sbxhost sbxnet sbxfar sbxrough sbxwire)
 
 in_ns() { local ns=$1; shift; ip netns exec "$ns" "$@"; }
 
@@ -63,15 +66,21 @@ up() {
 	wire sbxhost eth0 sbxnet host0
 	wire sbxnet far0 sbxwire near0
 	wire sbxwire far0 sbxfar eth0
+	wire sbxnet rough0 sbxwire near1
+	wire sbxwire rough1 sbxrough eth0
 	addr sbxhost eth0 203.0.113.10/24 2001:db8:113::10/64
 	addr sbxnet host0 203.0.113.1/24 2001:db8:113::1/64
 	addr sbxnet lo 198.51.100.10/32 198.51.100.53/32 2001:db8:100::10/128 2001:db8:100::53/128
 	addr sbxnet far0 192.0.2.1/24 2001:db8:2::1/64
 	addr sbxfar eth0 192.0.2.10/24 2001:db8:2::10/64
+	addr sbxnet rough0 192.0.3.1/24 2001:db8:3::1/64
+	addr sbxrough eth0 192.0.3.10/24 2001:db8:3::10/64
 	in_ns sbxhost ip route add default via 203.0.113.1
 	in_ns sbxhost ip -6 route add default via 2001:db8:113::1
 	in_ns sbxfar ip route add default via 192.0.2.1
 	in_ns sbxfar ip -6 route add default via 2001:db8:2::1
+	in_ns sbxrough ip route add default via 192.0.3.1
+	in_ns sbxrough ip -6 route add default via 2001:db8:3::1
 	in_ns sbxnet ip route add blackhole 198.18.1.0/24
 	in_ns sbxnet ip -6 route add blackhole 2001:db8:dead::/48
 	in_ns sbxnet ip route add unreachable 198.18.2.0/24
@@ -79,13 +88,16 @@ up() {
 	in_ns sbxnet sh -c 'echo 1 >/proc/sys/net/ipv4/ip_forward; echo 1 >/proc/sys/net/ipv6/conf/all/forwarding; echo 0 >/proc/sys/net/ipv4/icmp_ratelimit; echo 0 >/proc/sys/net/ipv6/icmp/ratelimit'
 	in_ns sbxhost sh -c 'echo "0 2147483647" >/proc/sys/net/ipv4/ping_group_range'
 
-	service sbxwire delay "$run/worldd" delay near0 far0 "$delay"
-	for ns in sbxnet sbxfar; do
+	echo "world: rough is $rough" >&2
+	service sbxwire delay "$run/worldd" wire near0 far0 "delay=$delay"
+	service sbxwire rough "$run/worldd" wire near1 rough1 "$rough"
+	for ns in sbxnet sbxfar sbxrough; do
 		service $ns $ns-http "$run/worldd" probe serve 80
 		service $ns $ns-iperf3 iperf3 --server --port 5201
 	done
 	service sbxnet sbxnet-echo "$run/worldd" probe echo 198.51.100.10:7 '[2001:db8:100::10]:7'
 	service sbxfar sbxfar-echo "$run/worldd" probe echo 192.0.2.10:7 '[2001:db8:2::10]:7'
+	service sbxrough sbxrough-echo "$run/worldd" probe echo 192.0.3.10:7 '[2001:db8:3::10]:7'
 	local big
 	big=$(printf 'x%.0s' $(seq 200))
 	service sbxnet dns dnsmasq --no-daemon --conf-file=/dev/null --pid-file= --user=root --no-resolv --no-hosts \
@@ -107,6 +119,8 @@ wait_ready() {
 	for ((i = 0; i < 100; i++)); do
 		if in_ns sbxhost "$run/worldd" probe get http://192.0.2.10/ >/dev/null 2>&1 &&
 			in_ns sbxhost "$run/worldd" probe get http://[2001:db8:2::10]/ >/dev/null 2>&1 &&
+			in_ns sbxhost "$run/worldd" probe get http://192.0.3.10/ >/dev/null 2>&1 &&
+			in_ns sbxhost "$run/worldd" probe get http://[2001:db8:3::10]/ >/dev/null 2>&1 &&
 			in_ns sbxhost "$run/worldd" probe get http://near.world.test/ >/dev/null 2>&1; then
 			return 0
 		fi

@@ -27,8 +27,10 @@ func TestMain(m *testing.M) {
 const (
 	near4, near6 = "198.51.100.10", "2001:db8:100::10"
 	far4, far6   = "192.0.2.10", "2001:db8:2::10"
-	hole4, hole6 = "198.18.1.1", "2001:db8:dead::1"
-	bad4, bad6   = "198.18.2.1", "2001:db8:bad::1"
+	// rough is behind a link that loses, doubles and reorders.
+	rough4, rough6 = "192.0.3.10", "2001:db8:3::10"
+	hole4, hole6   = "198.18.1.1", "2001:db8:dead::1"
+	bad4, bad6     = "198.18.2.1", "2001:db8:bad::1"
 )
 
 func addr(ip, port string) string {
@@ -74,6 +76,26 @@ func TestPing(t *testing.T) {
 	for _, ip := range []string{hole4, hole6} {
 		if r := e.Run("run", "--rm", harness.Debian, "ping", "-c", "1", "-W", "2", ip); r.Code == 0 {
 			t.Errorf("an echo from the black hole: %v", r)
+		}
+	}
+}
+
+// TestRough transfers over a bad internet, in both directions at once, with every
+// MTU, over both links.
+func TestRough(t *testing.T) {
+	e := harness.New(t, harness.BB)
+	size := "1000000"
+	if os.Getenv("SBX_TEST_LONG") != "" {
+		size = "50000000"
+	}
+	script := `/probe up http://$0 $2 1 & up=$!; /probe down http://$0 $2 2 && wait $up && /probe udp $1 1 512 1400 && /probe many $1 50 10`
+	for i, mtu := range []string{"576", "1280", "1500", "9000", "65520"} {
+		for _, ip := range []string{rough4, rough6} {
+			if mtu == "576" && ip == rough6 {
+				continue
+			}
+			link := []string{"tap", "packet"}[i%2]
+			e.Must("run", "--rm", "--link-driver", link, "--mtu", mtu, harness.BB, "sh", "-c", script, addr(ip, "80"), addr(ip, "7"), size)
 		}
 	}
 }

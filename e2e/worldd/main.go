@@ -1,17 +1,17 @@
 // Command worldd does in the world of scripts/world.sh what its namespaces cannot
 // do by themselves.
 //
-//	worldd delay IFACE IFACE DURATION   relay frames between two interfaces, late
-//	worldd probe ...                    a server of package probe
+//	worldd wire IFACE IFACE IMPAIRMENT   carry frames between two interfaces, badly
+//	worldd probe ...                     a server of package probe
 package main
 
 import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 
 	"github.com/rootless-sbx/sbx/e2e/probe"
+	"github.com/rootless-sbx/sbx/internal/impair"
 )
 
 func main() {
@@ -23,14 +23,14 @@ func main() {
 
 func run(args []string) error {
 	switch {
-	case len(args) == 4 && args[0] == "delay":
-		d, err := time.ParseDuration(args[3])
+	case len(args) == 4 && args[0] == "wire":
+		cfg, err := impair.Parse(args[3])
 		if err != nil {
 			return err
 		}
-		return relay(args[1], args[2], d)
+		return wire(args[1], args[2], cfg)
 	case len(args) > 1 && args[0] == "probe":
 		return probe.Run(args[1:])
 	}
-	return errors.New("usage: worldd delay IFACE IFACE DURATION, or worldd probe COMMAND")
+	return errors.New("usage: worldd wire IFACE IFACE IMPAIRMENT, or worldd probe COMMAND")
 }

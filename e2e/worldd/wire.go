@@ -5,21 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"time"
 
+	"github.com/rootless-sbx/sbx/internal/impair"
 	"golang.org/x/sys/unix"
 )
 
 const (
 	vnetHdrLen = 10      // struct virtio_net_hdr, before each frame (PACKET_VNET_HDR)
 	maxFrame   = 1 << 17 // more than any super-segment
-	maxQueue   = 4096    // frames on their way in one direction; what comes on top is dropped
 )
 
-// relay carries frames between two interfaces, each held back for d: a link with
-// latency where the kernel has no netem. Frames cross with their virtio header, so
-// that unfinished checksums and super-segments stay what they are.
-func relay(a, b string, d time.Duration) error {
+// wire carries frames between two interfaces: a link as bad as cfg says, where the
+// kernel has no netem. Frames cross with their virtio header, so that unfinished
+// checksums and super-segments stay what they are.
+func wire(a, b string, cfg impair.Config) error {
 	left, err := openPacket(a)
 	if err != nil {
 		return err
@@ -28,19 +27,18 @@ func relay(a, b string, d time.Duration) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println("ready")
+	fmt.Println("ready", cfg)
 	errs := make(chan error)
 	for _, way := range [][2]int{{left, right}, {right, left}} {
-		queue := make(chan delayed, maxQueue)
-		go func() { errs <- receive(way[0], d, queue) }()
-		go func() { errs <- send(way[1], queue) }()
+		to := impair.NewWay(cfg, func(frame []byte) {
+			if err := send(way[1], frame); err != nil {
+				errs <- err
+			}
+		})
+		cfg.Seed++
+		go func() { errs <- receive(way[0], to) }()
 	}
 	return <-errs
-}
-
-type delayed struct {
-	due   time.Time
-	frame []byte
 }
 
 func openPacket(name string) (int, error) {
@@ -67,7 +65,7 @@ func openPacket(name string) (int, error) {
 	return fd, nil
 }
 
-func receive(fd int, d time.Duration, queue chan<- delayed) error {
+func receive(fd int, to *impair.Way) error {
 	buf := make([]byte, maxFrame)
 	for {
 		n, err := unix.Read(fd, buf)
@@ -77,26 +75,18 @@ func receive(fd int, d time.Duration, queue chan<- delayed) error {
 		if err != nil {
 			return fmt.Errorf("read: %w", err)
 		}
-		if n < vnetHdrLen {
-			continue
-		}
-		select {
-		case queue <- delayed{time.Now().Add(d), append([]byte(nil), buf[:n]...)}:
-		default: // a full queue drops, as a router's does
+		if n >= vnetHdrLen {
+			to.Put(buf[:n])
 		}
 	}
 }
 
-func send(fd int, queue <-chan delayed) error {
-	for f := range queue {
-		time.Sleep(time.Until(f.due))
-		_, err := unix.Write(fd, f.frame)
-		switch {
-		case err == nil, errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENETDOWN), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EMSGSIZE):
-			// A frame that the device does not take is lost, as on any wire.
-		default:
-			return fmt.Errorf("write: %w", err)
-		}
+func send(fd int, frame []byte) error {
+	_, err := unix.Write(fd, frame)
+	switch {
+	case err == nil, errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ENETDOWN), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EMSGSIZE):
+		// A frame that the device does not take is lost, as on any wire.
+		return nil
 	}
-	return nil
+	return fmt.Errorf("write: %w", err)
 }
