@@ -40,7 +40,7 @@ type Config struct {
 	// Gateway4 and Gateway6 are the gateway's addresses; zero means the first
 	// host address of the subnet.
 	Gateway4, Gateway6 netip.Addr
-	// MTU of every link; 0 means 65520.
+	// MTU of every link that has none of its own; 0 means 65520.
 	MTU int
 	// DNS answers queries on the gateway's port 53; nil means that the port is
 	// closed.
@@ -180,6 +180,8 @@ type PortConfig struct {
 	// Driver and HdrLen are GuestLink's; HdrLen 0 means 12.
 	Driver string
 	HdrLen int
+	// MTU of this link, if it is not that of the others.
+	MTU int
 	// HostPorts are TCP and UDP ports of the gateway that lead to the same
 	// port of the host's 127.0.0.1, or else [::1]. Empty means that the host's
 	// loopback is out of reach.

@@ -50,7 +50,7 @@ func (p *Port) sendIP(src, dst netip.Addr, proto, ttl uint8, l4, payload []byte,
 		p.count.drop(DropMalformed)
 		return
 	}
-	whole := n+ipLen <= p.net.cfg.MTU
+	whole := n+ipLen <= p.cfg.MTU
 
 	// The checksum is the kernel's business if it can be: its receiver does
 	// not look at it at all then. ICMP over IPv4 has no pseudo header, and the
@@ -96,7 +96,7 @@ func (p *Port) sendFragments(buf, h []byte, src, dst netip.Addr, proto, ttl uint
 		hdrLen = ip6Len + fragLen
 	}
 	id := rand.Uint32()
-	chunk := (p.net.cfg.MTU - hdrLen) &^ 7
+	chunk := (p.cfg.MTU - hdrLen) &^ 7
 	n := len(l4) + len(payload)
 	for off := 0; off < n; off += chunk {
 		size := min(chunk, n-off)

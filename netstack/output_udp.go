@@ -47,7 +47,7 @@ func (p *Port) sendTrain(src, dst netip.AddrPort, segment, size int, pieces [][]
 	if v6 {
 		ipLen, etherType = ip6Len, etherIPv6
 	}
-	if p.link.noTrains.Load() || size > dgram.MaxBytes || len(pieces) > dgram.Len || segment+udpLen+ipLen > p.net.cfg.MTU {
+	if p.link.noTrains.Load() || size > dgram.MaxBytes || len(pieces) > dgram.Len || segment+udpLen+ipLen > p.cfg.MTU {
 		return false
 	}
 	var buf [vnetHdrLen + ethLen + ip6Len + udpLen]byte

@@ -62,6 +62,12 @@ func (n *Network) newPort(cfg PortConfig) (*Port, error) {
 	if cfg.HdrLen == 0 {
 		cfg.HdrLen = vnetHdrLen
 	}
+	if cfg.MTU == 0 {
+		cfg.MTU = n.cfg.MTU
+	}
+	if cfg.MTU < MinMTU || cfg.MTU > MaxMTU {
+		return nil, bad("MTU %d is out of range: %d to %d", cfg.MTU, MinMTU, MaxMTU)
+	}
 	p := &Port{net: n, cfg: cfg, mac: macAddr(cfg.MAC), done: make(chan struct{})}
 	p.ll6 = linkLocal6(p.mac)
 	if cfg.Addr4.IsValid() {

@@ -102,7 +102,7 @@ func (m *monitor) attach(ctx context.Context, l *link, st *proto.Started) (err e
 		return err
 	}
 	req := netd.AttachRequest{
-		Driver: l.Driver, HdrLen: l.HdrLen,
+		Driver: l.Driver, HdrLen: l.HdrLen, MTU: spec.MTU,
 		HostPorts: spec.HostAccess, Publish: spec.Ports, PortDriver: spec.PortDriver,
 	}
 	if spec.PortDriver == portfwd.DriverBuiltin && len(spec.Ports) > 0 {

@@ -148,6 +148,8 @@ type AttachRequest struct {
 	// Driver and HdrLen are netstack.GuestLink's.
 	Driver string `json:"driver"`
 	HdrLen int    `json:"hdrlen"`
+	// MTU of the link; 0 is the network's.
+	MTU int `json:"mtu,omitempty"`
 	// HostPorts of the host's loopback that the sandbox may reach.
 	HostPorts []uint16 `json:"host_ports,omitempty"`
 	// Publish lists ports to publish; either all of them are or none.

@@ -247,7 +247,7 @@ func (x *session) doAttach(r request) (any, error) {
 		return nil, err
 	}
 	cfg := netstack.PortConfig{ID: x.id, Name: x.lease.Name, MAC: x.lease.MAC, Addr4: x.lease.Addr4, Addr6: x.lease.Addr6,
-		Link: r.link, Driver: req.Driver, HdrLen: req.HdrLen, HostPorts: req.HostPorts}
+		Link: r.link, Driver: req.Driver, HdrLen: req.HdrLen, MTU: req.MTU, HostPorts: req.HostPorts}
 	var err error
 	if x.port, err = x.s.net.Attach(cfg); err != nil {
 		x.port = nil
