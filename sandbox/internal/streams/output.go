@@ -1,0 +1,216 @@
+package streams
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	bufferSize = 64 << 10
+	pieceSize  = 4 << 10
+	// patience is how long a session may take nothing.
+	patience = 10 * time.Second
+	// MaxSessions bounds what one output is written to.
+	MaxSessions = 16
+	// restGrace is how long an output may stay open after the sandbox's end:
+	// somebody outside has got it, through a socket in a shared directory.
+	restGrace = 200 * time.Millisecond
+	// maxRest is more than a pipe or a terminal can hold (1 MiB for an ordinary
+	// user).
+	maxRest = 2 << 20
+)
+
+// ErrTooMany is returned by Attach.
+var ErrTooMany = fmt.Errorf("%d sessions are attached already", MaxSessions)
+
+// Output is one of a workload's outputs.
+type Output struct {
+	r        *os.File
+	log      io.Writer
+	patience time.Duration
+	done     chan struct{}
+
+	mu       sync.Mutex // guards what follows
+	sessions []*session // replaced, never changed
+	ended    bool
+}
+
+// session is one that an output is written to.
+type session struct {
+	w       *os.File
+	primary bool
+	gone    chan struct{} // closed when it is not written to any more
+}
+
+// NewOutput takes the reading end. log never fails; nil means there is none.
+func NewOutput(r *os.File, log io.Writer) *Output {
+	if log == nil {
+		log = io.Discard
+	}
+	return &Output{r: r, log: log, patience: patience, done: make(chan struct{})}
+}
+
+// Attach writes what comes from now on to w as well, which it takes and closes at
+// the end; the channel is closed then. w must be served by Go's poller.
+func (o *Output) Attach(w *os.File, primary bool) (<-chan struct{}, error) {
+	s := &session{w: w, primary: primary, gone: make(chan struct{})}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch {
+	case o.ended:
+		s.close()
+	case len(o.sessions) >= MaxSessions:
+		return nil, ErrTooMany
+	default:
+		o.sessions = append(slices.Clone(o.sessions), s)
+	}
+	return s.gone, nil
+}
+
+// Run copies until the output's end. It is called once.
+func (o *Output) Run() {
+	defer close(o.done)
+	defer o.end()
+	buf := make([]byte, bufferSize)
+	for {
+		n, err := o.r.Read(buf)
+		o.write(buf[:n])
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			o.rest(buf)
+			return
+		}
+		if err != nil { // EOF; EIO when the last process has closed a terminal; closed
+			return
+		}
+	}
+}
+
+func (o *Output) write(b []byte) {
+	if len(b) == 0 {
+		return
+	}
+	// It never fails; see its type.
+	_, _ = o.log.Write(b)
+	o.mu.Lock()
+	sessions := o.sessions
+	o.mu.Unlock()
+	for _, s := range sessions {
+		if err := o.pass(s, b); err != nil {
+			o.drop(s)
+		}
+	}
+}
+
+// pass writes to one session.
+func (o *Output) pass(s *session, b []byte) error {
+	if s.primary {
+		_, err := s.w.Write(b)
+		return err
+	}
+	for len(b) > 0 {
+		if err := s.w.SetWriteDeadline(time.Now().Add(o.patience)); err != nil {
+			return err
+		}
+		// The deadline is for each piece that is taken.
+		n, err := s.w.Write(b[:min(len(b), pieceSize)])
+		if err != nil {
+			return err
+		}
+		b = b[n:]
+	}
+	return nil
+}
+
+// drop ends a session. If it is the one that the workload runs for, the workload
+// is let know: its write fails, or its terminal hangs up.
+func (o *Output) drop(s *session) {
+	o.mu.Lock()
+	o.sessions = slices.DeleteFunc(slices.Clone(o.sessions), func(x *session) bool { return x == s })
+	o.mu.Unlock()
+	s.close()
+	if s.primary {
+		o.r.Close()
+	}
+}
+
+func (s *session) close() {
+	s.w.Close()
+	close(s.gone)
+}
+
+// end closes the sessions, which is how they see the end.
+func (o *Output) end() {
+	o.mu.Lock()
+	sessions := o.sessions
+	o.sessions, o.ended = nil, true
+	o.mu.Unlock()
+	for _, s := range sessions {
+		s.close()
+	}
+	o.r.Close()
+}
+
+// rest copies what is there now and waits for no more.
+func (o *Output) rest(buf []byte) {
+	if err := o.r.SetReadDeadline(time.Time{}); err != nil {
+		return // closed
+	}
+	rc, err := o.r.SyscallConn()
+	if err != nil {
+		return
+	}
+	for total := 0; total < maxRest; {
+		var n int
+		var rerr error
+		err := rc.Read(func(fd uintptr) bool {
+			n, rerr = unix.Read(int(fd), buf)
+			return true
+		})
+		if rerr == unix.EINTR {
+			continue
+		}
+		if err != nil || rerr != nil || n <= 0 {
+			return
+		}
+		o.write(buf[:n])
+		total += n
+	}
+}
+
+// Drain is called when every process of the sandbox has gone. It returns when
+// everything has been written, however long the primary session takes.
+func (o *Output) Drain() error {
+	t := time.NewTimer(restGrace)
+	defer t.Stop()
+	select {
+	case <-o.done:
+		return nil
+	case <-t.C:
+	}
+	// A session is slow, or somebody outside holds the other end.
+	if err := o.r.SetReadDeadline(time.Unix(1, 0)); err != nil && !errors.Is(err, os.ErrClosed) {
+		o.r.Close()
+		return err
+	}
+	<-o.done
+	return nil
+}
+
+// Hangup ends the primary session, if there is one, so that Drain does not wait
+// for it.
+func (o *Output) Hangup() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, s := range o.sessions {
+		if s.primary {
+			s.w.Close()
+		}
+	}
+}
