@@ -125,7 +125,7 @@ func (s *Store) makeDemo(ctx context.Context, f *os.File, stamp fileStamp) (err 
 		if r == nil || len(x.names(old)) > 0 {
 			return nil
 		}
-		_, err := s.deleteRecord(x, r)
+		_, err := s.deleteRecord(ctx, x, r)
 		return err
 	})
 	if errors.Is(err, ErrInUse) {

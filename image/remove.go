@@ -34,7 +34,7 @@ func (s *Store) Remove(ctx context.Context, ref string, force bool) ([]string, e
 			return &Error{Kind: ErrConflict, Op: "remove image", Subject: ref,
 				Msg: "it is known as " + strings.Join(repos, ", "), Fix: "remove it by name, or use force"}
 		}
-		deleted, err := s.deleteRecord(x, rec)
+		deleted, err := s.deleteRecord(ctx, x, rec)
 		done = append(done, deleted...)
 		return err
 	})
@@ -53,7 +53,7 @@ func (s *Store) Prune(ctx context.Context, all bool) ([]string, error) {
 			if len(x.names(rec.ID)) > 0 && !all {
 				continue
 			}
-			deleted, err := s.deleteRecord(x, rec)
+			deleted, err := s.deleteRecord(ctx, x, rec)
 			if errors.Is(err, ErrInUse) {
 				continue
 			}
@@ -93,13 +93,17 @@ func repositories(names []string) []string {
 // deleteRecord takes the image out of the index. Its lock file goes at the next
 // collection; until the index is written nobody can get a lease, because the
 // lock taken here is held until after that: see change.
-func (s *Store) deleteRecord(x *index, rec *record) ([]string, error) {
+func (s *Store) deleteRecord(ctx context.Context, x *index, rec *record) ([]string, error) {
 	l, err := tryLock(s.lockPath(leaseName(rec.ID)), unix.LOCK_EX)
 	if errors.Is(err, flock.ErrLocked) {
 		return nil, &Error{Kind: ErrInUse, Op: "remove image", Subject: rec.ID, Fix: "stop the sandboxes that use it first"}
 	}
 	if err != nil {
 		return nil, classify("remove image", rec.ID, err)
+	}
+	// After the lock: who lets go of a lease is counted among the users by then.
+	if err := s.checkUsers(ctx, rec.ID); err != nil {
+		return nil, errors.Join(err, l.unlock())
 	}
 	x.held = append(x.held, l)
 	var done []string
@@ -112,6 +116,21 @@ func (s *Store) deleteRecord(x *index, rec *record) ([]string, error) {
 	}
 	delete(x.Images, rec.ID)
 	return append(done, "Deleted: "+rec.ID), nil
+}
+
+// checkUsers refuses to remove what somebody uses without a lease.
+func (s *Store) checkUsers(ctx context.Context, id string) error {
+	if s.cfg.Users == nil {
+		return nil
+	}
+	users, err := s.cfg.Users(ctx)
+	if err != nil {
+		return fmt.Errorf("find what uses the image: %w", err)
+	}
+	if who := users[id]; who != "" {
+		return &Error{Kind: ErrInUse, Op: "remove image", Subject: id, Msg: "sandbox " + who + " uses it", Fix: "remove that first: sbx rm " + who}
+	}
+	return nil
 }
 
 // change applies fn to the index, if fn is not nil, and then collects garbage.

@@ -30,6 +30,9 @@ type Config struct {
 	// this process may not remove. Nil: such directories stay, and
 	// the operation fails.
 	Remover func(ctx context.Context, path string) error
+	// Users says what else uses images though nobody holds a lease: by the id of the
+	// image, a name for a message. Such an image is not removed. Nil: nothing does.
+	Users func(ctx context.Context) (map[string]string, error)
 	// Logger: nil discards.
 	Logger *slog.Logger
 	// Keychain has the credentials of registries. Nil: those of Docker and

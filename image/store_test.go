@@ -215,6 +215,13 @@ func TestNamesAndRemoval(t *testing.T) {
 	if err := lease.Close(); err != nil {
 		t.Fatal(err)
 	}
+	s.cfg.Users = func(context.Context) (map[string]string, error) { return map[string]string{a.ID: "box"}, nil }
+	for _, force := range []bool{false, true} {
+		if _, err := s.Remove(ctx, "other/name", force); !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "box") {
+			t.Errorf("remove what a sandbox was made of, force %v: %v", force, err)
+		}
+	}
+	s.cfg.Users = nil
 	out, err := s.Remove(ctx, "other/name", false)
 	if err != nil || !slices.Equal(out, []string{"Untagged: other/name:latest", "Deleted: " + a.ID}) {
 		t.Errorf("remove: %v %v", out, err)

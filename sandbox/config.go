@@ -68,6 +68,22 @@ type Config struct {
 	TTY        bool
 	Rows, Cols uint16
 
+	// Detach lets the sandbox outlive this process: nothing ends it but its workload
+	// and Stop, Kill or Remove by anybody. Else it ends with this process.
+	Detach bool
+	// Keep leaves the sandbox there when it has ended, to be looked at and started
+	// again until somebody removes it.
+	Keep bool
+	// OpenStdin gives the workload an input that Attach may write to. With Stdin
+	// it has one anyway.
+	OpenStdin bool
+	// Log says where the output is kept.
+	Log LogConfig
+	// Restart starts a detached workload again when it has ended.
+	Restart RestartPolicy
+	// Health replaces the image's check; nil keeps it.
+	Health *HealthConfig
+
 	// Init keeps a small init as pid 1 that reaps orphans and forwards signals.
 	Init bool
 	// StopTimeout is how long Stop waits before it kills; zero means 10 seconds.
@@ -113,4 +129,49 @@ type Config struct {
 	SecurityOpt []string
 	Ulimits     []units.Ulimit
 	Sysctls     map[string]string
+}
+
+// Streams are a caller's ends of a workload's streams.
+type Streams struct {
+	// Stdin is its input, nil for none. With a terminal it feeds that.
+	Stdin io.Reader
+	// Stdout and Stderr receive its output; nil discards, or leaves it to others.
+	// With a terminal all goes to Stdout.
+	Stdout, Stderr io.Writer
+}
+
+func (c *Config) streams() Streams { return Streams{c.Stdin, c.Stdout, c.Stderr} }
+
+// LogConfig says where a workload's output is kept.
+type LogConfig struct {
+	// Driver is "json-file" or "none"; empty means json-file, but none for a sandbox
+	// that is neither detached nor kept.
+	Driver string
+	// MaxSize is that of a file in bytes, 0 means 10 MiB; MaxFiles are kept, 0
+	// means 3.
+	MaxSize  int64
+	MaxFiles int
+}
+
+// RestartPolicy says when a workload that has ended is started again.
+type RestartPolicy struct {
+	// Name is "no", "on-failure", "always" or "unless-stopped"; empty means no.
+	// Without a daemon the last two are the same.
+	Name string
+	// Max is how often, on-failure; 0 means without end.
+	Max int
+}
+
+// HealthConfig is how to see whether a workload does its work.
+type HealthConfig struct {
+	// Test is "CMD" and a command, "CMD-SHELL" and a line for the shell, or "NONE";
+	// empty keeps the image's.
+	Test []string
+	// Interval and Timeout, 0 means 30 s each, or the image's.
+	Interval, Timeout time.Duration
+	// StartPeriod is how long failures do not count; StartInterval, 0 means 5 s, is
+	// the interval then.
+	StartPeriod, StartInterval time.Duration
+	// Retries is how many failures in a row make it unhealthy; 0 means 3.
+	Retries int
 }

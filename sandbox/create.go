@@ -13,12 +13,10 @@ import (
 	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
 )
 
-// ErrNameInUse is returned when another sandbox has the name.
-var ErrNameInUse = errors.New("name in use")
-
 // Create resolves cfg: the image is pulled and unpacked if it must be, and a
-// directory is made. Nothing runs yet. The caller ends with Start and Wait, or
-// with Remove. When ctx ends first, Create fails with its cause.
+// directory is made. Nothing runs yet. The caller ends with Start and Wait, with
+// Save, or with Remove; else nothing is left of it. When ctx ends first, Create
+// fails with its cause.
 func (e *Engine) Create(ctx context.Context, cfg Config) (*Sandbox, error) {
 	s := &Sandbox{e: e, cfg: cfg, id: workload.NewID(), name: cfg.Name, done: make(chan struct{}), marks: newTimings()}
 	if err := s.checkConfig(); err != nil {
@@ -63,7 +61,7 @@ func (s *Sandbox) prepare(ctx context.Context) error {
 	if err := s.resolve(imgCfg); err != nil {
 		return err
 	}
-	s.stdio, err = newStdio(&s.cfg)
+	s.stdio, err = newStdio(s.cfg.streams(), s.cfg.TTY, s.start.Life.Log != nil)
 	s.marks.add("configuration resolved")
 	return err
 }
@@ -80,7 +78,7 @@ func (s *Sandbox) claim(ctx context.Context) error {
 				}
 			}
 			if holder = taken[s.name]; holder != "" {
-				return "", fmt.Errorf("%w: %q is sandbox %.12s; choose another --name or stop that one", ErrNameInUse, s.name, holder)
+				return "", nameInUse(s.name, holder)
 			}
 			return s.name, nil
 		})
@@ -113,7 +111,7 @@ func (s *Sandbox) openImage(ctx context.Context, p *platform) (v1.Config, error)
 	if s.lease, err = store.Acquire(ctx, img, s.mapping.Key()); err != nil {
 		return v1.Config{}, fmt.Errorf("unpack %s: %w", s.cfg.Image, err)
 	}
-	s.lowers = s.lease.Layers
+	s.lowers, s.imageID = s.lease.Layers, img.ID
 	if s.lease.WhiteoutFiles && s.driver == fsoverlay.DriverNative {
 		// Unpacked where whiteouts cannot be made, e.g. in a container that
 		// shares this data directory.

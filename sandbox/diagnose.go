@@ -9,9 +9,10 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"strings"
 
 	"github.com/rootless-sbx/sbx/fsoverlay"
-	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
+	"github.com/rootless-sbx/sbx/internal/atomicfile"
 	"github.com/rootless-sbx/sbx/sandbox/internal/doctor"
 	"github.com/rootless-sbx/sbx/userns"
 	"golang.org/x/sys/unix"
@@ -91,11 +92,11 @@ func (e *Engine) Info(ctx context.Context) (*SystemInfo, error) {
 		return nil, err
 	}
 	info.Images = len(imgs)
-	running, err := boxdir.Running(ctx, e.containers())
+	boxes, err := e.List(ctx, Filter{})
 	if err != nil {
 		return nil, err
 	}
-	info.Running = len(running)
+	info.Running = len(boxes)
 	info.Choices, _ = e.choices(ctx)
 	return info, nil
 }
@@ -170,20 +171,15 @@ func (e *Engine) storageProbe(ctx context.Context, m *userns.Mapping) ([]fsoverl
 	if err != nil {
 		return nil, err
 	}
-	return results, writeFileAtomic(path, b)
+	return results, atomicfile.Write(path, b)
 }
 
-func writeFileAtomic(path string, b []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-")
-	if err != nil {
-		return err
+// LogoutNote says what becomes of detached sandboxes when the user logs out, "" if
+// they stay.
+func (e *Engine) LogoutNote() string {
+	c := doctor.Logout(userName())
+	if c.Status == doctor.OK || !strings.HasPrefix(e.runtimeDir, "/run/user/") {
+		return ""
 	}
-	_, err = f.Write(b)
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		os.Remove(f.Name())
-	}
-	return err
+	return c.Detail + "; to keep them: " + c.Fix
 }

@@ -93,6 +93,7 @@ func (e *Engine) Images() (*image.Store, error) {
 			return e.unpack(ctx, m, job)
 		},
 		Remover: e.removeTree,
+		Users:   e.imageUsers,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open the image store: %w", err)

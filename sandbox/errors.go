@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/rootless-sbx/sbx/image"
 	"github.com/rootless-sbx/sbx/internal/wire"
@@ -16,15 +17,70 @@ var (
 	ErrCommandNotExecutable = workload.ErrNotExecutable
 )
 
+// Errors of a sandbox's life, for errors.Is.
+var (
+	// ErrNameInUse is returned when another sandbox has the name.
+	ErrNameInUse = errors.New("name in use")
+	// ErrNoSandbox is returned for a name or id that no sandbox has.
+	ErrNoSandbox = errors.New("no such sandbox")
+	// ErrAmbiguous is returned for the beginning of several ids.
+	ErrAmbiguous = errors.New("ambiguous id")
+	// ErrMonitorDied is returned when the process that owns the sandbox was killed.
+	// The sandbox has ended with it.
+	ErrMonitorDied = errors.New("the sandbox's monitor was killed")
+	// ErrNotStarted is returned for a sandbox that has not been started.
+	ErrNotStarted = errors.New("the sandbox has not been started")
+	// ErrStarted is returned by a second Start.
+	ErrStarted = errors.New("the sandbox has been started already")
+	// ErrEnded is returned by Signal when there is nobody to signal any more.
+	ErrEnded = errors.New("the sandbox has ended")
+	// ErrRemoved is returned by Start and Wait after Remove.
+	ErrRemoved = errors.New("the sandbox has been removed")
+	// ErrNotRunning is returned by what only a sandbox that runs can do.
+	ErrNotRunning = errors.New("the sandbox is not running")
+	// ErrRunning is returned by what only a sandbox that does not run can do.
+	ErrRunning = errors.New("the sandbox is running")
+	// ErrBusy is returned when another command works on the sandbox.
+	ErrBusy = errors.New("another command works on the sandbox")
+	// ErrNotAttachable is returned for a sandbox whose streams are another command's.
+	ErrNotAttachable = errors.New("the sandbox cannot be attached to")
+)
+
+// StateError is one of the errors above with the sandbox that it is about, and what
+// can be done.
+type StateError struct {
+	Kind error
+	Name string
+	Msg  string // more than Kind says
+	Fix  string
+}
+
+func (e *StateError) Error() string {
+	if e.Msg != "" {
+		return fmt.Sprintf("%s: %s", e.Name, e.Msg)
+	}
+	return fmt.Sprintf("%s: %v", e.Name, e.Kind)
+}
+
+func (e *StateError) Unwrap() error { return e.Kind }
+
+func nameInUse(name, id string) error {
+	return &StateError{Kind: ErrNameInUse, Name: name, Msg: fmt.Sprintf("name in use: %q is sandbox %.12s", name, id),
+		Fix: fmt.Sprintf("choose another name, or remove that one: sbx rm -f %.12s", id)}
+}
+
 // FixOf returns what the user can do about err, "" if nobody said.
 func FixOf(err error) string {
 	var (
 		ie *image.Error
 		we *wire.Error
+		se *StateError
 	)
 	switch {
 	case errors.As(err, &ie) && ie.Fix != "":
 		return ie.Fix
+	case errors.As(err, &se) && se.Fix != "":
+		return se.Fix
 	case errors.As(err, &we):
 		return we.Fix
 	}

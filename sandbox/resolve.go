@@ -1,17 +1,20 @@
 package sandbox
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"syscall"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/portfwd"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
+	"github.com/rootless-sbx/sbx/sandbox/internal/record"
 	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
 	"github.com/rootless-sbx/sbx/userns"
 )
@@ -59,7 +62,7 @@ func (s *Sandbox) resolve(img v1.Config) error {
 		Driver: s.driver, Lowers: s.lowers, Single: s.mapping.Mode == userns.ModeSingle,
 		Mounts: mounts, SystemPathsUnconfined: sec.SystemPathsUnconfined, ReadOnly: c.ReadOnly, ShmSize: c.ShmSize,
 		TTY: c.TTY, Rows: c.Rows, Cols: c.Cols, Init: c.Init, Sysctls: c.Sysctls,
-		NetdLinger: s.e.linger,
+		NetdLinger: s.e.linger, TakeStdin: c.Stdin != nil, Life: c.life(merged.StopSignal, img),
 		Network: proto.Network{
 			Mode: c.Network, MTU: c.MTU, LinkDriver: c.LinkDriver, HostAccess: c.HostAccess,
 			DNS: c.DNS, DNSSearch: c.DNSSearch, DNSOptions: c.DNSOptions, AddHost: c.AddHost,
@@ -71,7 +74,57 @@ func (s *Sandbox) resolve(img v1.Config) error {
 			Rlimits: c.Ulimits, Terminal: c.TTY, Pdeathsig: pdeathsig(c.Init),
 		},
 	}
+	s.rec = &record.Config{
+		Created: time.Now().UTC(), Image: c.Image, ImageID: s.imageID, RootFS: c.RootFS, Platform: c.Platform,
+		UserNS: c.UserNS, StorageDriver: c.StorageDriver, Exposed: merged.ExposedPorts,
+		AttachStdin: c.Stdin != nil, AttachStdout: c.Stdout != nil, AttachStderr: c.Stderr != nil,
+	}
+	s.rec.Entrypoint, s.rec.Cmd = splitCommand(merged.Args, c, img)
 	return nil
+}
+
+// splitCommand says which part of the command is the entrypoint.
+func splitCommand(args []string, c *Config, img v1.Config) (entrypoint, cmd []string) {
+	n := len(img.Entrypoint)
+	if c.Entrypoint != nil {
+		n = len(c.Entrypoint)
+	}
+	n = min(n, len(args))
+	return args[:n], args[n:]
+}
+
+// life is what happens around the workload.
+func (c *Config) life(stop syscall.Signal, img v1.Config) proto.Life {
+	l := proto.Life{
+		Detach: c.Detach, Keep: c.Keep, OpenStdin: c.OpenStdin || c.Stdin != nil, StdinOnce: c.Stdin != nil,
+		StopSignal: stop, StopTimeout: c.StopTimeout,
+		Restart:     proto.Restart{Name: c.Restart.Name, Max: c.Restart.Max},
+		Healthcheck: c.healthcheck(img.Healthcheck),
+	}
+	if driver := c.Log.Driver; c.Detach || c.Keep || driver != "" {
+		l.Log = &proto.Log{Driver: cmp.Or(driver, "json-file"), MaxSize: c.Log.MaxSize, MaxFiles: c.Log.MaxFiles}
+	}
+	return l
+}
+
+// healthcheck lays the user's wishes over the image's.
+func (c *Config) healthcheck(img *v1.HealthConfig) *proto.Healthcheck {
+	h := &proto.Healthcheck{}
+	if img != nil {
+		*h = proto.Healthcheck{Test: img.Test, Interval: img.Interval, Timeout: img.Timeout, StartPeriod: img.StartPeriod, Retries: img.Retries}
+	}
+	if o := c.Health; o != nil {
+		if len(o.Test) > 0 {
+			h.Test = o.Test
+		}
+		h.Interval, h.Timeout = cmp.Or(o.Interval, h.Interval), cmp.Or(o.Timeout, h.Timeout)
+		h.StartPeriod, h.StartInterval = cmp.Or(o.StartPeriod, h.StartPeriod), cmp.Or(o.StartInterval, h.StartInterval)
+		h.Retries = cmp.Or(o.Retries, h.Retries)
+	}
+	if len(h.Test) < 2 {
+		return nil // none, or NONE
+	}
+	return h
 }
 
 // pdeathsig ends pid 1 with its monitor. Under --init that is the init's part.

@@ -29,6 +29,7 @@ func MaybeInit() {
 	roles := map[string]func(context.Context, *wire.Conn) error{
 		proto.RoleMonitor:  monitor.Main,
 		proto.RoleInit:     initproc.Main,
+		proto.RoleExec:     initproc.Join,
 		proto.RoleNetd:     netdMain,
 		proto.RoleWorker:   workerMain,
 		initproc.RoleStage: initproc.Stage,

@@ -13,21 +13,8 @@ import (
 	"github.com/rootless-sbx/sbx/image"
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
+	"github.com/rootless-sbx/sbx/sandbox/internal/record"
 	"github.com/rootless-sbx/sbx/userns"
-)
-
-var (
-	// ErrMonitorDied is returned when the process that owns the sandbox was killed.
-	// The sandbox has ended with it.
-	ErrMonitorDied = errors.New("the sandbox's monitor was killed")
-	// ErrNotStarted is returned for a sandbox that has not been started.
-	ErrNotStarted = errors.New("the sandbox has not been started")
-	// ErrStarted is returned by a second Start.
-	ErrStarted = errors.New("the sandbox has been started already")
-	// ErrEnded is returned by Signal when there is nobody to signal any more.
-	ErrEnded = errors.New("the sandbox has ended")
-	// ErrRemoved is returned by Start and Wait after Remove.
-	ErrRemoved = errors.New("the sandbox has been removed")
 )
 
 // ExitStatus is how a workload ended.
@@ -60,8 +47,11 @@ type Sandbox struct {
 	mapping    *userns.Mapping
 	lease      *image.Lease // keeps the layers; nil for a RootFS
 	lowers     []string
+	imageID    string
 	driver     string // of storage
 	dir        *boxdir.Dir
+	rec        *record.Config
+	recorded   bool // it is on the disk, and stays whatever becomes of us
 	start      proto.Start
 	stopSignal syscall.Signal
 	stdio      *stdio
@@ -69,6 +59,7 @@ type Sandbox struct {
 
 	mu      sync.Mutex // guards what follows
 	state   state
+	remote  bool                    // others may work on it: only the disk and its monitor know
 	cancel  context.CancelCauseFunc // of Start
 	settled chan struct{}           // closed when Start returns
 	child   *userns.Child           // the monitor
@@ -104,6 +95,12 @@ func (s *Sandbox) Info() Info {
 	return Info{ID: s.id, Name: s.name, Started: s.started}
 }
 
+// TTY says whether the workload has a terminal.
+func (s *Sandbox) TTY() bool { return s.start.TTY }
+
+// OpenStdin says whether the workload has an input that somebody may connect.
+func (s *Sandbox) OpenStdin() bool { return s.start.Life.OpenStdin || s.start.TTY }
+
 // StopSignal is the signal that asks the workload to end.
 func (s *Sandbox) StopSignal() syscall.Signal { return s.stopSignal }
 
@@ -113,8 +110,11 @@ func (s *Sandbox) StopSignal() syscall.Signal { return s.stopSignal }
 // when ctx ends.
 func (s *Sandbox) Wait(ctx context.Context) (ExitStatus, error) {
 	s.mu.Lock()
-	st := s.state
+	st, remote := s.state, s.remote
 	s.mu.Unlock()
+	if remote {
+		return s.remoteWait(ctx)
+	}
 	if st == created {
 		return ExitStatus{}, ErrNotStarted
 	}
@@ -136,8 +136,11 @@ func (s *Sandbox) Wait(ctx context.Context) (ExitStatus, error) {
 // handler for, except SIGKILL and SIGSTOP.
 func (s *Sandbox) Signal(ctx context.Context, sig syscall.Signal) error {
 	s.mu.Lock()
-	st, child := s.state, s.child
+	st, child, remote := s.state, s.child, s.remote
 	s.mu.Unlock()
+	if remote {
+		return s.remoteCall(ctx, proto.MsgSignal, proto.Signal{Number: int(sig)}, nil)
+	}
 	switch st {
 	case created, starting:
 		return ErrNotStarted
@@ -145,10 +148,8 @@ func (s *Sandbox) Signal(ctx context.Context, sig syscall.Signal) error {
 		return ErrEnded
 	}
 	m, err := child.Conn.Call(ctx, proto.MsgSignal, proto.Signal{Number: int(sig)}, nil)
-	for _, gone := range []error{io.EOF, net.ErrClosed, syscall.EPIPE, syscall.ECONNRESET} {
-		if errors.Is(err, gone) {
-			return ErrEnded
-		}
+	if isGone(err) || isNotRunning(err) {
+		return ErrEnded
 	}
 	if err != nil {
 		return err
@@ -157,26 +158,64 @@ func (s *Sandbox) Signal(ctx context.Context, sig syscall.Signal) error {
 	return nil
 }
 
+// isGone says that the other end of a connection has ended.
+func isGone(err error) bool {
+	if isWire(err) {
+		return false
+	}
+	for _, gone := range []error{io.EOF, net.ErrClosed, syscall.EPIPE, syscall.ECONNRESET} {
+		if errors.Is(err, gone) {
+			return true
+		}
+	}
+	return false
+}
+
 // Resize changes the size of the workload's terminal; before Start, the size that
 // it begins with. Without a terminal it does nothing.
 func (s *Sandbox) Resize(rows, cols uint16) error { return s.stdio.resize(rows, cols) }
 
+// StopOptions say how to stop; the zero value is as the sandbox was made.
+type StopOptions struct {
+	Signal syscall.Signal
+	// Timeout is after which time it is killed; nil means Config.StopTimeout, and a
+	// negative one never.
+	Timeout *time.Duration
+}
+
 // Stop sends the stop signal, and SIGKILL when the stop timeout has passed, and
 // returns when the sandbox has ended. That it had ended before is no error.
-func (s *Sandbox) Stop(ctx context.Context) error {
-	if err := s.Signal(ctx, s.stopSignal); errors.Is(err, ErrEnded) {
+func (s *Sandbox) Stop(ctx context.Context) error { return s.StopWith(ctx, StopOptions{}) }
+
+// StopWith is Stop with another signal or timeout.
+func (s *Sandbox) StopWith(ctx context.Context, o StopOptions) error {
+	if s.isRemote() {
+		return s.remoteStop(ctx, o)
+	}
+	sig, timeout := s.stopSignal, s.cfg.StopTimeout
+	if o.Signal != 0 {
+		sig = o.Signal
+	}
+	if o.Timeout != nil {
+		timeout = *o.Timeout
+	}
+	if err := s.Signal(ctx, sig); errors.Is(err, ErrEnded) {
 		return s.ended(ctx)
 	} else if err != nil {
 		return err
 	}
-	t := time.NewTimer(s.cfg.StopTimeout)
-	defer t.Stop()
+	var late <-chan time.Time
+	if timeout >= 0 {
+		t := time.NewTimer(timeout)
+		defer t.Stop()
+		late = t.C
+	}
 	select {
 	case <-s.done:
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
-	case <-t.C:
+	case <-late:
 	}
 	if err := s.Signal(ctx, syscall.SIGKILL); err != nil && !errors.Is(err, ErrEnded) {
 		return err
@@ -197,6 +236,9 @@ func (s *Sandbox) ended(ctx context.Context) error {
 // that is starting, and one that runs, which is killed. It returns when nothing is
 // left of it.
 func (s *Sandbox) Remove(ctx context.Context) error {
+	if s.isRemote() {
+		return s.RemoveWith(ctx, RemoveOptions{Force: true, Volumes: true})
+	}
 	s.mu.Lock()
 	st, settled := s.state, s.settled
 	switch st {
@@ -223,5 +265,28 @@ func (s *Sandbox) Remove(ctx context.Context) error {
 			return err
 		}
 	}
-	return s.ended(ctx)
+	if err := s.ended(ctx); err != nil || !s.cfg.Keep {
+		return err
+	}
+	s.mu.Lock()
+	s.remote = true
+	s.mu.Unlock()
+	err := s.RemoveWith(ctx, RemoveOptions{Force: true, Volumes: true})
+	if errors.Is(err, ErrNoSandbox) {
+		return nil
+	}
+	return err
+}
+
+func (s *Sandbox) isRemote() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.remote
+}
+
+// detached says that the sandbox runs, or has run, without us.
+func (s *Sandbox) detached() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cfg.Detach && s.child != nil
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox/internal/netd"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
+	"github.com/rootless-sbx/sbx/sandbox/internal/record"
 	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
 	"github.com/rootless-sbx/sbx/userns"
 )
@@ -20,10 +21,15 @@ import (
 // before it is killed and its caller does it.
 const undoPatience = 15 * time.Second
 
-// Start starts the workload and returns when it runs. If it fails, nothing is left.
-// When ctx ends while Start runs, Start fails with ctx's cause; a later end of ctx
-// means nothing.
+// Start starts the workload and returns when it runs. If it fails, nothing is left,
+// but of a sandbox that is to be kept, the record of the failure. When ctx ends while
+// Start runs, Start fails with ctx's cause; a later end of ctx means nothing.
 func (s *Sandbox) Start(ctx context.Context) error {
+	if s.isRemote() {
+		if err := s.reclaim(ctx); err != nil {
+			return err
+		}
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	s.mu.Lock()
@@ -45,10 +51,44 @@ func (s *Sandbox) Start(ctx context.Context) error {
 	}
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
+	} else if s.cfg.Keep && !s.recorded {
+		s.keepFailed(err)
 	}
 	s.release(context.WithoutCancel(ctx))
 	s.finish(ExitStatus{}, err)
 	return err
+}
+
+// keepFailed records a start that failed.
+func (s *Sandbox) keepFailed(err error) {
+	st := &record.State{Status: record.Created, ExitCode: workload.ExitStatus(err), Error: err.Error()}
+	werr := s.writeConfig()
+	if werr == nil {
+		werr = record.WriteState(s.dir.Path, st)
+	}
+	if werr != nil {
+		s.e.log.Warn("the sandbox could not be recorded", "name", s.name, "err", werr)
+		return
+	}
+	s.recorded = true
+}
+
+// writeConfig records what the sandbox is to be; it counts as one when the monitor
+// has written what became of it.
+func (s *Sandbox) writeConfig() error {
+	if s.recorded {
+		return nil
+	}
+	if err := record.WriteConfig(s.dir.Path, s.record()); err != nil {
+		return fmt.Errorf("record the sandbox: %w", err)
+	}
+	return nil
+}
+
+// record is what goes to the disk.
+func (s *Sandbox) record() *record.Config {
+	s.rec.Start = s.start
+	return s.rec
 }
 
 // finish is the end of the sandbox.
@@ -66,12 +106,13 @@ type owner struct {
 	served chan struct{}      // closed at its end
 	exited chan *proto.Exited // of one
 	pty    *os.File
+	stdin  *os.File
 }
 
 // launch starts the monitor and lets it start the workload.
 func (s *Sandbox) launch(ctx context.Context) (_ *owner, err error) {
-	network := make(chan error, 1) // beside the monitor's start
-	go func() { network <- s.ensureNetd(ctx) }()
+	ready := make(chan error, 1) // beside the monitor's start
+	go func() { ready <- errors.Join(s.writeConfig(), s.ensureNetd(ctx)) }()
 	child, err := userns.Start(ctx, userns.Spec{
 		Path:       s.e.initPath,
 		Args:       []string{proto.RoleMonitor},
@@ -82,7 +123,7 @@ func (s *Sandbox) launch(ctx context.Context) (_ *owner, err error) {
 		Logger:     s.e.log,
 	})
 	if err != nil {
-		<-network
+		<-ready
 		return nil, err
 	}
 	s.marks.add("monitor cloned, its ids mapped")
@@ -92,28 +133,39 @@ func (s *Sandbox) launch(ctx context.Context) (_ *owner, err error) {
 	if rows, cols := s.stdio.size(); rows > 0 && cols > 0 {
 		s.start.Rows, s.start.Cols = rows, cols
 	}
-	if err := <-network; err != nil {
+	if err := <-ready; err != nil {
 		child.Conn.Close() // it waits for its orders
 		s.undo(ctx, m)
 		return nil, err
 	}
 	var started proto.Started
 	reply, err := child.Conn.Call(ctx, proto.MsgStart, s.start, &started, files...)
-	if err == nil && s.cfg.TTY {
-		if m.pty, err = reply.Take("pty"); err != nil {
-			reply.CloseFiles()
-		}
+	if err == nil {
+		err = m.takeInput(reply, s.cfg.TTY)
 	}
 	if err != nil {
 		s.undo(ctx, m)
 		return nil, s.startError(m, err)
 	}
-	reply.CloseFiles()
+	if s.cfg.Detach { // the monitor is the owner
+		s.dir.Release()
+	}
 	s.marks.add("workload runs", started.Marks...)
 	s.mu.Lock()
 	s.child, s.started = child, started
 	s.mu.Unlock()
 	return m, nil
+}
+
+// takeInput takes what the monitor hands over for the workload's input.
+func (m *owner) takeInput(reply *wire.Message, tty bool) (err error) {
+	defer reply.CloseFiles()
+	if tty {
+		m.pty, err = reply.Take("pty")
+		return err
+	}
+	m.stdin, _ = reply.Take("stdin") // if it is not the workload's own
+	return nil
 }
 
 // serve takes what the monitor says.
@@ -123,7 +175,7 @@ func (s *Sandbox) serve(m *owner) {
 		var err error
 		switch msg.Type {
 		case proto.MsgLog:
-			var l proto.Log
+			var l proto.Notice
 			if err = msg.Decode(&l); err == nil {
 				s.e.log.Warn("sandbox", "name", s.name, "monitor", l.Text)
 			}
@@ -196,7 +248,7 @@ func monitorDied(m *owner) error {
 
 // attach connects the caller's streams to the workload that runs now.
 func (s *Sandbox) attach(m *owner) error {
-	err := s.stdio.run(m.pty)
+	err := s.stdio.run(m.pty, m.stdin)
 	s.mu.Lock()
 	s.state = running
 	s.mu.Unlock()
@@ -225,10 +277,14 @@ func (s *Sandbox) wait(m *owner, err error) {
 	case err != nil:
 	case x == nil:
 		err = monitorDied(m)
+		if s.cfg.Detach || s.cfg.Keep {
+			s.afterDeath()
+		}
 	default:
 		status = ExitStatus{Code: x.Code, Signal: syscall.Signal(x.Signal)}
 	}
 	m.Close()
+	s.recorded = s.recorded || s.cfg.Keep
 	s.release(context.Background())
 	if werr := s.stdio.drain(); werr != nil {
 		s.e.log.Debug("the sandbox's output could not be written", "name", s.name, "err", werr)
@@ -237,10 +293,22 @@ func (s *Sandbox) wait(m *owner, err error) {
 	s.finish(status, err)
 }
 
+// afterDeath makes the record true when the monitor was killed.
+func (s *Sandbox) afterDeath() {
+	if !s.cfg.Detach {
+		s.dir.Release() // repair wants to be the only owner
+	}
+	if _, err := s.e.repair(context.Background(), s.id); err != nil {
+		s.e.log.Warn("the sandbox could not be cleaned up", "name", s.name, "err", err)
+	}
+}
+
 // release gives back what the sandbox has besides its processes and streams, and
-// ends those that a killed monitor left.
+// ends those that a killed monitor left. What is recorded stays.
 func (s *Sandbox) release(ctx context.Context) {
-	if s.dir != nil {
+	if s.dir != nil && (s.recorded || s.detached()) {
+		s.dir.Release()
+	} else if s.dir != nil {
 		if err := s.e.removeBox(ctx, s.dir); err != nil {
 			s.e.log.Warn("the sandbox could not be removed", "dir", s.dir.Path, "err", err)
 		}

@@ -18,7 +18,8 @@ import (
 type stdio struct {
 	in       io.Reader
 	out, err io.Writer
-	child    []wire.File // the workload's ends
+	through  bool        // the monitor copies: our pipes are sessions
+	child    []wire.File // the workload's ends, or the monitor's
 	outputs  []*output
 	input    *input
 
@@ -27,22 +28,40 @@ type stdio struct {
 	rows, cols uint16 // asked for before there was a terminal
 }
 
-func newStdio(cfg *Config) (*stdio, error) {
-	st := &stdio{in: cfg.Stdin, out: cfg.Stdout, err: cfg.Stderr}
-	if st.out == nil {
-		st.out = io.Discard
+func newStdio(streams Streams, tty, through bool) (*stdio, error) {
+	st := &stdio{in: streams.Stdin, out: streams.Stdout, err: streams.Stderr, through: through}
+	var err error
+	switch {
+	case through:
+		err = st.makeSessions(tty)
+	case !tty:
+		err = st.makePipes()
 	}
-	if st.err == nil {
-		st.err = io.Discard
-	}
-	if cfg.TTY {
-		return st, nil
-	}
-	if err := st.makePipes(); err != nil {
+	if err != nil {
 		st.close()
 		return nil, fmt.Errorf("standard streams: %w", err)
 	}
 	return st, nil
+}
+
+// makeSessions makes a pipe for each output that somebody wants. Both ends are
+// polled.
+func (st *stdio) makeSessions(tty bool) error {
+	for _, o := range []struct {
+		name string
+		w    io.Writer
+	}{{"stdout", st.out}, {"stderr", st.err}} {
+		if o.w == nil || tty && o.name == "stderr" {
+			continue
+		}
+		r, w, err := os.Pipe()
+		if err != nil {
+			return err
+		}
+		st.child = append(st.child, wire.File{Name: o.name, File: w})
+		st.outputs = append(st.outputs, newOutput(r, o.w))
+	}
+	return nil
 }
 
 func (st *stdio) makePipes() error {
@@ -69,7 +88,7 @@ func (st *stdio) makePipes() error {
 			return err
 		}
 		st.child = append(st.child, wire.File{Name: o.name, File: w})
-		st.outputs = append(st.outputs, newOutput(r, o.w))
+		st.outputs = append(st.outputs, newOutput(r, orDiscard(o.w)))
 	}
 	return nil
 }
@@ -104,12 +123,27 @@ func (st *stdio) closeChild() {
 	st.child = nil
 }
 
+func orDiscard(w io.Writer) io.Writer {
+	if w == nil {
+		return io.Discard
+	}
+	return w
+}
+
 // run starts the copies, once the workload runs: a sandbox that does not start
-// takes nothing of the caller's input. pty is the terminal, if there is one.
-func (st *stdio) run(pty *os.File) error {
+// takes nothing of the caller's input. pty is the terminal, in the input that the
+// monitor has handed over, if there are such.
+func (st *stdio) run(pty, in *os.File) error {
 	st.closeChild()
+	if in != nil && st.in != nil {
+		st.input = &input{r: st.in, w: in, closeEnd: true}
+	} else if in != nil {
+		in.Close()
+	}
 	if pty != nil {
-		st.outputs = []*output{newOutput(pty, st.out)}
+		if !st.through {
+			st.outputs = []*output{newOutput(pty, orDiscard(st.out))}
+		}
 		if st.in != nil {
 			st.input = &input{r: st.in, w: pty}
 		}

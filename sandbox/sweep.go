@@ -12,6 +12,7 @@ import (
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
+	"github.com/rootless-sbx/sbx/sandbox/internal/record"
 )
 
 // sweepEvery is how often Create looks for what killed processes left. A name
@@ -37,7 +38,8 @@ func (e *Engine) sweepNow(ctx context.Context) {
 }
 
 // Sweep removes what is left of sandboxes whose monitor and caller were both
-// killed, processes included. It returns how many it removed.
+// killed, processes included, unless they are to be kept: the record of one that
+// ran is made true. It returns how many it removed or repaired.
 func (e *Engine) Sweep(ctx context.Context) (int, error) {
 	ids, err := boxdir.List(e.containers())
 	if err != nil {
@@ -59,14 +61,57 @@ func (e *Engine) Sweep(ctx context.Context) (int, error) {
 	return n, errors.Join(errs...)
 }
 
-// sweepOne removes one sandbox if it has no owner any more.
+// sweepOne removes or repairs one sandbox if it has no owner any more.
 func (e *Engine) sweepOne(ctx context.Context, id string) (bool, error) {
+	// Most are at rest, and neither locked nor owned.
+	if st, err := record.ReadState(filepath.Join(e.containers(), id)); err == nil && !st.Alive() {
+		return false, nil
+	}
+	return e.repair(ctx, id)
+}
+
+// repair removes what is left of a sandbox without an owner, or, if it is to be
+// kept, ends what runs of it and writes down that its monitor was killed. It
+// returns false if there was nothing to do.
+func (e *Engine) repair(ctx context.Context, id string) (bool, error) {
 	d, err := boxdir.Claim(ctx, e.containers(), id)
 	if d == nil {
 		return false, err
 	}
 	defer d.Release()
-	return true, e.removeBox(ctx, d)
+	st, err := record.ReadState(d.Path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return true, e.removeBox(ctx, d)
+	case err != nil:
+		return false, err
+	case !st.Alive():
+		return false, nil // somebody was faster
+	}
+	rec, err := record.ReadConfig(d.Path)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !rec.Start.Life.Keep {
+		return true, e.removeBox(ctx, d)
+	}
+	if err != nil {
+		return false, err
+	}
+	if err := boxdir.Kill(ctx, d.Path); err != nil {
+		return false, err
+	}
+	st.Status, st.ExitCode, st.Error, st.FinishedAt = record.Exited, 137, "the monitor was killed", time.Now().UTC()
+	st.Started, st.MonitorPID, st.Health = proto.Started{}, 0, nil
+	name, _ := boxdir.Name(e.containers(), id) // only for the message
+	e.log.Warn("the sandbox has ended: its monitor was killed, or the machine was restarted", "name", name, "id", id[:12])
+	return true, errors.Join(
+		os.RemoveAll(proto.BuiltinDir(e.runtimeDir, id)), removeFile(proto.BoxSocket(e.runtimeDir, id)),
+		record.WriteState(d.Path, st))
+}
+
+func removeFile(path string) error {
+	if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // removeBox ends what still runs of a sandbox and removes everything that it has
@@ -79,7 +124,14 @@ func (e *Engine) removeBox(ctx context.Context, d *boxdir.Dir) error {
 	if err := boxdir.Kill(ctx, d.Path); err != nil {
 		return err // what runs in the directory would be pulled from under it
 	}
-	errs := []error{os.RemoveAll(proto.BuiltinDir(e.runtimeDir, d.ID())), e.removeAnonymous(ctx, d.ID())}
+	return errors.Join(e.removeAnonymous(ctx, d.ID()), e.removeBoxOnly(ctx, d))
+}
+
+// removeBoxOnly leaves the volumes.
+func (e *Engine) removeBoxOnly(ctx context.Context, d *boxdir.Dir) error {
+	errs := []error{os.RemoveAll(proto.BuiltinDir(e.runtimeDir, d.ID())), removeFile(proto.BoxSocket(e.runtimeDir, d.ID()))}
+	// What is half removed is a killed create's.
+	errs = append(errs, record.Forget(d.Path))
 	err := boxdir.Remove(ctx, d.Path)
 	if errors.Is(err, fs.ErrPermission) { // files of subordinate ids
 		err = e.inWorker(ctx, proto.MsgRemoveBox, proto.Path{Path: d.Path})

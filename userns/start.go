@@ -56,6 +56,10 @@ type Spec struct {
 	Files []*os.File
 	// Cgroup is the directory of a cgroup v2 to start in; nil is the parent's.
 	Cgroup *os.File
+	// PIDNS is the pidfd of a process in whose pid namespace the child is born; nil
+	// is the parent's. Such a child must ask for a Pdeathsig itself: Go's runtime
+	// takes the parent for dead that it cannot see from there.
+	PIDNS *os.File
 	// Setsid starts a new session.
 	Setsid bool
 	// Pdeathsig is sent to the child when this process dies; 0: nothing.
@@ -195,17 +199,21 @@ func clone(s Spec, control *os.File) (*Child, error) {
 	c := &Child{name: s.Args[0], mayReap: make(chan struct{}), done: make(chan struct{})}
 	started := make(chan error, 1)
 	go func() {
-		if s.Pdeathsig != 0 {
+		if s.Pdeathsig != 0 || s.PIDNS != nil {
 			runtime.LockOSThread()
-			defer runtime.UnlockOSThread()
 		}
-		var err error
-		c.PID, err = syscall.ForkExec(s.Path, s.Args, attr)
+		err := enterPIDNS(s.PIDNS)
+		if err == nil {
+			c.PID, err = syscall.ForkExec(s.Path, s.Args, attr)
+		}
 		started <- err
 		if err == nil {
 			<-c.mayReap
 			c.reap()
 		}
+		if s.Pdeathsig != 0 && s.PIDNS == nil {
+			runtime.UnlockOSThread()
+		} // else the thread ends: its children would be born there
 	}()
 	if err := <-started; err != nil {
 		return nil, cloneError(s, err)
@@ -220,6 +228,18 @@ func clone(s Spec, control *os.File) (*Child, error) {
 	}
 	c.PidFD = os.NewFile(uintptr(pidfd), "pidfd")
 	return c, nil
+}
+
+// enterPIDNS makes the children of this thread be born in another pid namespace.
+func enterPIDNS(pidfd *os.File) error {
+	if pidfd == nil {
+		return nil
+	}
+	fd, err := rawFd(pidfd)
+	if err != nil {
+		return err
+	}
+	return os.NewSyscallError("setns", unix.Setns(int(fd), unix.CLONE_NEWPID))
 }
 
 // rawFd returns f's descriptor and leaves its blocking mode alone, which File.Fd

@@ -36,7 +36,9 @@ func newRoot(term *terminal) *command {
 		}
 		root.add(cmds...)
 	}
-	add(categories[0], runCommand(g))
+	add(categories[0], runCommand(g), createCommand(g), startCommand(g), stopCommand(g), restartCommand(g), killCommand(g),
+		removeCommand(g), psCommand(g), logsCommand(g), execCommand(g), attachCommand(g), waitCommand(g), inspectAnyCommand(g),
+		renameCommand(g), portCommand(g))
 	add(categories[1], pullCommand(g), loadCommand(g), imagesCommand(g), rmiCommand(g), tagCommand(g), imageCommand(g))
 	add(categories[2], doctorCommand(g), infoCommand(g), versionCommand(), completionCommand(), helpCommand())
 	root.add(completeCommand())

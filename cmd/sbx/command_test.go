@@ -50,7 +50,7 @@ func TestUsage(t *testing.T) {
 		{"help image ls", 0, "Usage: sbx image ls", ""},
 		{"images -h", 0, "Usage: sbx images", ""},
 		{"image", 0, "Usage: sbx image COMMAND", ""},
-		{"bogus", 125, "", "sbx: \"bogus\" is not a command of sbx\nfix: see sbx --help\n"},
+		{"wibble", 125, "", "sbx: \"wibble\" is not a command of sbx\nfix: see sbx --help\n"},
 		{"imagse", 125, "", "did you mean sbx image?"},
 		{"image bogus", 125, "", "\"bogus\" is not a command of sbx image"},
 		{"help bogus", 125, "", "not a command of sbx"},

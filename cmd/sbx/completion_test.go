@@ -38,7 +38,7 @@ func TestCompletion(t *testing.T) {
 		{"image --", "--help", ":none"},
 		{"bogus ", "", ":none"},
 		{"run --netw", "--network", ":none"},
-		{"run --rm --r", "--rootfs --read-only", ":none"},
+		{"run --rm --r", "--restart --rootfs --read-only", ":none"},
 		{"run -e A=1 --env", "--env --env-file", ":none"},
 		{"run --network ", "default bridge none host", ":none"},
 		{"run --network=n", "--network=none", ":none"},

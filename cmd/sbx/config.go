@@ -52,7 +52,7 @@ func (o *runOptions) config(args []string) (sandbox.Config, error) {
 		}
 	}
 	for _, parse := range []func(*sandbox.Config) error{
-		o.parseEnv, o.parseLabels, o.parseMounts, o.parsePorts, o.parseHostAccess, o.parseLimits,
+		o.parseEnv, o.parseLabels, o.parseMounts, o.parsePorts, o.parseHostAccess, o.parseLimits, o.parseLife,
 	} {
 		if err := parse(&cfg); err != nil {
 			return cfg, err
@@ -191,6 +191,49 @@ func (o *runOptions) parseHostAccess(cfg *sandbox.Config) error {
 			}
 		}
 	}
+	return nil
+}
+
+func (o *runOptions) parseLife(cfg *sandbox.Config) error {
+	cfg.Keep = !o.rm
+	name, times, counted := strings.Cut(o.restart, ":")
+	cfg.Restart.Name = name
+	if counted {
+		n, err := strconv.Atoi(times)
+		if err != nil || n < 0 || name != "on-failure" {
+			return &usage{msg: fmt.Sprintf("--restart %q is no policy", o.restart), fix: "write it as no, on-failure, on-failure:3, always or unless-stopped"}
+		}
+		cfg.Restart.Max = n
+	}
+	switch cfg.Log.Driver = o.logDriver; o.logDriver {
+	case "local", "journald": // there is one kind of file
+		cfg.Log.Driver = "json-file"
+	}
+	for _, opt := range o.logOpts {
+		k, v, _ := strings.Cut(opt, "=")
+		var err error
+		switch k {
+		case "max-size":
+			cfg.Log.MaxSize, err = units.RAMInBytes(v)
+		case "max-file":
+			cfg.Log.MaxFiles, err = strconv.Atoi(v)
+		default:
+			err = fmt.Errorf("there is no such option")
+		}
+		if err != nil {
+			return &usage{msg: fmt.Sprintf("--log-opt %q: %v", opt, err), fix: "write it as max-size=10m or max-file=3"}
+		}
+	}
+	h := sandbox.HealthConfig{Interval: o.healthInterval, Timeout: o.healthTimeout, StartPeriod: o.healthStartPeriod, StartInterval: o.healthStartInterval, Retries: o.healthRetries}
+	switch {
+	case o.noHealth && o.healthCmd != "":
+		return usagef("--no-healthcheck and --health-cmd contradict each other")
+	case o.noHealth:
+		h.Test = []string{"NONE"}
+	case o.healthCmd != "":
+		h.Test = []string{"CMD-SHELL", o.healthCmd}
+	}
+	cfg.Health = &h
 	return nil
 }
 

@@ -36,7 +36,10 @@ func (s interrupted) Error() string { return "interrupted: " + syscall.Signal(s)
 
 // exitCode maps an error to the exit code of the process.
 func exitCode(err error) int {
-	var sig interrupted
+	var (
+		sig interrupted
+		f   failure
+	)
 	switch {
 	case errors.As(err, &sig):
 		return 128 + int(sig)
@@ -44,6 +47,8 @@ func exitCode(err error) int {
 		return exitNotFound
 	case errors.Is(err, sandbox.ErrCommandNotExecutable):
 		return exitNotExecutable
+	case errors.As(err, &f):
+		return 1
 	}
 	return exitOwn
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/rootless-sbx/sbx/sandbox"
 	"github.com/rootless-sbx/sbx/userns"
@@ -17,6 +18,13 @@ type runOptions struct {
 	interactive, tty, init, rm, sigProxy, quiet, timings bool
 	stopSignal                                           string
 	stopTimeout                                          int
+
+	creates, detach, noHealth                 bool // creates: it is sbx create
+	restart, logDriver, detachKeys, healthCmd string
+	logOpts                                   []string
+	healthInterval, healthTimeout             time.Duration
+	healthStartPeriod, healthStartInterval    time.Duration
+	healthRetries                             int
 
 	pull, platform, rootfs string
 	insecure               bool
@@ -44,6 +52,7 @@ var (
 	linkDrivers    = []string{"tap", "packet"}
 	portDrivers    = []string{"direct", "stack", "builtin"}
 	storageDrivers = []string{"native", "fuse", "copy"}
+	logDrivers     = []string{"json-file", "none", "local", "journald"}
 	attachStreams  = []string{"stdin", "stdout", "stderr"}
 )
 
@@ -62,6 +71,7 @@ func (o *runOptions) define(c *command) {
 	})
 	o.changed = fs.Changed
 	group(fs, "Command", o.commandFlags)
+	group(fs, "Life", o.lifeFlags)
 	group(fs, "Image", o.imageFlags)
 	group(fs, "Network and ports", o.networkFlags)
 	group(fs, "Files", o.fileFlags)
@@ -97,11 +107,32 @@ func (o *runOptions) commandFlags(fs *pflag.FlagSet) {
 	lists(fs, &o.labels, "label", "l", "set the label `KEY=VALUE`")
 	lists(fs, &o.labelFiles, "label-file", "", "read labels from `FILE`")
 	fs.StringVar(&o.cidFile, "cidfile", "", "write the sandbox's id to `FILE`, which must not exist")
-	fs.BoolVar(&o.rm, "rm", false, "remove the sandbox when it ends; one in the foreground always is")
+	fs.BoolVar(&o.rm, "rm", false, "remove the sandbox when it ends")
+	if o.creates {
+		fs.StringVar(&o.stopSignal, "stop-signal", "", "`SIGNAL` that asks the command to end")
+		fs.IntVar(&o.stopTimeout, "stop-timeout", 10, "`SECONDS` after which it is killed; -1 is never")
+		return
+	}
+	fs.BoolVarP(&o.detach, "detach", "d", false, "leave the sandbox to itself, and print its id")
+	fs.StringVar(&o.detachKeys, "detach-keys", defaultDetachKeys, "for sbx attach; one in the foreground ends with its command")
+	fs.Lookup("detach-keys").Hidden = true
 	fs.BoolVar(&o.sigProxy, "sig-proxy", true, "forward signals to the command")
 	fs.BoolVar(&o.timings, "timings", false, "print how long each stage took, at the end")
 	fs.StringVar(&o.stopSignal, "stop-signal", "", "`SIGNAL` that asks the command to end")
 	fs.IntVar(&o.stopTimeout, "stop-timeout", 10, "`SECONDS` after which it is killed; -1 is never")
+}
+
+func (o *runOptions) lifeFlags(fs *pflag.FlagSet) {
+	fs.StringVar(&o.restart, "restart", "no", "start it again when it ends: `POLICY` is no, on-failure[:N], always or unless-stopped")
+	one(fs, &o.logDriver, "log-driver", "", "where its output is kept: `DRIVER` is json-file or none (default: json-file; none with --rm in the foreground)", logDrivers...)
+	lists(fs, &o.logOpts, "log-opt", "", "`OPTION` of the log: max-size=SIZE or max-file=N")
+	fs.StringVar(&o.healthCmd, "health-cmd", "", "`COMMAND` for the shell that checks whether it works")
+	fs.DurationVar(&o.healthInterval, "health-interval", 0, "`TIME` between two checks (default 30s)")
+	fs.DurationVar(&o.healthTimeout, "health-timeout", 0, "`TIME` that a check may take (default 30s)")
+	fs.DurationVar(&o.healthStartPeriod, "health-start-period", 0, "`TIME` at the start in which failures do not count")
+	fs.DurationVar(&o.healthStartInterval, "health-start-interval", 0, "`TIME` between two checks then (default 5s)")
+	fs.IntVar(&o.healthRetries, "health-retries", 0, "`N` failures in a row make it unhealthy (default 3)")
+	fs.BoolVar(&o.noHealth, "no-healthcheck", false, "leave out the image's check")
 }
 
 func (o *runOptions) imageFlags(fs *pflag.FlagSet) {

@@ -87,6 +87,12 @@ func TestRunFlags(t *testing.T) {
 		{"stop timeout beyond int64", []string{"--stop-timeout", "9223372036854775807", "img"}, get(func(c sandbox.Config) any { return c.StopTimeout > 1000*time.Hour }), true},
 		{"rootfs takes no image", []string{"--rootfs", "/r", "sh", "-c", "x"}, get(func(c sandbox.Config) any { return []any{c.Image, c.RootFS, c.Cmd} }), []any{"", "/r", []string{"sh", "-c", "x"}}},
 		{"mounts in order", []string{"--tmpfs", "/t", "-v", "/a:/b:ro", "img"}, get(func(c sandbox.Config) any { return []any{len(c.Mounts), c.Mounts[0].Target, c.Mounts[0].ReadOnly} }), []any{2, "/b", true}},
+		{"kept", []string{"img"}, get(func(c sandbox.Config) any { return c.Keep }), true},
+		{"not kept", []string{"--rm", "img"}, get(func(c sandbox.Config) any { return c.Keep }), false},
+		{"restart", []string{"--restart", "on-failure:3", "img"}, get(func(c sandbox.Config) any { return c.Restart }), sandbox.RestartPolicy{Name: "on-failure", Max: 3}},
+		{"log", []string{"--log-driver=journald", "--log-opt", "max-size=1m", "--log-opt", "max-file=2", "img"}, get(func(c sandbox.Config) any { return c.Log }), sandbox.LogConfig{Driver: "json-file", MaxSize: 1 << 20, MaxFiles: 2}},
+		{"health", []string{"--health-cmd", "x y", "--health-interval=2s", "--health-retries", "4", "img"}, get(func(c sandbox.Config) any { return *c.Health }), sandbox.HealthConfig{Test: []string{"CMD-SHELL", "x y"}, Interval: 2 * time.Second, Retries: 4}},
+		{"no health", []string{"--no-healthcheck", "img"}, get(func(c sandbox.Config) any { return c.Health.Test }), []string{"NONE"}},
 		{"harmless docker flags", []string{"--restart=no", "--detach=false", "--privileged=false", "--ipc", "private", "--no-healthcheck", "--oom-score-adj", "0", "img"}, get(func(c sandbox.Config) any { return c.Image }), "img"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -142,10 +148,12 @@ func TestRunFlagErrors(t *testing.T) {
 		{[]string{"--sysctl", "x", "img"}, "has no value", "somaxconn"},
 		{[]string{"--shm-size", "0", "img"}, "is not a size", "64m"},
 		{[]string{"-m", "1g", "img"}, "--memory is not supported: it needs a cgroup", ""},
-		{[]string{"-d", "img"}, "--detach is not supported: sandboxes run in the foreground", "&"},
-		{[]string{"-dit", "img"}, "--detach is not supported", ""},
 		{[]string{"--privileged", "img"}, "--privileged is not supported", "--cap-add"},
-		{[]string{"--restart", "always", "img"}, "--restart always is not supported", ""},
+		{[]string{"--restart", "always:3", "img"}, `--restart "always:3" is no policy`, "on-failure:3"},
+		{[]string{"--restart", "on-failure:x", "img"}, "is no policy", ""},
+		{[]string{"--log-driver", "syslog", "img"}, "want json-file, none, local or journald", ""},
+		{[]string{"--log-opt", "mode=x", "img"}, "there is no such option", "max-size"},
+		{[]string{"--health-cmd", "x", "--no-healthcheck", "img"}, "contradict", ""},
 		{[]string{"--net-alias", "x", "img"}, "--network-alias is not supported", ""},
 	} {
 		t.Run(strings.Join(tc.args, " "), func(t *testing.T) {

@@ -22,12 +22,20 @@ func runCommand(g *globals) *command {
 		Short: "Run a command in a new sandbox",
 		Long: `Runs IMAGE in the foreground and exits as its command does: 125 if sbx failed,
 126 if the command cannot be invoked, 127 if it was not found, 128+N after
-signal N. Options end at IMAGE. The image "demo" is built in.`,
+signal N. With -d it prints the sandbox's id and leaves it to itself. Without
+--rm what is left of it stays until sbx rm. Options end at IMAGE. The image
+"demo" is built in.`,
 		Example: `  sbx run --rm -p 8080:80 demo
   sbx run --rm -it -v "$PWD:/work" -w /work debian:12 bash
+  sbx run -d --name web -p 8080:80 demo
   sbx run --rm --network none --read-only --tmpfs /tmp debian:12 id`,
 		Complete: completeRunArgs,
-		RunE:     func(c *command, args []string) error { return runAction(c.Context(), g, o, args) },
+		RunE: func(c *command, args []string) error {
+			if o.detach {
+				return runDetached(c.Context(), g, c.Out(), o, args)
+			}
+			return runAction(c.Context(), g, o, args)
+		},
 	}
 	o.define(c)
 	return c
@@ -67,7 +75,7 @@ func runAction(ctx context.Context, g *globals, o *runOptions, args []string) (e
 		s.Remove(ctx)
 		return err
 	}
-	tty, err := rawTerminal(cfg, g.term)
+	tty, err := rawTerminal(cfg.TTY, cfg.Stdin != nil, g.term)
 	if err != nil {
 		s.Remove(ctx)
 		return err
@@ -93,6 +101,48 @@ func runAction(ctx context.Context, g *globals, o *runOptions, args []string) (e
 		return exitStatus(status.Code)
 	}
 	return nil
+}
+
+// runDetached starts a sandbox that goes on without us.
+func runDetached(ctx context.Context, g *globals, out io.Writer, o *runOptions, args []string) (err error) {
+	if len(o.attach) > 0 {
+		return usagef("-d and -a contradict each other")
+	}
+	cfg, err := o.config(args)
+	if err != nil {
+		return err
+	}
+	cfg.Detach, cfg.OpenStdin = true, o.interactive
+	e, err := newEngine(g)
+	if err != nil {
+		return err
+	}
+	cid, err := newCIDFile(o.cidFile)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, cid.close()) }()
+	ctx, stop := withInterrupt(ctx)
+	defer stop()
+	bars := newProgress(g.term.f, o.quiet)
+	cfg.Progress = bars.event
+	s, err := e.Create(ctx, cfg)
+	bars.close()
+	if err != nil {
+		return endedBy(ctx, err)
+	}
+	if err := cid.write(s.ID()); err != nil {
+		s.Remove(ctx)
+		return err
+	}
+	if err := startNoted(ctx, g, s); err != nil {
+		return endedBy(ctx, err)
+	}
+	announcePorts(g.term, cfg, s.Ports())
+	if note := e.LogoutNote(); note != "" {
+		fmt.Fprintf(g.term, "sbx: note: %s\n", note)
+	}
+	return printLines(out, s.ID())
 }
 
 // connect chooses the standard streams, as docker run does: all outputs, and the

@@ -33,8 +33,15 @@ type signals struct {
 	ending sync.Once // the way out when the other end of the output has gone
 }
 
+// workload is what gets the signals.
+type workload interface {
+	Signal(context.Context, syscall.Signal) error
+	Resize(rows, cols uint16) error
+	Stop(context.Context) error
+}
+
 type target struct {
-	s     *sandbox.Sandbox
+	s     workload
 	tty   *tty
 	proxy bool
 }
@@ -92,7 +99,7 @@ func (g *signals) stop() {
 }
 
 // forward sends what comes from now on to the sandbox. catchAll comes before it.
-func (g *signals) forward(s *sandbox.Sandbox, t *tty, proxy bool) {
+func (g *signals) forward(s workload, t *tty, proxy bool) {
 	<-g.all
 	g.target <- target{s, t, proxy}
 }

@@ -5,7 +5,6 @@ import (
 	"os"
 	"sync"
 
-	"github.com/rootless-sbx/sbx/sandbox"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 )
@@ -21,9 +20,9 @@ type tty struct {
 
 // rawTerminal lets every key reach the workload if that has a terminal and reads
 // from this one.
-func rawTerminal(cfg sandbox.Config, out *terminal) (*tty, error) {
+func rawTerminal(has, reads bool, out *terminal) (*tty, error) {
 	t := &tty{out: out}
-	if !cfg.TTY || cfg.Stdin == nil {
+	if !has || !reads {
 		return t, nil
 	}
 	return t, t.makeRaw()

@@ -21,14 +21,12 @@ type unsupportedFlag struct {
 
 // Reasons that several flags share.
 const (
-	whyCgroup     = "it needs a cgroup delegated to the user, which sbx does not ask for"
-	whyForeground = "sandboxes run in the foreground"
-	whyOwn        = "every sandbox has its own"
-	whyAddress    = "the network chooses addresses"
-	whyNames      = "sandboxes reach each other by address"
-	whyDevice     = "an ordinary user cannot make device nodes"
-	whyOutput     = "output goes to sbx's own standard output and error"
-	whyWindows    = "only Windows has it"
+	whyCgroup  = "it needs a cgroup delegated to the user, which sbx does not ask for"
+	whyOwn     = "every sandbox has its own"
+	whyAddress = "the network chooses addresses"
+	whyNames   = "sandboxes reach each other by address"
+	whyDevice  = "an ordinary user cannot make device nodes"
+	whyWindows = "only Windows has it"
 
 	fixDevice = "bind a device that you may open: --volume /dev/NAME:/dev/NAME"
 	fixUlimit = "limits for each process can be set with --ulimit"
@@ -46,41 +44,36 @@ func unsupportedFlags() []unsupportedFlag {
 		"cpu-period", "cpu-quota", "cpu-rt-period", "cpu-rt-runtime", "cpu-shares/c", "cpus",
 		"cpuset-cpus", "cpuset-mems", "device-read-bps", "device-read-iops", "device-write-bps", "device-write-iops",
 		"kernel-memory", "memory/m", "memory-reservation", "memory-swap", "memory-swappiness")
-	same(whyForeground, "", "detach-keys", "health-cmd", "health-interval", "health-retries",
-		"health-start-interval", "health-start-period", "health-timeout")
 	same(whyDevice, fixDevice, "device", "device-cgroup-rule", "gpus")
 	same(whyAddress, "", "ip", "ip6", "link-local-ip", "mac-address")
 	same(whyNames, "add names with --add-host NAME:IP", "link", "network-alias")
-	same(whyOutput, "redirect it: sbx run IMAGE >FILE 2>&1", "log-opt")
 	same(whyWindows, "", "cpu-count", "cpu-percent", "io-maxbandwidth", "io-maxiops")
 	same("annotations are for other runtimes", "use --label", "annotation")
 	same("the host name has one part", "--hostname NAME.DOMAIN", "domainname")
 	same("the writable layer is an ordinary directory of yours", "limit it with the file system's quotas", "storage-opt")
 	same("volumes are directories below sbx's data directory", "", "volume-driver")
-	same("a sandbox is gone when it ends", "name the volumes: --volume NAME:TARGET", "volumes-from")
+	same("volumes are named for each sandbox", "name the volumes: --volume NAME:TARGET", "volumes-from")
 	return append(list,
 		unsupportedFlag{name: "cgroupns", harmless: []string{"private"}, why: whyOwn},
 		unsupportedFlag{name: "ipc", harmless: []string{"private", "shareable"}, why: whyOwn},
 		unsupportedFlag{name: "isolation", harmless: []string{"default"}, why: whyWindows},
-		unsupportedFlag{name: "log-driver", harmless: []string{"json-file", "local", "journald"}, why: whyOutput, fix: "redirect it: sbx run IMAGE >FILE 2>&1"},
 		unsupportedFlag{name: "oom-score-adj", harmless: []string{"0"}, why: whyCgroup},
 		unsupportedFlag{name: "pid", harmless: []string{"private"}, why: whyOwn},
 		unsupportedFlag{name: "pids-limit", harmless: []string{"0", "-1"}, why: whyCgroup, fix: "--ulimit nproc=N limits the processes of a user"},
-		unsupportedFlag{name: "restart", harmless: []string{"no"}, why: whyForeground, fix: "let a service manager restart sbx"},
 		unsupportedFlag{name: "runtime", why: "sbx is the runtime"},
 		unsupportedFlag{name: "uts", harmless: []string{"private"}, why: whyOwn},
 
-		unsupportedFlag{name: "detach", short: "d", boolean: true, harmless: []string{"false"}, why: whyForeground, fix: "put sbx into the background: sbx run IMAGE &"},
 		unsupportedFlag{name: "disable-content-trust", boolean: true, harmless: []string{"true", "false"}},
-		unsupportedFlag{name: "no-healthcheck", boolean: true, harmless: []string{"true", "false"}},
 		unsupportedFlag{name: "oom-kill-disable", boolean: true, harmless: []string{"false"}, why: whyCgroup},
 		unsupportedFlag{name: "privileged", boolean: true, harmless: []string{"false"}, why: "it would need root on this machine", fix: "add what is missing with --cap-add and --security-opt seccomp=unconfined"},
 		unsupportedFlag{name: "use-api-socket", boolean: true, harmless: []string{"false"}, why: "there is no daemon with a socket"},
 	)
 }
 
-func defineUnsupported(fs *pflag.FlagSet) {
-	for _, u := range unsupportedFlags() {
+func defineUnsupported(fs *pflag.FlagSet) { defineRefused(fs, unsupportedFlags()...) }
+
+func defineRefused(fs *pflag.FlagSet, list ...unsupportedFlag) {
+	for _, u := range list {
 		f := fs.VarPF(&unsupportedValue{u}, u.name, u.short, u.why)
 		f.Hidden = true
 		if u.boolean {

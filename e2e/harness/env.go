@@ -187,6 +187,19 @@ func (e *Env) RunInput(stdin io.Reader, args ...string) Result {
 	return r
 }
 
+// AtEnd runs sbx when the test is over, before what is left is looked for. It may
+// fail: what it is to end may have ended.
+func (e *Env) AtEnd(args ...string) {
+	e.t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), Slow(RunTimeout))
+		defer cancel()
+		line := e.line(args)
+		cmd := exec.CommandContext(ctx, line[0], line[1:]...)
+		cmd.Env, cmd.Dir = e.Environ(), e.Home
+		_ = cmd.Run()
+	})
+}
+
 func exitCode(ps *os.ProcessState) int {
 	if ws := ps.Sys().(syscall.WaitStatus); ws.Signaled() {
 		return 128 + int(ws.Signal())

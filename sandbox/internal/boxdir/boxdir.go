@@ -74,6 +74,39 @@ func Create(ctx context.Context, root, id string, name func(taken map[string]str
 	return d, nil
 }
 
+// Rename gives root/id another name, which name chooses or refuses as in Create. It
+// needs no owner.
+func Rename(ctx context.Context, root, id string, name func(taken map[string]string) (string, error)) error {
+	unlock, err := lockRoot(ctx, root)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	taken, err := names(root)
+	if err != nil {
+		return err
+	}
+	text, err := name(taken)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(root, id)
+	if _, err := os.Lstat(filepath.Join(path, lockName)); err != nil {
+		return err // it is being removed
+	}
+	tmp := filepath.Join(path, nameName+".new") // only one at a time is here
+	if err := os.WriteFile(tmp, []byte(text), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, filepath.Join(path, nameName))
+}
+
+// Name returns the name of root/id.
+func Name(root, id string) (string, error) {
+	b, err := readFile(filepath.Join(root, id, nameName))
+	return string(b), err
+}
+
 func names(root string) (map[string]string, error) {
 	ids, err := List(root)
 	if err != nil {
@@ -105,30 +138,29 @@ func List(root string) ([]string, error) {
 	return ids, nil
 }
 
-// Running returns the ids of the sandboxes that have an owner.
-func Running(ctx context.Context, root string) ([]string, error) {
-	taken, err := names(root)
-	if err != nil {
-		return nil, err
+// Owned returns those of the ids that have an owner.
+func Owned(ctx context.Context, root string, ids []string) (map[string]bool, error) {
+	owned := map[string]bool{}
+	if len(ids) == 0 {
+		return owned, nil
 	}
 	unlock, err := lockRoot(ctx, root)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	var ids []string
-	for _, id := range taken {
+	for _, id := range ids {
 		f, err := tryLock(filepath.Join(root, id, lockName))
 		switch {
 		case err == nil:
 			f.Close()
 		case errors.Is(err, flock.ErrLocked):
-			ids = append(ids, id)
+			owned[id] = true
 		case !errors.Is(err, fs.ErrNotExist):
 			return nil, err
 		}
 	}
-	return ids, nil
+	return owned, nil
 }
 
 // Claim makes this process the owner of a directory that has none; nil if it has

@@ -1,6 +1,8 @@
 package boxdir
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,8 +26,8 @@ func TestOwners(t *testing.T) {
 	if c, err := Claim(ctx, root, "aa"); c != nil || err != nil {
 		t.Errorf("claimed from its owner: %v, %v", c, err)
 	}
-	if ids, err := Running(ctx, root); err != nil || len(ids) != 1 || ids[0] != "aa" {
-		t.Errorf("running: %v, %v", ids, err)
+	if ids, err := Owned(ctx, root, []string{"aa", "gone"}); err != nil || len(ids) != 1 || !ids["aa"] {
+		t.Errorf("owned: %v, %v", ids, err)
 	}
 	// A copy of the lock keeps it.
 	fd, err := unix.Dup(int(d.Lock.Fd()))
@@ -37,8 +39,8 @@ func TestOwners(t *testing.T) {
 		t.Errorf("claimed from its second owner: %v, %v", c, err)
 	}
 	unix.Close(fd)
-	if ids, err := Running(ctx, root); err != nil || len(ids) != 0 {
-		t.Errorf("running: %v, %v", ids, err)
+	if ids, err := Owned(ctx, root, []string{"aa"}); err != nil || len(ids) != 0 {
+		t.Errorf("owned: %v, %v", ids, err)
 	}
 	c, err := Claim(ctx, root, "aa")
 	if c == nil || err != nil {
@@ -55,6 +57,42 @@ func TestOwners(t *testing.T) {
 	}
 	if names, err := os.ReadDir(root); err != nil || len(names) != 1 {
 		t.Errorf("%v, %v", names, err)
+	}
+}
+
+func TestRename(t *testing.T) {
+	root := t.TempDir()
+	ctx := t.Context()
+	refuse := errors.New("taken")
+	choose := func(name string) func(map[string]string) (string, error) {
+		return func(taken map[string]string) (string, error) {
+			if taken[name] != "" {
+				return "", refuse
+			}
+			return name, nil
+		}
+	}
+	for _, id := range []string{"aa", "bb"} {
+		d, err := Create(ctx, root, id, choose("name-"+id))
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.Release()
+	}
+	if err := Rename(ctx, root, "aa", choose("name-bb")); err != refuse {
+		t.Errorf("to a name in use: %v", err)
+	}
+	if err := Rename(ctx, root, "aa", choose("other")); err != nil {
+		t.Error(err)
+	}
+	if n, err := Name(root, "aa"); n != "other" || err != nil {
+		t.Errorf("the name is %q, %v", n, err)
+	}
+	if err := Rename(ctx, root, "bb", choose("name-aa")); err != nil {
+		t.Errorf("to a name that was left: %v", err)
+	}
+	if err := Rename(ctx, root, "gone", choose("free")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what is not there: %v", err)
 	}
 }
 

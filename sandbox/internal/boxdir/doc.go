@@ -8,8 +8,8 @@
 //
 // The owners of a sandbox share one open lock: the caller and the monitor, which
 // got it as a descriptor. The kernel drops the lock when the last of them has
-// gone, however it went, and a directory without an owner is garbage that
-// anybody may claim. Every flock of a directory is taken under containers/.lock,
+// gone, however it went, and a directory without an owner is a sandbox that does
+// not run (see package record) or garbage; anybody may claim it. Every flock of a directory is taken under containers/.lock,
 // so that none is seen between mkdir and flock, nor between the removal of the
 // lock and of the directory: the lock is the last file to go.
 //

@@ -43,6 +43,9 @@ func checkRuntimeDir(_ context.Context, e Env) Check {
 	return c
 }
 
+// Logout says what becomes of the user's processes when he logs out.
+func Logout(userName string) Check { return checkLinger(context.Background(), Env{UserName: userName}) }
+
 func checkLinger(_ context.Context, e Env) Check {
 	c := Check{Name: "linger", Status: OK}
 	switch {

@@ -7,11 +7,21 @@ import (
 	"syscall"
 
 	"github.com/rootless-sbx/sbx/internal/wire"
+	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 )
 
 // isEOF says that init has gone, or has become the workload.
 func isEOF(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
+}
+
+func errNotRunning() error {
+	return &wire.Error{Code: proto.CodeNotRunning, Msg: "the sandbox is not running"}
+}
+
+func isNotRunning(err error) bool {
+	var we *wire.Error
+	return errors.As(err, &we) && we.Code == proto.CodeNotRunning
 }
 
 // reported is what init said about its own failure, nil if nothing.

@@ -14,7 +14,7 @@ import (
 type logWriter struct{ caller *wire.Conn }
 
 func (w logWriter) Write(line []byte) (int, error) {
-	return len(line), w.caller.Send(proto.MsgLog, proto.Log{Text: string(bytes.TrimSpace(line))})
+	return len(line), w.caller.Send(proto.MsgLog, proto.Notice{Text: string(bytes.TrimSpace(line))})
 }
 
 // plain leaves out the time, which the caller's logger adds.

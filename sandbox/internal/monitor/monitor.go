@@ -2,8 +2,16 @@
 // namespace: it has every capability over the sandbox and none over the host.
 //
 // It starts the storage driver and init, connects the link to the network's
-// process, waits for the workload, and removes everything that is left, whose
-// owners may be subordinate ids. It ends the sandbox when its caller has gone.
+// process, passes the workload's output to its log and to those who are attached,
+// starts it again if its restart policy says so, serves the sandbox's socket, and
+// at the end writes down how it ended or removes everything that is left, whose
+// owners may be subordinate ids. Unless it is detached it ends the sandbox when its
+// caller has gone.
+//
+// # Limits
+//
+// 64 connections, 128 programs executed beside the workload at one time, 16
+// sessions an output. A connection that says something wrong is closed.
 package monitor
 
 import (
@@ -19,8 +27,11 @@ import (
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
+	"github.com/rootless-sbx/sbx/sandbox/internal/logfile"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
+	"github.com/rootless-sbx/sbx/sandbox/internal/record"
 	"github.com/rootless-sbx/sbx/sandbox/internal/resident"
+	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
 	"github.com/rootless-sbx/sbx/userns"
 	"golang.org/x/sys/unix"
 )
@@ -29,18 +40,32 @@ type monitor struct {
 	caller *wire.Conn
 	log    *slog.Logger // to the caller
 	spec   proto.Start
-	root   fsoverlay.RootSpec
+	lock   *os.File        // the directory is ours until it is closed
+	logs   *logfile.Writer // nil: nothing is logged
+	server *server         // of the sandbox's socket
+	over   chan struct{}   // closed when all is over; exited says how
+	exited proto.Exited
+	cancel context.CancelCauseFunc // of a start
+	quit   chan struct{}           // closed when somebody wants the end
 
-	mu      sync.Mutex // guards what follows
-	init    *userns.Child
-	started bool
-	failure error // what init reported before it ended
+	waiters sync.WaitGroup // requests that wait for something
 
+	mu       sync.Mutex // guards what follows
+	state    record.State
+	init     *userns.Child
+	streams  *workloadStreams // nil: the caller's descriptors are the workload's
+	ended    chan struct{}    // of this run; closed when last says how
+	last     proto.Exited
+	started  bool
+	detached bool  // the caller may go
+	failure  error // what init reported before it ended
+	execs    int   // that run now
+
+	root    fsoverlay.RootSpec
 	storage *fsoverlay.Prepared
 	net     *network
 	pty     *os.File
 	hold    *fsoverlay.Hold // keeps the volumes
-	volumes []string        // anonymous ones, removed at the end
 	notes   []string
 	marks   *proto.Marks
 	inits   []proto.Mark // init's own
@@ -64,56 +89,40 @@ func Main(ctx context.Context, conn *wire.Conn) error {
 		return fmt.Errorf("expected %q, got %q", proto.MsgStart, req.Type)
 	}
 	marks.Add("asked to start")
-	m := &monitor{caller: conn, marks: marks, log: slog.New(slog.NewTextHandler(logWriter{conn}, &slog.HandlerOptions{ReplaceAttr: plain}))}
+	m := &monitor{
+		caller: conn, marks: marks, over: make(chan struct{}), quit: make(chan struct{}),
+		log: slog.New(slog.NewTextHandler(logWriter{conn}, &slog.HandlerOptions{ReplaceAttr: plain})),
+	}
 	if err := req.Decode(&m.spec); err != nil {
 		return err
 	}
-	lock, err := req.Take("lock")
-	if err != nil {
+	if m.lock, err = req.Take("lock"); err != nil {
 		return err
 	}
-	defer lock.Close() // after the clean-up: the directory is ours until then
-
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	served := make(chan struct{})
-	stdio := takeStdio(req, m.spec.TTY)
+	m.cancel = cancel
+	files := takeFiles(req, "stdin", "stdout", "stderr")
 	go func() {
-		defer close(served)
-		conn.Serve(m.handle)
-		// The caller has gone: end the sandbox, or what is being started.
-		cancel(errCallerGone)
-		m.kill()
+		s := &session{m: m, conn: conn}
+		s.serve(ctx)
+		m.callerGone()
 	}()
+	return m.live(ctx, req, files)
+}
 
-	st, err := m.start(ctx, stdio)
-	closeAll(stdio)
-	if err != nil {
-		m.kill()
-		m.wait()
-		m.cleanup()
-		return errors.Join(conn.Send(proto.MsgExited, proto.Exited{Notes: m.notes}), conn.Reply(req, nil, err))
+// callerGone ends a sandbox that its caller does not leave to itself, or what is
+// being started.
+func (m *monitor) callerGone() {
+	m.mu.Lock()
+	detached := m.detached
+	m.mu.Unlock()
+	if detached {
+		return
 	}
-	var files []wire.File
-	if m.pty != nil {
-		files = append(files, wire.File{Name: "pty", File: m.pty})
-	}
-	err = conn.Reply(req, st, nil, files...)
-	if m.pty != nil {
-		m.pty.Close()
-	}
-	if err != nil {
-		m.kill()
-	}
-	resident.TrimLater()
-	x := m.wait()
-	m.marks.Add("workload ended")
-	m.cleanup()
-	x.Notes, x.Marks = m.notes, m.marks.List
-	if err := conn.Send(proto.MsgExited, x); err != nil && !errors.Is(err, syscall.EPIPE) {
-		return err
-	}
-	return nil
+	m.stopped()
+	m.cancel(errCallerGone)
+	m.kill()
 }
 
 var errCallerGone = errors.New("the process that started the sandbox has gone")
@@ -124,48 +133,34 @@ func errno(err error) syscall.Errno {
 	return e
 }
 
-// takeStdio takes the workload's streams; with a terminal init makes its own.
-func takeStdio(m *wire.Message, tty bool) []*os.File {
-	var files []*os.File
-	if tty {
-		return files
-	}
-	for _, name := range []string{"stdin", "stdout", "stderr"} {
+// takeFiles takes those of the named descriptors that the message has.
+func takeFiles(m *wire.Message, names ...string) map[string]*os.File {
+	files := map[string]*os.File{}
+	for _, name := range names {
 		if f, err := m.Take(name); err == nil {
-			files = append(files, f)
+			files[name] = f
 		}
 	}
 	return files
 }
 
-func closeAll(files []*os.File) {
-	for _, f := range files {
+func closeAll(files map[string]*os.File) {
+	for name, f := range files {
 		f.Close()
+		delete(files, name)
 	}
 }
 
-// handle answers the caller while the sandbox runs.
-func (m *monitor) handle(req *wire.Message) {
-	var err error
-	switch req.Type {
-	case proto.MsgSignal:
-		var sig proto.Signal
-		if err = req.Decode(&sig); err == nil {
-			err = m.signal(syscall.Signal(sig.Number))
-		}
-	default:
-		err = fmt.Errorf("unknown request %q", req.Type)
-	}
-	if req.ID != 0 {
-		m.caller.Reply(req, nil, err)
-	}
-}
-
+// signal sends a signal to pid 1. What ends a workload for good keeps it from being
+// started again.
 func (m *monitor) signal(sig syscall.Signal) error {
+	if sig == syscall.SIGKILL || sig == m.spec.Life.StopSignal {
+		m.stopped()
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.init == nil || !m.started {
-		return errors.New("the sandbox does not run yet")
+		return errNotRunning()
 	}
 	return m.init.Signal(sig)
 }
@@ -188,40 +183,64 @@ func (m *monitor) wait() proto.Exited {
 		return proto.Exited{}
 	}
 	ws, err := child.Wait()
-	switch {
-	case err != nil:
+	if err != nil {
 		m.notes = append(m.notes, fmt.Sprintf("wait for pid 1: %v", err))
 		return proto.Exited{Code: 125}
-	case ws.Signaled():
+	}
+	return exitedWith(ws)
+}
+
+func exitedWith(ws syscall.WaitStatus) proto.Exited {
+	if ws.Signaled() {
 		return proto.Exited{Code: 128 + int(ws.Signal()), Signal: int(ws.Signal())}
 	}
 	return proto.Exited{Code: ws.ExitStatus()}
 }
 
-// cleanup undoes everything that start did, in reverse order.
-func (m *monitor) cleanup() {
-	note := func(what string, err error) {
-		if err != nil {
-			m.notes = append(m.notes, fmt.Sprintf("%s: %v", what, err))
-		}
+func (m *monitor) note(what string, err error) {
+	if err != nil {
+		m.notes = append(m.notes, fmt.Sprintf("%s: %v", what, err))
 	}
+}
+
+// endRun undoes everything that start did, in reverse order. What lasts from one run
+// to the next stays.
+func (m *monitor) endRun() {
 	if m.net != nil {
 		m.notes = append(m.notes, m.net.close()...)
+		m.net = nil
 		m.marks.Add("network left")
 	}
 	m.mu.Lock()
 	if m.init != nil {
 		m.init.Close()
 	}
+	m.init, m.started, m.failure, m.streams = nil, false, nil, nil
 	m.mu.Unlock()
+	if m.pty != nil {
+		m.pty.Close()
+		m.pty = nil
+	}
 	if m.storage != nil {
-		note("end the storage driver", m.storage.Close())
+		m.note("end the storage driver", m.storage.Close())
+		m.storage = nil
 	}
+	m.note("let go of the volumes", m.hold.Close())
+	m.hold = nil
+}
+
+// remove takes everything away that the sandbox has on the disk.
+func (m *monitor) remove() {
 	vols := &fsoverlay.Volumes{Root: m.spec.VolumesDir, Logger: m.log}
-	note("let go of the volumes", m.hold.Close())
-	for _, v := range m.volumes {
-		note("remove volume "+v, vols.Remove(context.Background(), v))
+	for _, v := range m.state.Volumes { // the anonymous ones
+		m.note("remove volume "+v, vols.Remove(context.Background(), v))
 	}
-	note("remove "+m.spec.Dir, boxdir.Remove(context.Background(), m.spec.Dir))
+	m.note("remove "+m.spec.Dir, boxdir.Remove(context.Background(), m.spec.Dir))
 	m.marks.Add("directory removed")
 }
+
+// trim makes a monitor small that has nothing to do for a while.
+func trim() { resident.TrimLater() }
+
+// exitOf is Docker's exit code for a workload that could not be started.
+func exitOf(err error) int { return workload.ExitStatus(err) }

@@ -2,12 +2,15 @@ package monitor
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"syscall"
 
 	"github.com/rootless-sbx/sbx/fsoverlay"
+	"github.com/rootless-sbx/sbx/internal/rmtree"
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
@@ -19,10 +22,10 @@ import (
 // load; what does not need each other is done at the same time.
 //
 //	clone init -> lease addresses | directories, storage -> files
-//	           -> link -> attach | root -> workload
+//	           -> link -> attach | root -> workload | record, socket
 //
 // Except with fuse-overlayfs, whose mount init inherits: there storage comes first.
-func (m *monitor) start(ctx context.Context, stdio []*os.File) (*proto.Started, error) {
+func (m *monitor) start(ctx context.Context, stdio map[string]*os.File) (*proto.Started, error) {
 	prepare := m.prepareRoot
 	if m.spec.Driver == fsoverlay.DriverFuse {
 		if err := prepare(ctx); err != nil {
@@ -52,12 +55,14 @@ func (m *monitor) start(ctx context.Context, stdio []*os.File) (*proto.Started, 
 		return nil, err
 	}
 	m.marks.Add("network joined, root built")
-	if err := m.runWorkload(ctx); err != nil {
+	st.Notes, m.notes = m.notes, nil
+	public := *st
+	if err := both(ctx, func(context.Context) error { return m.publish(&public) }, m.runWorkload); err != nil {
 		return nil, err
 	}
 	m.marks.Add("workload runs")
-	st.Notes, st.Marks = m.notes, append(m.marks.List, m.inits...)
-	m.notes, m.marks.List = nil, nil
+	st.Marks = append(m.marks.List, m.inits...)
+	m.marks.List = nil
 	return st, nil
 }
 
@@ -76,7 +81,7 @@ func both(ctx context.Context, f, g func(context.Context) error) error {
 }
 
 // startInit clones pid 1 into the rest of its namespaces.
-func (m *monitor) startInit(ctx context.Context, stdio []*os.File) error {
+func (m *monitor) startInit(ctx context.Context, stdio map[string]*os.File) error {
 	flags := uintptr(syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC |
 		syscall.CLONE_NEWUTS | unix.CLONE_NEWCGROUP)
 	if m.spec.Network.Mode != "host" {
@@ -88,9 +93,7 @@ func (m *monitor) startInit(ctx context.Context, stdio []*os.File) error {
 		Cloneflags: flags,
 		Setsid:     true,
 		Pdeathsig:  syscall.SIGKILL,
-	}
-	if len(stdio) == 3 {
-		spec.Stdin, spec.Stdout, spec.Stderr = stdio[0], stdio[1], stdio[2]
+		Stdin:      stdio["stdin"], Stdout: stdio["stdout"], Stderr: stdio["stderr"],
 	}
 	child, err := userns.Start(ctx, spec)
 	if err != nil {
@@ -133,7 +136,14 @@ func (m *monitor) prepareRoot(ctx context.Context) error {
 	dirs := map[string]string{}
 	for _, d := range []string{"upper", "work", "merged", "init"} {
 		dirs[d] = filepath.Join(s.Dir, d)
-		if err := os.Mkdir(dirs[d], 0o755); err != nil {
+		err := os.Mkdir(dirs[d], 0o755)
+		if errors.Is(err, fs.ErrExist) { // started again
+			err = nil
+			if d == "init" {
+				err = rmtree.Remove(dirs[d])
+			}
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -151,7 +161,8 @@ func (m *monitor) prepareRoot(ctx context.Context) error {
 		Driver: s.Driver,
 		Lowers: append([]string{dirs["init"]}, s.Lowers...),
 		Upper:  dirs["upper"], Work: dirs["work"], Merged: dirs["merged"],
-		Volatile: true, // it does not outlive the sandbox
+		// Not if it outlives this mount.
+		Volatile: !s.Life.Keep && (s.Life.Restart.Name == "" || s.Life.Restart.Name == "no"),
 	}
 	if m.storage, err = driver.Prepare(ctx, m.root); err != nil {
 		return err
@@ -218,24 +229,46 @@ func (m *monitor) buildRoot(ctx context.Context) error {
 		if m.pty, err = reply.Take("pty"); err != nil {
 			return err
 		}
+		if err := m.takePty(); err != nil {
+			return err
+		}
 	}
 	// init has its own view of a fuse mount now; ours would outlive the sandbox's.
 	return m.storage.Detach()
 }
 
-// resolveVolumes turns named and anonymous volumes into directories.
-func (m *monitor) resolveVolumes(ctx context.Context) (err error) {
+// resolveVolumes turns named and anonymous volumes into directories. The anonymous
+// ones of the first run are those of every other.
+func (m *monitor) resolveVolumes(ctx context.Context) error {
 	vols := &fsoverlay.Volumes{Root: m.spec.VolumesDir, Logger: m.log}
+	names := map[string]string{}
 	for i := range m.spec.Mounts {
-		// If we are killed, whoever clears up finds the volume by its label.
-		if v := &m.spec.Mounts[i]; v.Type == fsoverlay.TypeVolume && v.Source == "" {
+		v := &m.spec.Mounts[i]
+		if v.Type != fsoverlay.TypeVolume || v.Source != "" && m.state.Volumes[v.Target] != v.Source {
+			continue
+		}
+		if v.Source = m.state.Volumes[v.Target]; v.Source == "" {
+			// If we are killed, whoever clears up finds the volume by its label.
 			labels := map[string]string{proto.LabelSandbox: m.spec.ID}
 			maps.Copy(labels, v.Labels)
 			v.Labels = labels
 		}
+		names[v.Target] = ""
 	}
-	m.spec.Mounts, m.volumes, m.hold, err = vols.Resolve(ctx, m.spec.Mounts)
-	return err
+	mounts, _, hold, err := vols.Resolve(ctx, m.spec.Mounts)
+	if err != nil {
+		return err
+	}
+	m.spec.Mounts, m.hold = mounts, hold
+	for _, v := range mounts {
+		if _, ok := names[v.Target]; ok && v.Type == fsoverlay.TypeVolume {
+			names[v.Target] = v.Source
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.state.Volumes = names
+	return nil
 }
 
 // runWorkload lets init become the workload. Success is the end of the connection:

@@ -4,12 +4,19 @@
 //
 //	from      to        message       body           descriptors        answer
 //	-------   -------   -----------   ------------   ----------------   -------------------------------
-//	caller    monitor   start         Start          stdin stdout       Started; pty with a terminal
-//	                                                 stderr lock
-//	caller    monitor   signal        Signal                            empty
-//	monitor   caller    log           Log                               none
+//	caller    monitor   start         Start          stdin stdout       Started; pty with a terminal,
+//	                                                 stderr lock        stdin if it is through the monitor
+//	monitor   caller    log           Notice                            none
 //	monitor   caller    exited        Exited                            none: the last message, also before
 //	                                                                    start is answered with an error
+//	anybody   monitor   signal        Signal                            empty
+//	anybody   monitor   stop          Stop                              Exited, when all is over
+//	anybody   monitor   wait                                            Exited, when all is over
+//	anybody   monitor   attach        Attach         stdout stderr      empty; stdin or pty; exited follows
+//	anybody   monitor   exec          Exec           stdin stdout       Executed; pty with a terminal;
+//	                                                 stderr             exited follows
+//	monitor   joined    join          Join           pid1               empty; pty with a terminal
+//	monitor   joined    exec          workload.Spec                     the end of the connection, or an error
 //	monitor   init      net           Net                               Link; link netns
 //	monitor   init      root          Root                              Rooted; pty with a terminal
 //	monitor   init      exec          workload.Spec                     the end of the connection, or an error
@@ -20,13 +27,18 @@
 //	caller    worker    remove-box    Path                              empty
 //	caller    worker    probe         Path                              []fsoverlay.ProbeResult
 //
+// Anybody is the caller, or who connects to the monitor's socket (BoxSocket); an
+// exec takes a connection of its own.
+//
 // The end of a connection is a message too: a monitor whose caller has gone kills
-// the sandbox and cleans up; an init whose monitor has gone exits.
+// the sandbox and cleans up, unless it is detached; an init whose monitor has gone
+// exits.
 package proto
 
 import (
 	"net/netip"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
@@ -40,16 +52,26 @@ import (
 const (
 	MsgStart      = "start"
 	MsgSignal     = "signal"
+	MsgStop       = "stop"
+	MsgWait       = "wait"
+	MsgAttach     = "attach"
 	MsgLog        = "log"
 	MsgExited     = "exited"
 	MsgNet        = "net"
 	MsgRoot       = "root"
 	MsgExec       = "exec"
 	MsgReady      = "ready"
+	MsgJoin       = "join"
 	MsgUnpack     = "unpack"
 	MsgRemoveTree = "remove-tree"
 	MsgRemoveBox  = "remove-box"
 	MsgProbe      = "probe"
+)
+
+// Codes of errors that a caller tells apart.
+const (
+	CodeNotRunning    = "not-running"
+	CodeNotAttachable = "not-attachable"
 )
 
 // LabelSandbox names the sandbox that an anonymous volume belongs to.
@@ -60,10 +82,16 @@ func BuiltinDir(runtimeDir, id string) string {
 	return filepath.Join(runtimeDir, "b", id[:min(12, len(id))])
 }
 
+// BoxSocket is where the monitor of a sandbox listens.
+func BoxSocket(runtimeDir, id string) string {
+	return filepath.Join(runtimeDir, "box", id[:min(12, len(id))]+".sock")
+}
+
 // Roles: argv[0] of the processes that the binary is started as.
 const (
 	RoleMonitor = "sbx-monitor"
 	RoleInit    = "sbx-init"
+	RoleExec    = "sbx-exec"
 	RoleNetd    = "sbx-netd"
 	RoleWorker  = "sbx-worker"
 )
@@ -98,8 +126,70 @@ type Start struct {
 	// NetdLinger is passed on to a network process that the monitor has to start.
 	NetdLinger time.Duration `json:"netdLinger,omitempty"`
 
+	// TakeStdin hands the workload's input to the caller, see Life.OpenStdin.
+	TakeStdin bool `json:"takeStdin,omitempty"`
+
+	Life Life `json:"life"`
+
 	Network Network       `json:"network"`
 	Process workload.Spec `json:"process"`
+}
+
+// Life is what happens around the workload.
+type Life struct {
+	// Detach lets the sandbox outlive its caller.
+	Detach bool `json:"detach,omitempty"`
+	// Keep leaves the sandbox there when it has ended.
+	Keep bool `json:"keep,omitempty"`
+	// Log through which the monitor passes the workload's output; nil: the caller's
+	// descriptors are the workload's own, and nobody else can have it.
+	Log *Log `json:"log,omitempty"`
+	// OpenStdin gives the workload an input; with StdinOnce it ends when the first
+	// who had it lets it go.
+	OpenStdin bool `json:"openStdin,omitempty"`
+	StdinOnce bool `json:"stdinOnce,omitempty"`
+
+	StopSignal  syscall.Signal `json:"stopSignal,omitempty"`
+	StopTimeout time.Duration  `json:"stopTimeout,omitempty"`
+	Restart     Restart        `json:"restart"`
+	Healthcheck *Healthcheck   `json:"healthcheck,omitempty"`
+}
+
+// Log says where the workload's output is kept.
+type Log struct {
+	Driver   string `json:"driver"` // json-file or none
+	MaxSize  int64  `json:"maxSize,omitempty"`
+	MaxFiles int    `json:"maxFiles,omitempty"`
+}
+
+// Restart is a restart policy.
+type Restart struct {
+	Name string `json:"name,omitempty"` // no, on-failure, always, unless-stopped
+	Max  int    `json:"max,omitempty"`  // for on-failure; 0: as often as it takes
+}
+
+// Healthcheck is how to see whether the workload does its work.
+type Healthcheck struct {
+	Test          []string      `json:"test"` // CMD or CMD-SHELL, and the command
+	Interval      time.Duration `json:"interval,omitempty"`
+	Timeout       time.Duration `json:"timeout,omitempty"`
+	StartPeriod   time.Duration `json:"startPeriod,omitempty"`
+	StartInterval time.Duration `json:"startInterval,omitempty"`
+	Retries       int           `json:"retries,omitempty"`
+}
+
+// Health is what the checks found, with Docker's keys.
+type Health struct {
+	Status        string
+	FailingStreak int
+	Log           []HealthResult
+}
+
+// HealthResult is one check.
+type HealthResult struct {
+	Start, End time.Time
+	ExitCode   int
+	Output     string
 }
 
 // Network says how the sandbox is connected.
@@ -138,8 +228,43 @@ type Signal struct {
 	Number int `json:"number"`
 }
 
-// Log is what the monitor has to say while the sandbox runs.
-type Log struct {
+// Stop ends the sandbox: with Signal, and after Timeout with SIGKILL.
+type Stop struct {
+	Signal  int           `json:"signal,omitempty"`  // 0: the sandbox's own
+	Timeout time.Duration `json:"timeout,omitempty"` // 0: the sandbox's own; negative: never
+}
+
+// Attach adds a session: the pipes that come with it are written to.
+type Attach struct {
+	Stdin bool `json:"stdin,omitempty"`
+}
+
+// Exec runs another program in the sandbox. Its streams come with it, unless it
+// has a terminal.
+type Exec struct {
+	Args []string `json:"args"`
+	Env  []string `json:"env,omitempty"` // added to that of the workload
+	Cwd  string   `json:"cwd,omitempty"`
+	User string   `json:"user,omitempty"`
+	TTY  bool     `json:"tty,omitempty"`
+	Rows uint16   `json:"rows,omitempty"`
+	Cols uint16   `json:"cols,omitempty"`
+}
+
+// Join takes a process into a sandbox; the pidfd of its pid 1 comes with it.
+type Join struct {
+	TTY  bool   `json:"tty,omitempty"`
+	Rows uint16 `json:"rows,omitempty"`
+	Cols uint16 `json:"cols,omitempty"`
+}
+
+// Executed is a program that runs now.
+type Executed struct {
+	PID int `json:"pid"`
+}
+
+// Notice is what the monitor has to say while the sandbox runs.
+type Notice struct {
 	Text string `json:"text"`
 }
 

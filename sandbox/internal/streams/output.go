@@ -42,11 +42,23 @@ type Output struct {
 	ended    bool
 }
 
+// Kind says what a session means to the workload.
+type Kind int
+
+const (
+	// Watching: it is let go when it takes nothing.
+	Watching Kind = iota
+	// Patient: it is waited for.
+	Patient
+	// Primary: it is waited for, and when it goes the workload is let know.
+	Primary
+)
+
 // session is one that an output is written to.
 type session struct {
-	w       *os.File
-	primary bool
-	gone    chan struct{} // closed when it is not written to any more
+	w    *os.File
+	kind Kind
+	gone chan struct{} // closed when it is not written to any more
 }
 
 // NewOutput takes the reading end. log never fails; nil means there is none.
@@ -59,8 +71,8 @@ func NewOutput(r *os.File, log io.Writer) *Output {
 
 // Attach writes what comes from now on to w as well, which it takes and closes at
 // the end; the channel is closed then. w must be served by Go's poller.
-func (o *Output) Attach(w *os.File, primary bool) (<-chan struct{}, error) {
-	s := &session{w: w, primary: primary, gone: make(chan struct{})}
+func (o *Output) Attach(w *os.File, kind Kind) (<-chan struct{}, error) {
+	s := &session{w: w, kind: kind, gone: make(chan struct{})}
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	switch {
@@ -110,7 +122,7 @@ func (o *Output) write(b []byte) {
 
 // pass writes to one session.
 func (o *Output) pass(s *session, b []byte) error {
-	if s.primary {
+	if s.kind != Watching {
 		_, err := s.w.Write(b)
 		return err
 	}
@@ -135,7 +147,7 @@ func (o *Output) drop(s *session) {
 	o.sessions = slices.DeleteFunc(slices.Clone(o.sessions), func(x *session) bool { return x == s })
 	o.mu.Unlock()
 	s.close()
-	if s.primary {
+	if s.kind == Primary {
 		o.r.Close()
 	}
 }
@@ -185,7 +197,7 @@ func (o *Output) rest(buf []byte) {
 }
 
 // Drain is called when every process of the sandbox has gone. It returns when
-// everything has been written, however long the primary session takes.
+// everything has been written, however long a session that is waited for takes.
 func (o *Output) Drain() error {
 	t := time.NewTimer(restGrace)
 	defer t.Stop()
@@ -203,13 +215,12 @@ func (o *Output) Drain() error {
 	return nil
 }
 
-// Hangup ends the primary session, if there is one, so that Drain does not wait
-// for it.
+// Hangup ends the sessions that are waited for, so that Drain does not.
 func (o *Output) Hangup() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, s := range o.sessions {
-		if s.primary {
+		if s.kind != Watching {
 			s.w.Close()
 		}
 	}

@@ -41,10 +41,10 @@ func data(n int) []byte {
 	return b
 }
 
-func attach(t *testing.T, o *Output, primary bool) (*os.File, <-chan struct{}) {
+func attach(t *testing.T, o *Output, kind Kind) (*os.File, <-chan struct{}) {
 	t.Helper()
 	r, w := pipe(t)
-	gone, err := o.Attach(w, primary)
+	gone, err := o.Attach(w, kind)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -55,8 +55,8 @@ func TestEveryByteToAll(t *testing.T) {
 	r, w := pipe(t)
 	var log syncBuffer
 	o := NewOutput(r, &log)
-	one, gone1 := attach(t, o, true)
-	two, gone2 := attach(t, o, false)
+	one, gone1 := attach(t, o, Primary)
+	two, gone2 := attach(t, o, Watching)
 	go o.Run()
 	want := data(3 << 20)
 	go func() {
@@ -89,8 +89,8 @@ func TestStalledSession(t *testing.T) {
 	var log syncBuffer
 	o := NewOutput(r, &log)
 	o.patience = 50 * time.Millisecond
-	stalled, gone := attach(t, o, false)
-	other, _ := attach(t, o, false)
+	stalled, gone := attach(t, o, Watching)
+	other, _ := attach(t, o, Watching)
 	go o.Run()
 	want := data(1 << 20)
 	go func() {
@@ -116,7 +116,7 @@ func TestPrimary(t *testing.T) {
 	r, w := pipe(t)
 	o := NewOutput(r, nil)
 	o.patience = time.Millisecond
-	session, gone := attach(t, o, true)
+	session, gone := attach(t, o, Primary)
 	go o.Run()
 	written := make(chan error, 1)
 	go func() {
@@ -151,15 +151,25 @@ func TestDrainHeldOutside(t *testing.T) {
 }
 
 func TestHangup(t *testing.T) {
-	r, w := pipe(t)
-	o := NewOutput(r, nil)
-	_, gone := attach(t, o, true)
-	go o.Run()
-	go w.Write(data(1 << 20)) // the session takes nothing
-	time.AfterFunc(10*time.Millisecond, o.Hangup)
-	<-gone
-	if err := o.Drain(); err != nil {
-		t.Error(err)
+	for _, kind := range []Kind{Primary, Patient} {
+		r, w := pipe(t)
+		o := NewOutput(r, nil)
+		_, gone := attach(t, o, kind)
+		go o.Run()
+		written := make(chan error, 1)
+		go func() {
+			_, err := w.Write(data(1 << 20)) // the session takes nothing
+			w.Close()
+			written <- err
+		}()
+		time.AfterFunc(10*time.Millisecond, o.Hangup)
+		<-gone
+		if err := <-written; errors.Is(err, syscall.EPIPE) != (kind == Primary) {
+			t.Errorf("kind %d: the workload's write: %v", kind, err)
+		}
+		if err := o.Drain(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
@@ -167,16 +177,16 @@ func TestTooManySessions(t *testing.T) {
 	r, _ := pipe(t)
 	o := NewOutput(r, nil)
 	for range MaxSessions {
-		attach(t, o, false)
+		attach(t, o, Watching)
 	}
 	_, w := pipe(t)
-	if _, err := o.Attach(w, false); !errors.Is(err, ErrTooMany) {
+	if _, err := o.Attach(w, Watching); !errors.Is(err, ErrTooMany) {
 		t.Errorf("got %v", err)
 	}
 	go o.Run()
 	r.Close()
 	<-o.done
-	if gone, err := o.Attach(w, false); err != nil {
+	if gone, err := o.Attach(w, Watching); err != nil {
 		t.Error(err)
 	} else {
 		<-gone

@@ -30,6 +30,14 @@ func ParseSignal(s string) (syscall.Signal, error) {
 	return sig, nil
 }
 
+// SignalName is what ParseSignal reads as sig.
+func SignalName(sig syscall.Signal) string {
+	if name := unix.SignalName(sig); name != "" || sig == 0 {
+		return name
+	}
+	return strconv.Itoa(int(sig))
+}
+
 // kernelSigaction is struct sigaction as rt_sigaction has it; the flags decide
 // nothing here, and the tail is larger than on any architecture.
 type kernelSigaction struct {

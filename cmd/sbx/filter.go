@@ -1,0 +1,130 @@
+package main
+
+import (
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/rootless-sbx/sbx/sandbox"
+)
+
+// boxFilters are those of sbx ps: of the same key one must fit, of labels all, and of
+// different keys each.
+type boxFilters struct {
+	by     map[string][]string
+	status bool // says itself what is wanted of those that do not run
+}
+
+var statuses = []string{"created", "restarting", "running", "removing", "paused", "exited", "dead"}
+
+func parseBoxFilters(list []string) (*boxFilters, error) {
+	f := &boxFilters{by: map[string][]string{}}
+	for _, s := range list {
+		key, v, ok := strings.Cut(s, "=")
+		if !ok || v == "" {
+			return nil, usagef("--filter %q: want KEY=VALUE", s)
+		}
+		switch key {
+		case "name":
+			if _, err := regexp.Compile(v); err != nil {
+				return nil, usagef("--filter %q: %v", s, err)
+			}
+		case "status":
+			if !slices.Contains(statuses, v) {
+				return nil, usagef("--filter %q: want one of %s", s, strings.Join(statuses, ", "))
+			}
+			f.status = true
+		case "exited":
+			if _, err := strconv.Atoi(v); err != nil {
+				return nil, usagef("--filter %q: want an exit code", s)
+			}
+			f.status = true
+		case "id", "label", "ancestor", "before", "since", "health", "network", "volume", "publish", "expose":
+		default:
+			return nil, usagef("--filter %q: there is no filter %q", s, key)
+		}
+		f.by[key] = append(f.by[key], v)
+	}
+	return f, nil
+}
+
+// needsAll says that sandboxes count that are not wanted.
+func (f *boxFilters) needsAll() bool { return f.by["before"] != nil || f.by["since"] != nil }
+
+// apply keeps what is wanted of a list, the newest first.
+func (f *boxFilters) apply(list []sandbox.Inspection, all bool) (out []sandbox.Inspection) {
+	find := func(ref string) *sandbox.Inspection {
+		for i := range list {
+			if in := &list[i]; boxName(in) == ref || strings.HasPrefix(in.ID, ref) {
+				return in
+			}
+		}
+		return nil
+	}
+	for i := range list {
+		in := &list[i]
+		if (all || in.State.Running) && f.match(in, find) {
+			out = append(out, *in)
+		}
+	}
+	return out
+}
+
+func (f *boxFilters) match(in *sandbox.Inspection, find func(string) *sandbox.Inspection) bool {
+	for key, values := range f.by {
+		fits := func(v string) bool {
+			switch key {
+			case "id":
+				return strings.HasPrefix(in.ID, v)
+			case "name":
+				return regexp.MustCompile(v).MatchString(boxName(in)) || regexp.MustCompile(v).MatchString(in.Name)
+			case "label":
+				k, want, valued := strings.Cut(v, "=")
+				have, ok := in.Config.Labels[k]
+				return ok && (!valued || have == want)
+			case "status":
+				return in.State.Status == v
+			case "exited":
+				return in.State.Status == "exited" && strconv.Itoa(in.State.ExitCode) == v
+			case "ancestor":
+				image := in.Config.Image
+				return image == v || strings.TrimSuffix(image, ":latest") == v || strings.HasPrefix(strings.TrimPrefix(in.Image, "sha256:"), strings.TrimPrefix(v, "sha256:"))
+			case "before":
+				o := find(v)
+				return o != nil && in.Created.Before(o.Created)
+			case "since":
+				o := find(v)
+				return o != nil && in.Created.After(o.Created)
+			case "health":
+				return in.State.Health != nil && in.State.Health.Status == v || in.State.Health == nil && v == "none"
+			case "network":
+				_, ok := in.NetworkSettings.Networks[v]
+				return ok || v == "bridge" && in.HostConfig.NetworkMode == sandbox.NetworkDefault
+			case "volume":
+				return slices.ContainsFunc(in.Mounts, func(m sandbox.InspectMount) bool { return m.Name == v || m.Source == v || m.Destination == v })
+			case "publish":
+				return len(in.NetworkSettings.Ports[withProto(v)]) > 0
+			case "expose":
+				_, ok := in.Config.ExposedPorts[withProto(v)]
+				return ok
+			}
+			return false
+		}
+		if key == "label" {
+			if slices.ContainsFunc(values, func(v string) bool { return !fits(v) }) {
+				return false
+			}
+		} else if !slices.ContainsFunc(values, fits) {
+			return false
+		}
+	}
+	return true
+}
+
+func withProto(port string) string {
+	if strings.Contains(port, "/") {
+		return port
+	}
+	return port + "/tcp"
+}

@@ -1,0 +1,175 @@
+package monitor
+
+import (
+	"context"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/rootless-sbx/sbx/internal/wire"
+	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
+	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
+	"github.com/rootless-sbx/sbx/userns"
+)
+
+// maxExecs bounds what runs beside the workload.
+const maxExecs = 128
+
+// exec runs a program in the sandbox for a connection, which is told of its end. The
+// program goes on when the connection ends.
+func (s *session) exec(ctx context.Context, req *wire.Message) error {
+	var x proto.Exec
+	if err := req.Decode(&x); err != nil {
+		return err
+	}
+	files := takeFiles(req, "stdin", "stdout", "stderr")
+	return s.later(func() error {
+		p, err := s.m.execute(ctx, x, files)
+		closeAll(files)
+		if err != nil {
+			return err
+		}
+		var pty []wire.File
+		if p.pty != nil {
+			pty = []wire.File{{Name: "pty", File: p.pty}}
+		}
+		err = s.conn.Reply(req, proto.Executed{PID: p.child.PID}, nil, pty...)
+		if p.pty != nil {
+			p.pty.Close()
+		}
+		exited := p.wait()
+		if err == nil {
+			err = s.conn.Send(proto.MsgExited, exited)
+		}
+		if isEOF(err) {
+			return nil // nobody wants to know
+		}
+		return err
+	}, req)
+}
+
+// executed is a program that runs beside the workload.
+type executed struct {
+	m     *monitor
+	child *userns.Child
+	pty   *os.File
+}
+
+func (p *executed) wait() proto.Exited {
+	defer p.m.execDone()
+	defer p.child.Close()
+	ws, err := p.child.Wait()
+	if err != nil {
+		return proto.Exited{Code: 125}
+	}
+	return exitedWith(ws)
+}
+
+// execute starts a program.
+func (m *monitor) execute(ctx context.Context, x proto.Exec, files map[string]*os.File) (*executed, error) {
+	one, err := m.execBegin()
+	if err != nil {
+		return nil, err
+	}
+	defer one.Close()
+	p := &executed{m: m}
+	p.child, err = userns.Start(ctx, userns.Spec{
+		Path: "/proc/self/exe", Args: []string{proto.RoleExec},
+		Stdin: files["stdin"], Stdout: files["stdout"], Stderr: files["stderr"],
+		Setsid: true, PIDNS: one, // its death signal it sets itself
+	})
+	if err != nil {
+		m.execDone()
+		return nil, err
+	}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		p.child.Serve(func(*wire.Message) {})
+	}()
+	if err := p.start(ctx, x, one); err != nil {
+		p.child.Kill()
+		p.wait()
+		<-served
+		if isEOF(err) { // it said why, or the sandbox has ended meanwhile
+			if ferr := p.child.Failure(ctx); ferr != nil {
+				err = ferr
+			}
+		}
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *executed) start(ctx context.Context, x proto.Exec, one *os.File) error {
+	reply, err := p.child.Conn.Call(ctx, proto.MsgJoin, proto.Join{TTY: x.TTY, Rows: x.Rows, Cols: x.Cols}, nil, wire.File{Name: "pid1", File: one})
+	if err != nil {
+		return err
+	}
+	defer reply.CloseFiles()
+	if x.TTY {
+		if p.pty, err = reply.Take("pty"); err != nil {
+			return err
+		}
+	}
+	m, err := p.child.Conn.Call(ctx, proto.MsgExec, p.m.execSpec(x), nil)
+	if err == nil {
+		m.CloseFiles()
+	} else if !isEOF(err) { // success is the end of the connection: see runWorkload
+		if p.pty != nil {
+			p.pty.Close()
+		}
+		return err
+	}
+	return nil
+}
+
+// execSpec is the workload's, for another program.
+func (m *monitor) execSpec(x proto.Exec) workload.Spec {
+	spec := m.spec.Process
+	spec.Args, spec.Terminal, spec.Pdeathsig = x.Args, x.TTY, syscall.SIGKILL
+	if x.Cwd != "" {
+		spec.Cwd = x.Cwd
+	}
+	if x.User != "" {
+		spec.User = x.User
+	}
+	env := slices.Clone(spec.Env)
+	set := func(kv string) {
+		name, _, _ := strings.Cut(kv, "=")
+		env = slices.DeleteFunc(env, func(e string) bool { return strings.HasPrefix(e, name+"=") })
+		env = append(env, kv)
+	}
+	if x.TTY && !m.spec.TTY && !slices.ContainsFunc(env, func(e string) bool { return strings.HasPrefix(e, "TERM=") }) {
+		set("TERM=xterm")
+	}
+	for _, kv := range x.Env {
+		set(kv)
+	}
+	spec.Env = env
+	return spec
+}
+
+// execBegin counts a program and returns the pidfd of pid 1, a copy.
+func (m *monitor) execBegin() (*os.File, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.init == nil || !m.started {
+		return nil, errNotRunning()
+	}
+	if m.execs >= maxExecs {
+		return nil, wire.Errorf("", "%d programs are executed in the sandbox already", m.execs)
+	}
+	one, err := dup(m.init.PidFD)
+	if err == nil {
+		m.execs++
+	}
+	return one, err
+}
+
+func (m *monitor) execDone() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.execs--
+}

@@ -1,0 +1,304 @@
+package monitor
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/rootless-sbx/sbx/internal/wire"
+	"github.com/rootless-sbx/sbx/sandbox/internal/boxsock"
+	"github.com/rootless-sbx/sbx/sandbox/internal/logfile"
+	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
+	"github.com/rootless-sbx/sbx/sandbox/internal/record"
+)
+
+// The pause before a workload is started again doubles each time, unless it has
+// lived for a while.
+const (
+	backoffFirst = 100 * time.Millisecond
+	backoffMost  = time.Minute
+	backoffReset = 10 * time.Second
+)
+
+// live is the sandbox's life, from the start message to the end of the process.
+//
+//	begin -> publish -> answer the caller -> wait -> endRun -> over
+//	  ^                                                 |
+//	  +----------------- restart policy <---------------+
+func (m *monitor) live(ctx context.Context, req *wire.Message, files map[string]*os.File) error {
+	if err := m.restore(); err != nil {
+		closeAll(files)
+		return m.failed(req, err)
+	}
+	st, err := m.begin(ctx, files)
+	if err != nil {
+		return m.failed(req, err)
+	}
+	m.mu.Lock()
+	m.detached = m.spec.Life.Detach
+	m.mu.Unlock()
+	if err := m.answer(req, st); err != nil && !m.spec.Life.Detach {
+		m.kill()
+	}
+	trim()
+	pause := backoffFirst
+	for {
+		x := m.finishRun()
+		if time.Since(m.state.StartedAt) >= backoffReset {
+			pause = backoffFirst
+		}
+		if !m.again(&x, pause) {
+			return m.end(x)
+		}
+		pause = min(2*pause, backoffMost)
+		for {
+			if _, err = m.begin(ctx, nil); err == nil {
+				break
+			}
+			m.log.Warn("start again", "err", err)
+			x = m.startFailed(err)
+			if !m.again(&x, pause) {
+				return m.end(x)
+			}
+			pause = min(2*pause, backoffMost)
+		}
+		trim()
+	}
+}
+
+// restore reads what is known from before and opens the log.
+func (m *monitor) restore() error {
+	st, err := record.ReadState(m.spec.Dir)
+	switch {
+	case err == nil:
+		m.state.Volumes, m.state.StartedAt, m.state.FinishedAt = st.Volumes, st.StartedAt, st.FinishedAt
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	if l := m.spec.Life.Log; l != nil && l.Driver != "none" {
+		m.logs, err = logfile.Open(filepath.Join(m.spec.Dir, "log"), logfile.Config{MaxSize: l.MaxSize, MaxFiles: l.MaxFiles, Logger: m.log})
+		return err
+	}
+	return nil
+}
+
+// begin starts the workload; files are the caller's, see proto. If it fails, nothing
+// of the run is left.
+func (m *monitor) begin(ctx context.Context, files map[string]*os.File) (*proto.Started, error) {
+	ended := make(chan struct{})
+	m.mu.Lock()
+	m.ended = ended
+	m.mu.Unlock()
+	stdio, err := m.openStreams(files)
+	if err != nil {
+		closeAll(files)
+		return nil, err
+	}
+	st, err := m.start(ctx, stdio)
+	closeAll(stdio)
+	if err != nil {
+		m.kill()
+		m.wait()
+		m.closeStreams()
+		m.endRun()
+		return nil, err
+	}
+	select {
+	case <-m.quit: // somebody was faster
+		m.kill()
+	default:
+	}
+	return st, nil
+}
+
+// publish tells the world that the workload runs, beside its start.
+func (m *monitor) publish(st *proto.Started) error {
+	if m.server == nil {
+		l, err := boxsock.Listen(proto.BoxSocket(m.spec.RuntimeDir, m.spec.ID))
+		if err != nil {
+			return err
+		}
+		m.server = newServer(m, l)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.state.Status, m.state.MonitorPID, m.state.StartedAt = record.Running, os.Getpid(), time.Now().UTC()
+	m.state.ExitCode, m.state.Error, m.state.Started = 0, "", *st
+	return m.save()
+}
+
+// save writes the state; under mu.
+func (m *monitor) save() error { return record.WriteState(m.spec.Dir, &m.state) }
+
+// answer tells the caller, with what it needs for the workload's input.
+func (m *monitor) answer(req *wire.Message, st *proto.Started) error {
+	m.mu.Lock()
+	files, letGo := m.input(m.spec.TakeStdin)
+	m.mu.Unlock()
+	defer letGo()
+	return m.caller.Reply(req, st, nil, files...)
+}
+
+// finishRun waits for the end of the workload and of its output.
+func (m *monitor) finishRun() proto.Exited {
+	stop := m.watchHealth()
+	x := m.wait()
+	stop()
+	m.marks.Add("workload ended")
+	m.closeStreams()
+	m.endRun()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.state.FinishedAt, m.state.ExitCode, m.state.Started = time.Now().UTC(), x.Code, proto.Started{}
+	m.last = x
+	close(m.ended)
+	return x
+}
+
+// startFailed is the end of a run that did not begin.
+func (m *monitor) startFailed(err error) proto.Exited {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	x := proto.Exited{Code: exitOf(err)}
+	m.state.FinishedAt, m.state.ExitCode, m.state.Started, m.state.Error = time.Now().UTC(), x.Code, proto.Started{}, err.Error()
+	m.last = x
+	close(m.ended)
+	return x
+}
+
+// again says whether the workload is to be started once more, after the pause.
+func (m *monitor) again(x *proto.Exited, pause time.Duration) bool {
+	m.mu.Lock()
+	due := !m.state.Stopped && m.due(x.Code)
+	if due {
+		m.state.Status = record.Restarting
+		m.state.Restarts++
+		if err := m.save(); err != nil {
+			m.note("write the sandbox's state", err)
+			due = false
+		}
+	}
+	m.mu.Unlock()
+	if !due {
+		return false
+	}
+	t := time.NewTimer(pause)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-m.quit:
+		return false
+	}
+}
+
+func (m *monitor) due(code int) bool {
+	switch r := m.spec.Life.Restart; r.Name {
+	case "always", "unless-stopped":
+		return true
+	case "on-failure":
+		return code != 0 && (r.Max == 0 || m.state.Restarts < r.Max)
+	}
+	return false
+}
+
+// stopped notes that somebody wants the end.
+func (m *monitor) stopped() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.state.Stopped {
+		m.state.Stopped = true
+		close(m.quit)
+	}
+}
+
+// stop ends the workload for good, and returns when all is over.
+func (m *monitor) stop(ctx context.Context, how proto.Stop) error {
+	sig, patience := syscall.Signal(how.Signal), how.Timeout
+	if sig == 0 {
+		sig = m.spec.Life.StopSignal
+	}
+	if patience == 0 {
+		patience = m.spec.Life.StopTimeout
+	}
+	m.stopped()
+	if err := m.signal(sig); err != nil && !isNotRunning(err) {
+		return err
+	}
+	var late <-chan time.Time
+	if patience > 0 {
+		t := time.NewTimer(patience)
+		defer t.Stop()
+		late = t.C
+	}
+	for {
+		select {
+		case <-m.over:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-late:
+			m.kill()
+			late = nil
+		}
+	}
+}
+
+// failed answers a start that did not come about.
+func (m *monitor) failed(req *wire.Message, err error) error {
+	if m.spec.Life.Keep {
+		// The caller knows what it is to be; this is what was in the meantime.
+		m.mu.Lock()
+		m.state.Status, m.state.Started, m.state.ExitCode, m.state.Error = record.Created, proto.Started{}, exitOf(err), err.Error()
+		if !m.state.FinishedAt.IsZero() {
+			m.state.Status = record.Exited
+		}
+		if record.Exists(m.spec.Dir) {
+			m.note("write the sandbox's state", m.save())
+		}
+		m.mu.Unlock()
+	} else {
+		m.remove()
+	}
+	m.leave(proto.Exited{Code: exitOf(err)})
+	return errors.Join(m.caller.Send(proto.MsgExited, proto.Exited{Notes: m.notes}), m.caller.Reply(req, nil, err))
+}
+
+// end writes down how it ended, or removes what is left.
+func (m *monitor) end(x proto.Exited) error {
+	if m.spec.Life.Keep {
+		m.mu.Lock()
+		m.state.Status = record.Exited
+		m.note("write the sandbox's state", m.save())
+		m.mu.Unlock()
+	} else {
+		m.remove()
+	}
+	x.Notes, x.Marks = m.notes, m.marks.List
+	m.leave(x)
+	if err := m.caller.Send(proto.MsgExited, x); err != nil && !isEOF(err) && !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// leave lets go of everything; those who wait are told last, so that they find the
+// sandbox without an owner.
+func (m *monitor) leave(x proto.Exited) {
+	if m.logs != nil {
+		m.note("end the log", m.logs.Close())
+	}
+	if m.server != nil {
+		m.note("end the socket", m.server.close())
+	}
+	m.lock.Close()
+	m.exited = x
+	close(m.over)
+	if m.server != nil {
+		m.server.drain()
+	}
+}

@@ -1,0 +1,230 @@
+package monitor
+
+import (
+	"errors"
+	"io"
+	"os"
+	"time"
+
+	"github.com/rootless-sbx/sbx/internal/wire"
+	"github.com/rootless-sbx/sbx/sandbox/internal/logfile"
+	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
+	"github.com/rootless-sbx/sbx/sandbox/internal/streams"
+	"golang.org/x/sys/unix"
+)
+
+// drainPatience is how long the sessions of a detached sandbox may take for what
+// they have not read at its end.
+const drainPatience = 10 * time.Second
+
+// workloadStreams are our ends of a workload's standard streams.
+type workloadStreams struct {
+	outputs map[string]*streams.Output // stdout and stderr; with a terminal stdout only
+	first   map[string]*os.File        // the caller's sessions, until there are outputs
+	logs    []*logfile.Stream
+	stdin   *os.File // nil: it has none, or somebody else has it alone
+	pty     *os.File
+}
+
+// openStreams makes the workload's streams and returns its ends. files are the
+// caller's: the workload's own if nothing goes through the monitor, else sessions.
+func (m *monitor) openStreams(files map[string]*os.File) (map[string]*os.File, error) {
+	life := &m.spec.Life
+	if life.Log == nil {
+		return files, nil
+	}
+	w := &workloadStreams{first: files}
+	m.mu.Lock()
+	m.streams = w
+	m.mu.Unlock()
+	if m.spec.TTY {
+		return nil, nil // init makes it: see takePty
+	}
+	ends := map[string]*os.File{}
+	ours := map[string]*os.File{}
+	fail := func(err error) (map[string]*os.File, error) {
+		closeAll(ends)
+		closeAll(ours)
+		m.closeStreams()
+		return nil, err
+	}
+	for _, name := range []string{"stdin", "stdout", "stderr"} {
+		var err error
+		if name == "stdin" && !life.OpenStdin {
+			ends[name], err = os.Open(os.DevNull)
+		} else {
+			ends[name], ours[name], err = pipe(name == "stdin")
+		}
+		if err != nil {
+			return fail(err)
+		}
+	}
+	w.stdin = ours["stdin"]
+	delete(ours, "stdin")
+	m.run(w, ours)
+	return ends, nil
+}
+
+// takePty gives the streams of a workload with a terminal their beginning.
+func (m *monitor) takePty() error {
+	m.mu.Lock()
+	w := m.streams
+	m.mu.Unlock()
+	if w == nil {
+		return nil
+	}
+	// Its reader hangs up; what is written to it has a descriptor of its own.
+	r, err := dup(m.pty)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	w.pty = m.pty
+	m.mu.Unlock()
+	m.run(w, map[string]*os.File{"stdout": r})
+	return nil
+}
+
+// run copies from our ends to the log and the sessions.
+func (m *monitor) run(w *workloadStreams, ours map[string]*os.File) {
+	kind := streams.Primary
+	if m.spec.Life.Detach {
+		kind = streams.Patient
+	}
+	outputs := map[string]*streams.Output{}
+	for name, r := range ours {
+		var log io.Writer
+		if m.logs != nil {
+			s := m.logs.Stream(name)
+			w.logs = append(w.logs, s)
+			log = s
+		}
+		o := streams.NewOutput(r, log)
+		if f := w.first[name]; f != nil {
+			delete(w.first, name)
+			if _, err := o.Attach(f, kind); err != nil { // there is nobody before it
+				f.Close()
+			}
+		}
+		outputs[name] = o
+		go o.Run()
+	}
+	closeAll(w.first)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	w.outputs = outputs
+}
+
+// input is what a session needs to write to the workload; under mu. The first one
+// has the input for itself if it ends with it.
+func (m *monitor) input(stdin bool) (files []wire.File, letGo func()) {
+	w := m.streams
+	switch {
+	case w == nil && m.pty != nil: // the caller's alone
+		pty := m.pty
+		m.pty = nil
+		return []wire.File{{Name: "pty", File: pty}}, func() { pty.Close() }
+	case w == nil:
+	case w.pty != nil:
+		return []wire.File{{Name: "pty", File: w.pty}}, func() {}
+	case stdin && w.stdin != nil:
+		f := w.stdin
+		if !m.spec.Life.StdinOnce {
+			return []wire.File{{Name: "stdin", File: f}}, func() {}
+		}
+		w.stdin = nil
+		return []wire.File{{Name: "stdin", File: f}}, func() { f.Close() }
+	}
+	return nil, func() {}
+}
+
+// attachSession adds one.
+func (m *monitor) attachSession(files map[string]*os.File) error {
+	m.mu.Lock()
+	w := m.streams
+	switch {
+	case m.init == nil || !m.started:
+		m.mu.Unlock()
+		return errNotRunning()
+	case w == nil || w.outputs == nil:
+		m.mu.Unlock()
+		return &wire.Error{Code: proto.CodeNotAttachable, Msg: "it runs in the foreground of another command, which has its streams",
+			Fix: "start it with -d, or without --rm, or look on with sbx exec"}
+	}
+	outputs := w.outputs
+	m.mu.Unlock()
+	for name, o := range outputs {
+		f := files[name]
+		if f == nil {
+			continue
+		}
+		delete(files, name)
+		if _, err := o.Attach(f, streams.Watching); err != nil {
+			f.Close()
+			return err
+		}
+	}
+	return nil
+}
+
+// closeStreams is called when no process of the sandbox is left; it returns when
+// all that they wrote is where it belongs.
+func (m *monitor) closeStreams() {
+	m.mu.Lock()
+	w := m.streams
+	m.streams = nil
+	m.mu.Unlock()
+	if w == nil {
+		return
+	}
+	closeAll(w.first)
+	if w.stdin != nil {
+		w.stdin.Close()
+	}
+	for _, o := range w.outputs {
+		var late *time.Timer
+		if m.spec.Life.Detach {
+			late = time.AfterFunc(drainPatience, o.Hangup)
+		}
+		m.note("the sandbox's output", o.Drain())
+		if late != nil {
+			late.Stop()
+		}
+	}
+	for _, s := range w.logs {
+		m.note("the sandbox's log", s.Close())
+	}
+}
+
+// pipe makes a pipe for the workload, whose own end blocks as every program expects;
+// ours is served by Go's poller.
+func pipe(workloadReads bool) (workload, ours *os.File, err error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, os.NewSyscallError("pipe2", err)
+	}
+	theirs, own := fds[0], fds[1]
+	if !workloadReads {
+		theirs, own = own, theirs
+	}
+	if err := unix.SetNonblock(own, true); err != nil {
+		return nil, nil, errors.Join(os.NewSyscallError("fcntl O_NONBLOCK", err), unix.Close(theirs), unix.Close(own))
+	}
+	return os.NewFile(uintptr(theirs), "|workload"), os.NewFile(uintptr(own), "|sbx"), nil
+}
+
+func dup(f *os.File) (*os.File, error) {
+	rc, err := f.SyscallConn() // Fd would make it blocking
+	if err != nil {
+		return nil, err
+	}
+	fd := -1
+	var derr error
+	if err := rc.Control(func(n uintptr) { fd, derr = unix.FcntlInt(n, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
+		return nil, err
+	}
+	if derr != nil {
+		return nil, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", derr)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
