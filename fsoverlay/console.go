@@ -1,18 +1,31 @@
 package fsoverlay
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
 	"golang.org/x/sys/unix"
 )
 
-// OpenConsole makes a terminal in the sandbox's own devpts and mounts its slave
-// on /dev/console, for a plan that was built with TTY. It runs in init after
-// Apply. The master goes to the monitor, the slave is for the workload; both are
-// close-on-exec and the slave is nobody's controlling terminal yet.
+// OpenConsole is OpenTerminal and mounts the slave on /dev/console, for a plan that
+// was built with TTY.
 func OpenConsole() (master, slave *os.File, err error) {
-	const step = "make the console"
+	if master, slave, err = OpenTerminal(); err != nil {
+		return nil, nil, err
+	}
+	if err := MountConsole(slave); err != nil {
+		return nil, nil, errors.Join(err, slave.Close(), master.Close())
+	}
+	return master, slave, nil
+}
+
+// OpenTerminal makes a terminal in the sandbox's own devpts. It runs in the
+// sandbox's mount namespace after Apply. The master goes to the monitor, the slave
+// is for a program; both are close-on-exec and the slave is nobody's controlling
+// terminal yet.
+func OpenTerminal() (master, slave *os.File, err error) {
+	const step = "make a terminal"
 	dev, err := unix.Open("/dev", unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, fail(step, "/dev", err)
@@ -46,12 +59,7 @@ func OpenConsole() (master, slave *os.File, err error) {
 	if errno != 0 {
 		return nil, nil, fail(step, "open the slave", errno)
 	}
-	slave = os.NewFile(s, "console")
-	if err := MountConsole(slave); err != nil {
-		slave.Close()
-		return nil, nil, err
-	}
-	return master, slave, nil
+	return master, os.NewFile(s, "console"), nil
 }
 
 // MountConsole mounts the terminal slave on /dev/console. The slave must come

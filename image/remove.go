@@ -128,7 +128,7 @@ func (s *Store) checkUsers(ctx context.Context, id string) error {
 		return fmt.Errorf("find what uses the image: %w", err)
 	}
 	if who := users[id]; who != "" {
-		return &Error{Kind: ErrInUse, Op: "remove image", Subject: id, Msg: "sandbox " + who + " uses it", Fix: "remove that first: sbx rm " + who}
+		return &Error{Kind: ErrInUse, Op: "remove image", Subject: id, Msg: "image is in use by sandbox " + who, Fix: "remove that first: sbx rm " + who}
 	}
 	return nil
 }

@@ -75,8 +75,9 @@ type Config struct {
 	// again until somebody removes it.
 	Keep bool
 	// OpenStdin gives the workload an input that Attach may write to. With Stdin
-	// it has one anyway.
-	OpenStdin bool
+	// it has one anyway. With StdinOnce, and with Stdin, the input ends with the first
+	// who writes to it.
+	OpenStdin, StdinOnce bool
 	// Log says where the output is kept.
 	Log LogConfig
 	// Restart starts a detached workload again when it has ended.

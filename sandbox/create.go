@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
+	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/image"
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
+	"github.com/rootless-sbx/sbx/sandbox/internal/record"
 	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
 )
 
@@ -66,10 +69,13 @@ func (s *Sandbox) prepare(ctx context.Context) error {
 	return err
 }
 
+// undoTime is how long a start that was given up may take to let go of its name.
+const undoTime = 2 * time.Second
+
 // claim makes the directory and takes the name. A name that only a killed sandbox
-// has is taken from it.
+// has is taken from it; one that is just being started, or given up, is waited for.
 func (s *Sandbox) claim(ctx context.Context) error {
-	for retry := 0; ; retry++ {
+	for end := time.Now().Add(undoTime); ; {
 		holder := ""
 		dir, err := boxdir.Create(ctx, s.e.containers(), s.id, func(taken map[string]string) (string, error) {
 			if s.cfg.Name == "" {
@@ -86,11 +92,19 @@ func (s *Sandbox) claim(ctx context.Context) error {
 			s.dir = dir
 			return nil
 		}
-		if holder == "" || retry > 0 {
+		if holder == "" {
 			return err
 		}
-		if swept, serr := s.e.sweepOne(ctx, holder); !swept || serr != nil {
+		swept, serr := s.e.sweepOne(ctx, holder)
+		if serr != nil || !swept && (record.Exists(filepath.Join(s.e.containers(), holder)) || time.Now().After(end)) {
 			return errors.Join(err, serr)
+		}
+		if !swept {
+			select {
+			case <-time.After(10 * time.Millisecond):
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
 		}
 	}
 }

@@ -96,7 +96,7 @@ func splitCommand(args []string, c *Config, img v1.Config) (entrypoint, cmd []st
 // life is what happens around the workload.
 func (c *Config) life(stop syscall.Signal, img v1.Config) proto.Life {
 	l := proto.Life{
-		Detach: c.Detach, Keep: c.Keep, OpenStdin: c.OpenStdin || c.Stdin != nil, StdinOnce: c.Stdin != nil,
+		Detach: c.Detach, Keep: c.Keep, OpenStdin: c.OpenStdin || c.Stdin != nil, StdinOnce: c.StdinOnce || c.Stdin != nil,
 		StopSignal: stop, StopTimeout: c.StopTimeout,
 		Restart:     proto.Restart{Name: c.Restart.Name, Max: c.Restart.Max},
 		Healthcheck: c.healthcheck(img.Healthcheck),

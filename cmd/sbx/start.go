@@ -32,7 +32,7 @@ func createAction(ctx context.Context, g *globals, out io.Writer, o *runOptions,
 	if err != nil {
 		return err
 	}
-	cfg.OpenStdin, cfg.Detach, cfg.Keep = o.interactive, true, !o.rm
+	cfg.OpenStdin, cfg.StdinOnce, cfg.Detach = o.interactive, o.interactive, true
 	e, err := newEngine(g)
 	if err != nil {
 		return err

@@ -126,7 +126,7 @@ func (i *initd) buildRoot(ctx context.Context, m *wire.Message) error {
 	if !r.TTY {
 		return i.conn.Reply(m, rooted, nil)
 	}
-	pty, err := openTerminal(r.Rows, r.Cols)
+	pty, err := useTerminal(fsoverlay.OpenConsole, r.Rows, r.Cols)
 	if err != nil {
 		return i.conn.Reply(m, nil, err)
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 
+	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
@@ -83,5 +84,5 @@ func join(m *wire.Message) (pty *os.File, err error) {
 	if !req.TTY {
 		return nil, nil
 	}
-	return openTerminal(req.Rows, req.Cols)
+	return useTerminal(fsoverlay.OpenTerminal, req.Rows, req.Cols)
 }

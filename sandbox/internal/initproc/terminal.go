@@ -4,16 +4,15 @@ import (
 	"errors"
 	"os"
 
-	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"golang.org/x/sys/unix"
 )
 
-// openTerminal makes the sandbox's terminal, turns it into init's standard streams
+// useTerminal turns a terminal that open makes into this process's standard streams
 // and returns the master, non-blocking for the caller's poller. The workload makes
 // it its controlling terminal.
-func openTerminal(rows, cols uint16) (*os.File, error) {
-	master, slave, err := fsoverlay.OpenConsole()
+func useTerminal(open func() (master, slave *os.File, err error), rows, cols uint16) (*os.File, error) {
+	master, slave, err := open()
 	if err != nil {
 		return nil, err
 	}

@@ -32,11 +32,11 @@ const (
 func (m *monitor) live(ctx context.Context, req *wire.Message, files map[string]*os.File) error {
 	if err := m.restore(); err != nil {
 		closeAll(files)
-		return m.failed(req, err)
+		return m.failed(ctx, req, err)
 	}
 	st, err := m.begin(ctx, files)
 	if err != nil {
-		return m.failed(req, err)
+		return m.failed(ctx, req, err)
 	}
 	m.mu.Lock()
 	m.detached = m.spec.Life.Detach
@@ -70,11 +70,13 @@ func (m *monitor) live(ctx context.Context, req *wire.Message, files map[string]
 	}
 }
 
-// restore reads what is known from before and opens the log.
+// restore reads what is known from before, if this is not the first start, and opens
+// the log.
 func (m *monitor) restore() error {
 	st, err := record.ReadState(m.spec.Dir)
 	switch {
 	case err == nil:
+		m.known = true
 		m.state.Volumes, m.state.StartedAt, m.state.FinishedAt = st.Volumes, st.StartedAt, st.FinishedAt
 	case !errors.Is(err, fs.ErrNotExist):
 		return err
@@ -248,21 +250,22 @@ func (m *monitor) stop(ctx context.Context, how proto.Stop) error {
 	}
 }
 
-// failed answers a start that did not come about.
-func (m *monitor) failed(req *wire.Message, err error) error {
-	if m.spec.Life.Keep {
-		// The caller knows what it is to be; this is what was in the meantime.
+// failed answers a start that did not come about. Of a first one nothing is left,
+// unless the caller records it.
+func (m *monitor) failed(ctx context.Context, req *wire.Message, err error) error {
+	switch {
+	case !m.spec.Life.Keep, !m.known && errors.Is(context.Cause(ctx), errCallerGone):
+		m.remove()
+	case !m.known:
+		m.note("forget the sandbox's state", record.Forget(m.spec.Dir))
+	default:
 		m.mu.Lock()
 		m.state.Status, m.state.Started, m.state.ExitCode, m.state.Error = record.Created, proto.Started{}, exitOf(err), err.Error()
 		if !m.state.FinishedAt.IsZero() {
 			m.state.Status = record.Exited
 		}
-		if record.Exists(m.spec.Dir) {
-			m.note("write the sandbox's state", m.save())
-		}
+		m.note("write the sandbox's state", m.save())
 		m.mu.Unlock()
-	} else {
-		m.remove()
 	}
 	m.leave(proto.Exited{Code: exitOf(err)})
 	return errors.Join(m.caller.Send(proto.MsgExited, proto.Exited{Notes: m.notes}), m.caller.Reply(req, nil, err))

@@ -43,6 +43,7 @@ type monitor struct {
 	lock   *os.File        // the directory is ours until it is closed
 	logs   *logfile.Writer // nil: nothing is logged
 	server *server         // of the sandbox's socket
+	known  bool            // it has a record from before
 	over   chan struct{}   // closed when all is over; exited says how
 	exited proto.Exited
 	cancel context.CancelCauseFunc // of a start
