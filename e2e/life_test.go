@@ -507,5 +507,53 @@ func TestAnonymousVolumes(t *testing.T) {
 	if got := e.Must("logs", "--tail", "2", "vol"); got != "more\nmore\n" {
 		t.Errorf("the second run: %q", got)
 	}
+	name := strings.TrimSpace(e.Must("inspect", "-f", "{{(index .Mounts 0).Name}}", "vol"))
+	e.Fails(1, []string{"in use"}, "volume", "rm", name)
 	e.Must("rm", "-v", "vol")
+	if got := e.Must("volume", "ls", "-q"); strings.Contains(got, name) {
+		t.Errorf("volume ls: %q", got)
+	}
+}
+
+func TestVolumeCommands(t *testing.T) {
+	e := harness.New(t, harness.BB)
+	e.AtEnd("volume", "rm", "-f", "life-vol")
+	e.Must("volume", "create", "--label", "a=b", "life-vol")
+	detached(t, e, "holder", "-v", "life-vol:/v", harness.BB, "sh", "-c", "echo kept >/v/file")
+	e.Must("wait", "holder")
+	e.Fails(1, []string{"in use", "sbx rm"}, "volume", "rm", "life-vol")
+	e.Must("rm", "-v", "holder")
+	if got := e.Must("volume", "ls", "--filter", "label=a=b", "--format", "{{.Name}}"); got != "life-vol\n" {
+		t.Errorf("ls: %q", got)
+	}
+	if got := e.Must("run", "--rm", "-v", "life-vol:/v", harness.BB, "cat", "/v/file"); got != "kept\n" {
+		t.Errorf("%q", got)
+	}
+	if got := e.Must("volume", "inspect", "-f", "{{.Labels.a}}", "life-vol"); got != "b\n" {
+		t.Errorf("inspect: %q", got)
+	}
+	e.Must("volume", "rm", "life-vol")
+	e.Fails(1, []string{"no such volume"}, "volume", "rm", "life-vol")
+}
+
+func TestTop(t *testing.T) {
+	e := harness.New(t, harness.BB)
+	detached(t, e, "top", harness.BB, "sh", "-c", "sleep 87654321 & sleep 87654322")
+	p := e.Start("exec", "top", "sh", "-c", "echo ready; sleep 87654323")
+	p.WaitOut("ready", 20*time.Second)
+	got := e.Must("top", "top")
+	if !strings.HasPrefix(got, "UID ") {
+		t.Errorf("%s", got)
+	}
+	for _, want := range []string{"sleep 87654321", "sleep 87654322", "sleep 87654323"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %s in\n%s", want, got)
+		}
+	}
+	if strings.Contains(got, "sbx-monitor") {
+		t.Errorf("what is ours is in\n%s", got)
+	}
+	e.Must("kill", "top")
+	p.Wait(20 * time.Second)
+	e.Fails(1, []string{"not running"}, "top", "top")
 }

@@ -96,7 +96,7 @@ func (s *Sandbox) claim(ctx context.Context) error {
 			return err
 		}
 		swept, serr := s.e.sweepOne(ctx, holder)
-		if serr != nil || !swept && (record.Exists(filepath.Join(s.e.containers(), holder)) || time.Now().After(end)) {
+		if serr != nil || !swept && (!record.Starting(filepath.Join(s.e.containers(), holder)) || time.Now().After(end)) {
 			return errors.Join(err, serr)
 		}
 		if !swept {

@@ -15,6 +15,11 @@
 //		status, err := s.Wait(ctx)
 //	}
 //
+// A sandbox with Config.Detach goes on when this process ends, one with Config.Keep
+// stays when it has ended; [Sandbox.Save] leaves one that was not started. Any
+// process of the user's finds them by name or id with [Engine.Open] and
+// [Engine.List], and can start, stop, look at and remove them.
+//
 // # How it works
 //
 // The caller pulls and unpacks the image, starts the network's process if it is
@@ -28,11 +33,12 @@
 //
 // # What is left behind
 //
-// Nothing. Everything of a sandbox is in one directory, locked by its monitor and
+// Nothing, unless it is to be kept. Everything of a sandbox is in one directory, locked by its monitor and
 // its caller. Each of them clears up after the other. When both were killed, the
 // next Create or Sweep of any engine finds the directory without an owner, ends the
 // pid 1 that is recorded in it, and removes it, the sandbox's anonymous volumes and
-// the files of its port driver. Files of images and named volumes stay.
+// the files of its port driver. Files of images and named volumes stay. Of one that
+// is to be kept, the record then says that its monitor was killed.
 //
 // # Streams
 //

@@ -111,8 +111,10 @@ type owner struct {
 
 // launch starts the monitor and lets it start the workload.
 func (s *Sandbox) launch(ctx context.Context) (_ *owner, err error) {
-	ready := make(chan error, 1) // beside the monitor's start
-	go func() { ready <- errors.Join(s.writeConfig(), s.ensureNetd(ctx)) }()
+	recorded, network := make(chan error, 1), make(chan error, 1) // beside the monitor's start
+	go func() { recorded <- s.writeConfig() }()
+	go func() { network <- s.ensureNetd(ctx) }()
+	ready := func() error { return errors.Join(<-recorded, <-network) }
 	child, err := userns.Start(ctx, userns.Spec{
 		Path:       s.e.initPath,
 		Args:       []string{proto.RoleMonitor},
@@ -123,7 +125,7 @@ func (s *Sandbox) launch(ctx context.Context) (_ *owner, err error) {
 		Logger:     s.e.log,
 	})
 	if err != nil {
-		<-ready
+		ready()
 		return nil, err
 	}
 	s.marks.add("monitor cloned, its ids mapped")
@@ -133,7 +135,7 @@ func (s *Sandbox) launch(ctx context.Context) (_ *owner, err error) {
 	if rows, cols := s.stdio.size(); rows > 0 && cols > 0 {
 		s.start.Rows, s.start.Cols = rows, cols
 	}
-	if err := <-ready; err != nil {
+	if err := ready(); err != nil {
 		child.Conn.Close() // it waits for its orders
 		s.undo(ctx, m)
 		return nil, err

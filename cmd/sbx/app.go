@@ -28,6 +28,9 @@ type command struct {
 	Args                 argsCheck  // nil takes any
 	Complete             completion // nil offers nothing
 	RunE                 func(c *command, args []string) error
+	// Define adds flags when they are first asked for, which for most commands of a
+	// process is never.
+	Define func(c *command)
 
 	parent   *command
 	commands []*command // sorted by name; a command that has some is a group
@@ -72,6 +75,9 @@ func (c *command) Flags() *pflag.FlagSet {
 	if c.flags == nil {
 		c.flags = pflag.NewFlagSet(c.Name(), pflag.ContinueOnError)
 		c.flags.SortFlags = false
+		if c.Define != nil {
+			c.Define(c)
+		}
 	}
 	return c.flags
 }

@@ -38,8 +38,8 @@ func newRoot(term *terminal) *command {
 	}
 	add(categories[0], runCommand(g), createCommand(g), startCommand(g), stopCommand(g), restartCommand(g), killCommand(g),
 		removeCommand(g), psCommand(g), logsCommand(g), execCommand(g), attachCommand(g), waitCommand(g), inspectAnyCommand(g),
-		renameCommand(g), portCommand(g))
-	add(categories[1], pullCommand(g), loadCommand(g), imagesCommand(g), rmiCommand(g), tagCommand(g), imageCommand(g))
+		renameCommand(g), portCommand(g), topCommand(g))
+	add(categories[1], pullCommand(g), loadCommand(g), imagesCommand(g), rmiCommand(g), tagCommand(g), imageCommand(g), volumeCommand(g))
 	add(categories[2], doctorCommand(g), infoCommand(g), versionCommand(), completionCommand(), helpCommand())
 	root.add(completeCommand())
 	prepare(root, g)
@@ -47,10 +47,26 @@ func newRoot(term *terminal) *command {
 }
 
 // categories are the headings of the commands, in the order of the help.
-var categories = []string{"Sandboxes", "Images", "System"}
+var categories = []string{"Sandboxes", "Images and volumes", "System"}
 
 // prepare gives every command the flags that all have.
 func prepare(c *command, g *globals) {
+	own := c.Define
+	c.Define = func(c *command) {
+		if own != nil {
+			own(c)
+		}
+		commonFlags(c, g)
+	}
+	if c.flags != nil { // it has defined its own already
+		commonFlags(c, g)
+	}
+	for _, s := range c.commands {
+		prepare(s, g)
+	}
+}
+
+func commonFlags(c *command, g *globals) {
 	fs := c.Flags()
 	// Docker's -h is --hostname under run, and help elsewhere.
 	h := "h"
@@ -63,9 +79,6 @@ func prepare(c *command, g *globals) {
 	fs.BoolVarP(&g.debug, "debug", "D", false, "log what happens, on standard error; also SBX_DEBUG=1")
 	g.debug = debug
 	fs.Lookup("debug").Hidden = c.parent != nil
-	for _, s := range c.commands {
-		prepare(s, g)
-	}
 }
 
 // runGroup is the action of a command that only has others below it.

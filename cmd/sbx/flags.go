@@ -61,7 +61,6 @@ var aliases = map[string]string{"net": "network", "dns-opt": "dns-option", "net-
 
 // define adds docker run's flags by its names, with what sbx has besides.
 func (o *runOptions) define(c *command) {
-	c.OptionsFirst = true // what follows IMAGE belongs to the command
 	fs := c.Flags()
 	fs.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		if full := aliases[name]; full != "" {

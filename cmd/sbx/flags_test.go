@@ -21,7 +21,7 @@ func parseRun(t *testing.T, args ...string) (sandbox.Config, error) {
 	o := &runOptions{}
 	var cfg sandbox.Config
 	root := &command{Use: "sbx"}
-	c := &command{Use: "run", RunE: func(_ *command, args []string) (err error) {
+	c := &command{Use: "run", OptionsFirst: true, RunE: func(_ *command, args []string) (err error) {
 		cfg, err = o.config(args)
 		return err
 	}}

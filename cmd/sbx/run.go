@@ -17,7 +17,7 @@ import (
 
 func runCommand(g *globals) *command {
 	o := &runOptions{}
-	c := &command{
+	return &command{
 		Use:   "run [OPTIONS] IMAGE [COMMAND] [ARG...]",
 		Short: "Run a command in a new sandbox",
 		Long: `Runs IMAGE in the foreground and exits as its command does: 125 if sbx failed,
@@ -36,9 +36,8 @@ signal N. With -d it prints the sandbox's id and leaves it to itself. Without
 			}
 			return runAction(c.Context(), g, o, args)
 		},
+		Define: o.define, OptionsFirst: true, // what follows IMAGE belongs to the command
 	}
-	o.define(c)
-	return c
 }
 
 // runAction checks everything that needs no image first: a mistake shows before

@@ -14,17 +14,16 @@ import (
 
 func createCommand(g *globals) *command {
 	o := &runOptions{creates: true}
-	c := &command{
+	return &command{
 		Use:   "create [OPTIONS] IMAGE [COMMAND] [ARG...]",
 		Short: "Make a sandbox without starting it",
 		Long:  "Prints its id. The options are those of sbx run.",
 		Example: `  sbx create --name web -p 8080:80 demo
   sbx start web`,
 		Complete: completeRunArgs,
-		RunE:     func(c *command, args []string) error { return createAction(c.Context(), g, c.Out(), o, args) },
+		Define:   o.define, OptionsFirst: true,
+		RunE: func(c *command, args []string) error { return createAction(c.Context(), g, c.Out(), o, args) },
 	}
-	o.define(c)
-	return c
 }
 
 func createAction(ctx context.Context, g *globals, out io.Writer, o *runOptions, args []string) (err error) {

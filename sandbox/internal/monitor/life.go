@@ -150,6 +150,10 @@ func (m *monitor) finishRun() proto.Exited {
 	stop := m.watchHealth()
 	x := m.wait()
 	stop()
+	if m.published != nil {
+		m.note("record the sandbox", <-m.published)
+		m.published = nil
+	}
 	m.marks.Add("workload ended")
 	m.closeStreams()
 	m.endRun()

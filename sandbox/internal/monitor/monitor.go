@@ -44,10 +44,12 @@ type monitor struct {
 	logs   *logfile.Writer // nil: nothing is logged
 	server *server         // of the sandbox's socket
 	known  bool            // it has a record from before
-	over   chan struct{}   // closed when all is over; exited says how
-	exited proto.Exited
-	cancel context.CancelCauseFunc // of a start
-	quit   chan struct{}           // closed when somebody wants the end
+	// published is what became of the record, if nobody has waited for that yet.
+	published chan error
+	over      chan struct{} // closed when all is over; exited says how
+	exited    proto.Exited
+	cancel    context.CancelCauseFunc // of a start
+	quit      chan struct{}           // closed when somebody wants the end
 
 	waiters sync.WaitGroup // requests that wait for something
 

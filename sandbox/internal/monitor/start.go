@@ -56,8 +56,16 @@ func (m *monitor) start(ctx context.Context, stdio map[string]*os.File) (*proto.
 	}
 	m.marks.Add("network joined, root built")
 	st.Notes, m.notes = m.notes, nil
+	published := make(chan error, 1)
 	public := *st
-	if err := both(ctx, func(context.Context) error { return m.publish(&public) }, m.runWorkload); err != nil {
+	go func() { published <- m.publish(&public) }()
+	err = m.runWorkload(ctx)
+	if m.spec.Life.Detach || m.spec.Life.Keep || err != nil {
+		err = errors.Join(err, <-published)
+	} else {
+		m.published = published // the caller need not wait for it
+	}
+	if err != nil {
 		return nil, err
 	}
 	m.marks.Add("workload runs")

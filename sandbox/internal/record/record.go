@@ -128,6 +128,13 @@ func Exists(dir string) bool {
 	return err == nil
 }
 
+// Starting says whether the directory is that of a sandbox that is being started for
+// the first time, or whose start is being undone.
+func Starting(dir string) bool {
+	_, err := os.Lstat(filepath.Join(dir, configName))
+	return err == nil && !Exists(dir)
+}
+
 // Forget makes a directory one that has no record, before it is removed.
 func Forget(dir string) error {
 	if err := os.Remove(filepath.Join(dir, stateName)); !errors.Is(err, fs.ErrNotExist) {
