@@ -120,7 +120,7 @@ func (s *Sandbox) Connect(streams Streams, rows, cols uint16) {
 	s.cfg.Stdin, s.cfg.Stdout, s.cfg.Stderr, s.cfg.Rows, s.cfg.Cols = streams.Stdin, streams.Stdout, streams.Stderr, rows, cols
 }
 
-// state reads what has become of the sandbox, and repairs what is not true.
+// look reads what has become of the sandbox, and repairs what is not true.
 func (s *Sandbox) look(ctx context.Context) (*record.State, error) {
 	st, err := s.e.stateOf(ctx, s.id)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -147,12 +147,15 @@ func (e *Engine) stateOf(ctx context.Context, id string) (*record.State, error) 
 
 // reclaim makes this process the owner of a sandbox that does not run, for Start.
 func (s *Sandbox) reclaim(ctx context.Context) error {
-	dir, st, err := s.claimStopped(ctx)
+	dir, err := s.claimStopped(ctx)
 	if err != nil {
 		return err
 	}
 	s.dir = dir
-	if err := s.prepareAgain(ctx, st); err != nil {
+	if err := s.prepareAgain(ctx); err != nil {
+		if s.lease != nil {
+			s.lease.Close()
+		}
 		dir.Release()
 		return err
 	}
@@ -164,40 +167,40 @@ func (s *Sandbox) reclaim(ctx context.Context) error {
 
 // claimStopped makes this process the owner, if nothing runs. It waits for another
 // command, and for a monitor that is about to end.
-func (s *Sandbox) claimStopped(ctx context.Context) (*boxdir.Dir, *record.State, error) {
+func (s *Sandbox) claimStopped(ctx context.Context) (*boxdir.Dir, error) {
 	end := time.Now().Add(claimPatience)
 	for {
 		st, err := s.look(ctx)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		if st.Alive() {
-			return nil, st, &StateError{Kind: ErrRunning, Name: s.name, Fix: "sbx stop " + s.name}
+			return nil, &StateError{Kind: ErrRunning, Name: s.name, Fix: "sbx stop " + s.name}
 		}
 		dir, err := boxdir.Claim(ctx, s.e.containers(), s.id)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 		if dir != nil {
 			if st, err = record.ReadState(dir.Path); err == nil && !st.Alive() {
-				return dir, st, nil
+				return dir, nil
 			}
 			dir.Release()
 			continue // it ran and died meanwhile
 		}
 		if time.Now().After(end) {
-			return nil, nil, &StateError{Kind: ErrBusy, Name: s.name, Fix: "try again when that has ended"}
+			return nil, &StateError{Kind: ErrBusy, Name: s.name, Fix: "try again when that has ended"}
 		}
 		select {
 		case <-time.After(5 * time.Millisecond):
 		case <-ctx.Done():
-			return nil, nil, context.Cause(ctx)
+			return nil, context.Cause(ctx)
 		}
 	}
 }
 
 // prepareAgain finds what a sandbox stands on, as Create did.
-func (s *Sandbox) prepareAgain(ctx context.Context, st *record.State) error {
+func (s *Sandbox) prepareAgain(ctx context.Context) error {
 	p, err := s.e.resolve(ctx, s.rec.UserNS)
 	if err != nil {
 		return err
@@ -249,14 +252,14 @@ type RemoveOptions struct {
 // RemoveWith removes a sandbox that has been recorded.
 func (s *Sandbox) RemoveWith(ctx context.Context, o RemoveOptions) error {
 	for {
-		dir, _, err := s.claimStopped(ctx)
+		dir, err := s.claimStopped(ctx)
 		if errors.Is(err, ErrRunning) && o.Force {
 			err = s.remoteCall(ctx, proto.MsgStop, proto.Stop{Signal: 9, Timeout: time.Second}, nil)
 			if err == nil || errors.Is(err, ErrNotRunning) {
 				continue
 			}
 		}
-		if errors.Is(err, ErrNoSandbox) && o.Force && !s.recordedHere() {
+		if errors.Is(err, ErrNoSandbox) && o.Force && !s.start.Life.Keep {
 			return nil // it was to be removed at its end
 		}
 		if err != nil {
@@ -269,8 +272,6 @@ func (s *Sandbox) RemoveWith(ctx context.Context, o RemoveOptions) error {
 		return s.e.removeBox(ctx, dir)
 	}
 }
-
-func (s *Sandbox) recordedHere() bool { return s.start.Life.Keep }
 
 // Rename gives the sandbox another name. Other sandboxes know it by the new one when
 // it is started the next time.

@@ -123,19 +123,28 @@ func (s *Sandbox) remoteCall(ctx context.Context, typ string, req, resp any) err
 
 // remoteWait waits for the end of a sandbox that runs; of another one it knows it.
 func (s *Sandbox) remoteWait(ctx context.Context) (ExitStatus, error) {
-	var x proto.Exited
-	err := s.remoteCall(ctx, proto.MsgWait, nil, &x)
-	if errors.Is(err, ErrNotRunning) {
+	for {
+		var x proto.Exited
+		err := s.remoteCall(ctx, proto.MsgWait, nil, &x)
+		if !errors.Is(err, ErrNotRunning) {
+			return ExitStatus{Code: x.Code, Signal: syscall.Signal(x.Signal)}, err
+		}
 		st, err := s.look(ctx) // also when the monitor was killed meanwhile
-		if errors.Is(err, ErrNoSandbox) && !s.start.Life.Keep {
+		switch {
+		case errors.Is(err, ErrNoSandbox) && !s.start.Life.Keep:
 			return ExitStatus{}, ErrMonitorDied
-		}
-		if err != nil {
+		case err != nil:
 			return ExitStatus{}, err
+		case !st.Alive():
+			return ExitStatus{Code: st.ExitCode}, nil
 		}
-		return ExitStatus{Code: st.ExitCode}, nil
+		// The kernel has not ended all of the monitor yet.
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return ExitStatus{}, context.Cause(ctx)
+		}
 	}
-	return ExitStatus{Code: x.Code, Signal: syscall.Signal(x.Signal)}, err
 }
 
 func (s *Sandbox) remoteStop(ctx context.Context, o StopOptions) error {

@@ -95,6 +95,17 @@ func (s *Sandbox) Info() Info {
 	return Info{ID: s.id, Name: s.name, Started: s.started}
 }
 
+// MonitorPID is the process that owns a sandbox that this process has started, 0
+// before.
+func (s *Sandbox) MonitorPID() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.child == nil {
+		return 0
+	}
+	return s.child.PID
+}
+
 // TTY says whether the workload has a terminal.
 func (s *Sandbox) TTY() bool { return s.start.TTY }
 

@@ -102,6 +102,11 @@ func Main(ctx context.Context, conn *wire.Conn) error {
 	if m.lock, err = req.Take("lock"); err != nil {
 		return err
 	}
+	if m.spec.Life.Detach { // the caller's directory is not kept busy
+		if err := os.Chdir("/"); err != nil {
+			return err
+		}
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	m.cancel = cancel
