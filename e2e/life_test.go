@@ -557,3 +557,47 @@ func TestTop(t *testing.T) {
 	p.Wait(20 * time.Second)
 	e.Fails(1, []string{"not running"}, "top", "top")
 }
+
+// TestLeaveTerminal: the keys leave a sandbox, and attach finds it again.
+func TestLeaveTerminal(t *testing.T) {
+	e := harness.New(t, harness.BB)
+	e.AtEnd("rm", "-f", "term")
+	type step struct{ in, want string }
+	talk := func(con io.ReadWriter, steps ...step) {
+		t.Helper()
+		for _, s := range steps {
+			if _, err := io.WriteString(con, s.in); err != nil {
+				t.Fatal(err)
+			}
+			if s.want != "" {
+				expect(t, con, s.want)
+			}
+		}
+	}
+	con, p := terminal(t, e, "run", "-it", "--name", "term", harness.BB, "sh")
+	talk(con, step{"x=$((40+2)); echo is-$x\n", "is-42"}, step{"\x10\x11", ""})
+	if r := p.Wait(20 * time.Second); r.Code != 0 {
+		t.Errorf("left: %v", r)
+	}
+	if got := status(e, "term"); got != "running 0" {
+		t.Errorf("%q", got)
+	}
+	con, p = terminal(t, e, "exec", "-it", "term", "sh")
+	talk(con, step{"stty size\n", "40 100"}, step{"exit 5\n", ""})
+	if r := p.Wait(20 * time.Second); r.Code != 5 {
+		t.Errorf("exec: %v", r)
+	}
+	con, p = terminal(t, e, "attach", "--detach-keys", "ctrl-x,x", "term")
+	talk(con, step{"echo still-$((x+1))\n", "still-43"}, step{"\x18x", ""})
+	if r := p.Wait(20 * time.Second); r.Code != 0 {
+		t.Errorf("left again: %v", r)
+	}
+	con, p = terminal(t, e, "attach", "term")
+	talk(con, step{"exit 6\n", ""})
+	if r := p.Wait(20 * time.Second); r.Code != 6 {
+		t.Errorf("the end: %v", r)
+	}
+	if got := e.Must("logs", "term"); !strings.Contains(got, "is-42") || !strings.Contains(got, "still-43") {
+		t.Errorf("logs: %q", got)
+	}
+}

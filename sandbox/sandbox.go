@@ -182,6 +182,28 @@ func isGone(err error) bool {
 	return false
 }
 
+// Detach leaves a sandbox that this process has started in its foreground: it goes
+// on without us, and the handle is from now on as one of Open. One that neither is
+// kept nor has a log has its streams from us and cannot be left.
+func (s *Sandbox) Detach(ctx context.Context) error {
+	s.mu.Lock()
+	st, child := s.state, s.child
+	s.mu.Unlock()
+	if st != running {
+		return ErrNotRunning
+	}
+	m, err := child.Conn.Call(ctx, proto.MsgDetach, nil, nil)
+	if err != nil {
+		return s.controlError(err)
+	}
+	m.CloseFiles()
+	s.stdio.close()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cfg.Detach, s.remote = true, true
+	return s.dir.Release()
+}
+
 // Resize changes the size of the workload's terminal; before Start, the size that
 // it begins with. Without a terminal it does nothing.
 func (s *Sandbox) Resize(rows, cols uint16) error { return s.stdio.resize(rows, cols) }

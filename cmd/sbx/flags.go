@@ -113,8 +113,7 @@ func (o *runOptions) commandFlags(fs *pflag.FlagSet) {
 		return
 	}
 	fs.BoolVarP(&o.detach, "detach", "d", false, "leave the sandbox to itself, and print its id")
-	fs.StringVar(&o.detachKeys, "detach-keys", defaultDetachKeys, "for sbx attach; one in the foreground ends with its command")
-	fs.Lookup("detach-keys").Hidden = true
+	fs.StringVar(&o.detachKeys, "detach-keys", defaultDetachKeys, "`KEYS` that leave the sandbox with its terminal to itself; not with --rm")
 	fs.BoolVar(&o.sigProxy, "sig-proxy", true, "forward signals to the command")
 	fs.BoolVar(&o.timings, "timings", false, "print how long each stage took, at the end")
 	fs.StringVar(&o.stopSignal, "stop-signal", "", "`SIGNAL` that asks the command to end")

@@ -51,6 +51,10 @@ func runAction(ctx context.Context, g *globals, o *runOptions, args []string) (e
 	if err := o.connect(&cfg); err != nil {
 		return err
 	}
+	detached, err := o.detachable(&cfg)
+	if err != nil {
+		return err
+	}
 	e, err := newEngine(g)
 	if err != nil {
 		return err
@@ -92,14 +96,37 @@ func runAction(ctx context.Context, g *globals, o *runOptions, args []string) (e
 	}
 	announcePorts(g.term, cfg, s.Ports())
 	signals.forward(s, tty, o.sigProxy)
-	status, err := s.Wait(context.WithoutCancel(ctx))
-	if err != nil {
-		return err
+	if detached == nil {
+		return exitOf(s.Wait(context.WithoutCancel(ctx)))
 	}
-	if status.Code != 0 {
+	ended := make(chan error, 1)
+	go func() { ended <- exitOf(s.Wait(context.WithoutCancel(ctx))) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-detached.done:
+		return s.Detach(context.WithoutCancel(ctx))
+	}
+}
+
+// exitOf is the end of the workload as that of this command.
+func exitOf(status sandbox.ExitStatus, err error) error {
+	if err == nil && status.Code != 0 {
 		return exitStatus(status.Code)
 	}
-	return nil
+	return err
+}
+
+// detachable looks for the keys that leave the sandbox, if it has our terminal and
+// stays without us.
+func (o *runOptions) detachable(cfg *sandbox.Config) (*detachment, error) {
+	keys, err := parseDetachKeys(o.detachKeys)
+	if err != nil || !cfg.TTY || cfg.Stdin == nil || !cfg.Keep || len(keys) == 0 {
+		return nil, err
+	}
+	in, d := newDetachReader(cfg.Stdin, keys)
+	cfg.Stdin = in
+	return d, nil
 }
 
 // runDetached starts a sandbox that goes on without us.

@@ -146,17 +146,11 @@ func waitAttached(wait func(context.Context) (sandbox.ExitStatus, error), detach
 		case <-ctx.Done():
 		}
 	}()
-	status, err := wait(ctx)
+	err := exitOf(wait(ctx))
 	if detached.is() {
 		return nil
 	}
-	if err != nil {
-		return failed(err)
-	}
-	if status.Code != 0 {
-		return exitStatus(status.Code)
-	}
-	return nil
+	return failed(err)
 }
 
 // workloadFailed keeps the exit code of a command that could not be started.

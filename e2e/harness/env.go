@@ -268,8 +268,10 @@ func (e *Env) StartWith(edit func(*exec.Cmd), args ...string) *Proc {
 	if err := p.Cmd.Start(); err != nil {
 		e.t.Fatalf("start sbx: %v", err)
 	}
+	started.Store(p.Cmd.Process.Pid, true)
 	go func() {
 		_ = p.Cmd.Wait() // the state says all
+		started.Delete(p.Cmd.Process.Pid)
 		close(p.done)
 	}()
 	e.procs = append(e.procs, p)

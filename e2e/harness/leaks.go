@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -158,11 +159,13 @@ func matchingLines(file, what string, dirs ...string) []string {
 	return out
 }
 
-// reap collects orphans that came to us as the reaper. Those that the test started
-// itself are waited for by os/exec before the check begins.
+// started are the processes that os/exec waits for.
+var started sync.Map
+
+// reap collects orphans that came to us as the reaper.
 func reap() {
 	for _, pid := range descendants(os.Getpid()) {
-		if procState(pid) == 'Z' && !helpers[pid] {
+		if _, own := started.Load(pid); procState(pid) == 'Z' && !helpers[pid] && !own {
 			var ws unix.WaitStatus
 			_, _ = unix.Wait4(pid, &ws, unix.WNOHANG, nil) // not ours to reap: it will go with its parent
 		}

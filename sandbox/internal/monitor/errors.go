@@ -19,6 +19,11 @@ func errNotRunning() error {
 	return &wire.Error{Code: proto.CodeNotRunning, Msg: "the sandbox is not running"}
 }
 
+func errNotAttachable() error {
+	return &wire.Error{Code: proto.CodeNotAttachable, Msg: "it runs in the foreground of another command, which has its streams",
+		Fix: "start it with -d, or without --rm, or look on with sbx exec"}
+}
+
 func isNotRunning(err error) bool {
 	var we *wire.Error
 	return errors.As(err, &we) && we.Code == proto.CodeNotRunning

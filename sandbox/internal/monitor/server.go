@@ -141,6 +141,14 @@ func (s *session) handle(ctx context.Context, req *wire.Message) error {
 				return context.Cause(ctx)
 			}
 		}, req)
+	case proto.MsgDetach:
+		if s.conn != m.caller {
+			return wire.Errorf("", "only who has started the sandbox can leave it")
+		}
+		if err := m.detach(); err != nil {
+			return err
+		}
+		return s.conn.Reply(req, nil, nil)
 	case proto.MsgAttach:
 		return s.attach(ctx, req)
 	case proto.MsgExec:

@@ -8,7 +8,6 @@ import (
 
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox/internal/logfile"
-	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/sandbox/internal/streams"
 	"golang.org/x/sys/unix"
 )
@@ -148,8 +147,7 @@ func (m *monitor) attachSession(files map[string]*os.File) error {
 		return errNotRunning()
 	case w == nil || w.outputs == nil:
 		m.mu.Unlock()
-		return &wire.Error{Code: proto.CodeNotAttachable, Msg: "it runs in the foreground of another command, which has its streams",
-			Fix: "start it with -d, or without --rm, or look on with sbx exec"}
+		return errNotAttachable()
 	}
 	outputs := w.outputs
 	m.mu.Unlock()
@@ -167,11 +165,25 @@ func (m *monitor) attachSession(files map[string]*os.File) error {
 	return nil
 }
 
+// detach lets the caller go, and the sandbox go on.
+func (m *monitor) detach() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.streams == nil || m.streams.outputs == nil {
+		return errNotAttachable()
+	}
+	m.detached = true
+	for _, o := range m.streams.outputs {
+		o.Demote()
+	}
+	return nil
+}
+
 // closeStreams is called when no process of the sandbox is left; it returns when
 // all that they wrote is where it belongs.
 func (m *monitor) closeStreams() {
 	m.mu.Lock()
-	w := m.streams
+	w, detached := m.streams, m.detached
 	m.streams = nil
 	m.mu.Unlock()
 	if w == nil {
@@ -183,7 +195,7 @@ func (m *monitor) closeStreams() {
 	}
 	for _, o := range w.outputs {
 		var late *time.Timer
-		if m.spec.Life.Detach {
+		if detached {
 			late = time.AfterFunc(drainPatience, o.Hangup)
 		}
 		m.note("the sandbox's output", o.Drain())

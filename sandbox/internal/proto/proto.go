@@ -6,6 +6,7 @@
 //	-------   -------   -----------   ------------   ----------------   -------------------------------
 //	caller    monitor   start         Start          stdin stdout       Started; pty with a terminal,
 //	                                                 stderr lock        stdin if it is through the monitor
+//	caller    monitor   detach                                          empty
 //	monitor   caller    log           Notice                            none
 //	monitor   caller    exited        Exited                            none: the last message, also before
 //	                                                                    start is answered with an error
@@ -54,6 +55,7 @@ const (
 	MsgSignal     = "signal"
 	MsgStop       = "stop"
 	MsgWait       = "wait"
+	MsgDetach     = "detach"
 	MsgAttach     = "attach"
 	MsgLog        = "log"
 	MsgExited     = "exited"

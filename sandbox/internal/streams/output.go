@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -57,9 +58,11 @@ const (
 // session is one that an output is written to.
 type session struct {
 	w    *os.File
-	kind Kind
+	kind atomic.Int32  // a Kind
 	gone chan struct{} // closed when it is not written to any more
 }
+
+func (s *session) is(k Kind) bool { return Kind(s.kind.Load()) == k }
 
 // NewOutput takes the reading end. log never fails; nil means there is none.
 func NewOutput(r *os.File, log io.Writer) *Output {
@@ -72,7 +75,8 @@ func NewOutput(r *os.File, log io.Writer) *Output {
 // Attach writes what comes from now on to w as well, which it takes and closes at
 // the end; the channel is closed then. w must be served by Go's poller.
 func (o *Output) Attach(w *os.File, kind Kind) (<-chan struct{}, error) {
-	s := &session{w: w, kind: kind, gone: make(chan struct{})}
+	s := &session{w: w, gone: make(chan struct{})}
+	s.kind.Store(int32(kind))
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	switch {
@@ -122,7 +126,7 @@ func (o *Output) write(b []byte) {
 
 // pass writes to one session.
 func (o *Output) pass(s *session, b []byte) error {
-	if s.kind != Watching {
+	if !s.is(Watching) {
 		_, err := s.w.Write(b)
 		return err
 	}
@@ -147,7 +151,7 @@ func (o *Output) drop(s *session) {
 	o.sessions = slices.DeleteFunc(slices.Clone(o.sessions), func(x *session) bool { return x == s })
 	o.mu.Unlock()
 	s.close()
-	if s.kind == Primary {
+	if s.is(Primary) {
 		o.r.Close()
 	}
 }
@@ -215,12 +219,23 @@ func (o *Output) Drain() error {
 	return nil
 }
 
+// Demote makes the primary session one that may go without the workload.
+func (o *Output) Demote() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, s := range o.sessions {
+		if s.is(Primary) {
+			s.kind.Store(int32(Watching))
+		}
+	}
+}
+
 // Hangup ends the sessions that are waited for, so that Drain does not.
 func (o *Output) Hangup() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, s := range o.sessions {
-		if s.kind != Watching {
+		if !s.is(Watching) {
 			s.w.Close()
 		}
 	}

@@ -135,6 +135,29 @@ func TestPrimary(t *testing.T) {
 	<-o.done
 }
 
+// A primary session that is one no more may go.
+func TestDemote(t *testing.T) {
+	r, w := pipe(t)
+	var log syncBuffer
+	o := NewOutput(r, &log)
+	session, gone := attach(t, o, Primary)
+	o.Demote()
+	go o.Run()
+	session.Close()
+	want := data(1 << 20)
+	if _, err := w.Write(want); err != nil {
+		t.Errorf("the workload's write: %v", err)
+	}
+	w.Close()
+	<-gone
+	if err := o.Drain(); err != nil {
+		t.Error(err)
+	}
+	if !bytes.Equal(log.b.Bytes(), want) {
+		t.Error("the log misses something")
+	}
+}
+
 // A descriptor that somebody outside holds does not keep Drain.
 func TestDrainHeldOutside(t *testing.T) {
 	r, w := pipe(t)
