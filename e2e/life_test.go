@@ -558,6 +558,20 @@ func TestTop(t *testing.T) {
 	e.Fails(1, []string{"not running"}, "top", "top")
 }
 
+func TestSystemPrune(t *testing.T) {
+	e := harness.New(t, harness.BB)
+	detached(t, e, "stays", harness.BB, "sleep", "1000")
+	detached(t, e, "goes", harness.BB, "true")
+	e.Must("wait", "goes")
+	e.Fails(125, []string{"not confirmed"}, "system", "prune")
+	if got := e.Must("system", "prune", "-f", "--volumes"); !strings.HasPrefix(got, "Deleted Containers:\n") {
+		t.Errorf("%q", got)
+	}
+	if got := e.Must("ps", "-a", "--format", "{{.Names}}"); got != "stays\n" {
+		t.Errorf("%q", got)
+	}
+}
+
 // TestLeaveTerminal: the keys leave a sandbox, and attach finds it again.
 func TestLeaveTerminal(t *testing.T) {
 	e := harness.New(t, harness.BB)

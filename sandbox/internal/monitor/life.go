@@ -302,6 +302,9 @@ func (m *monitor) leave(x proto.Exited) {
 	if m.server != nil {
 		m.note("end the socket", m.server.close())
 	}
+	m.mu.Lock()
+	m.leaving = true
+	m.mu.Unlock()
 	m.lock.Close()
 	m.exited = x
 	close(m.over)

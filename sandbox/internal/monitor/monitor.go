@@ -63,6 +63,7 @@ type monitor struct {
 	detached bool  // the caller may go
 	failure  error // what init reported before it ended
 	execs    int   // that run now
+	leaving  bool  // nobody waits for anything any more
 
 	root    fsoverlay.RootSpec
 	storage *fsoverlay.Prepared

@@ -164,8 +164,10 @@ func (s *session) later(f func() error, req *wire.Message) error {
 	if s.busy {
 		return &wire.Error{Code: "busy", Msg: "this connection waits for something already"}
 	}
+	if !s.m.await() {
+		return errNotRunning()
+	}
 	s.busy = true
-	s.m.waiters.Add(1)
 	go func() {
 		defer s.m.waiters.Done()
 		err := f()
@@ -177,6 +179,16 @@ func (s *session) later(f func() error, req *wire.Message) error {
 		s.mu.Unlock()
 	}()
 	return nil
+}
+
+// await counts a request that waits for something; false when all is over.
+func (m *monitor) await() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.leaving {
+		m.waiters.Add(1)
+	}
+	return !m.leaving
 }
 
 // attach adds the pipes that came to the workload's outputs, hands out its input,
