@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/rootless-sbx/sbx/internal/wire"
+	"github.com/rootless-sbx/sbx/sandbox/internal/streams"
 	"golang.org/x/sys/unix"
 )
 
@@ -28,8 +29,8 @@ type stdio struct {
 	rows, cols uint16 // asked for before there was a terminal
 }
 
-func newStdio(streams Streams, tty, through bool) (*stdio, error) {
-	st := &stdio{in: streams.Stdin, out: streams.Stdout, err: streams.Stderr, through: through}
+func newStdio(of Streams, tty, through bool) (*stdio, error) {
+	st := &stdio{in: of.Stdin, out: of.Stdout, err: of.Stderr, through: through}
 	var err error
 	switch {
 	case through:
@@ -72,7 +73,7 @@ func (st *stdio) makePipes() error {
 		}
 		st.child = append(st.child, wire.File{Name: "stdin", File: null})
 	} else {
-		r, w, err := pipe(true)
+		r, w, err := streams.Pipe(true)
 		if err != nil {
 			return err
 		}
@@ -83,7 +84,7 @@ func (st *stdio) makePipes() error {
 		name string
 		w    io.Writer
 	}{{"stdout", st.out}, {"stderr", st.err}} {
-		w, r, err := pipe(false)
+		w, r, err := streams.Pipe(false)
 		if err != nil {
 			return err
 		}
@@ -91,27 +92,6 @@ func (st *stdio) makePipes() error {
 		st.outputs = append(st.outputs, newOutput(r, orDiscard(o.w)))
 	}
 	return nil
-}
-
-// pipe makes a pipe for the workload, whose own end blocks, as every program
-// expects of its standard streams; both of os.Pipe's do not, and the flag belongs to
-// the open file, which is shared with the workload. Our end is served by Go's
-// poller: closing it ends what waits on it.
-func pipe(workloadReads bool) (workload, ours *os.File, err error) {
-	var fds [2]int
-	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
-		return nil, nil, os.NewSyscallError("pipe2", err)
-	}
-	theirs, own := fds[0], fds[1]
-	if !workloadReads {
-		theirs, own = own, theirs
-	}
-	if err := unix.SetNonblock(own, true); err != nil {
-		unix.Close(theirs)
-		unix.Close(own)
-		return nil, nil, os.NewSyscallError("fcntl O_NONBLOCK", err)
-	}
-	return os.NewFile(uintptr(theirs), "|workload"), os.NewFile(uintptr(own), "|sbx"), nil
 }
 
 func (st *stdio) childFiles() []wire.File { return st.child }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
+	"github.com/rootless-sbx/sbx/sandbox/internal/streams"
 	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
 	"github.com/rootless-sbx/sbx/userns"
 )
@@ -161,7 +162,7 @@ func (m *monitor) execBegin() (*os.File, error) {
 	if m.execs >= maxExecs {
 		return nil, wire.Errorf("", "%d programs are executed in the sandbox already", m.execs)
 	}
-	one, err := dup(m.init.PidFD)
+	one, err := streams.Dup(m.init.PidFD)
 	if err == nil {
 		m.execs++
 	}

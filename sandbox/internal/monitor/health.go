@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
+	"github.com/rootless-sbx/sbx/sandbox/internal/streams"
 )
 
 // Defaults and limits of health checks, Docker's.
@@ -95,7 +96,7 @@ func (m *monitor) probe(ctx context.Context, h *proto.Healthcheck) proto.HealthR
 	if h.Test[0] == "CMD-SHELL" {
 		args = append([]string{"/bin/sh", "-c"}, args...)
 	}
-	w, out, err := pipe(false)
+	w, out, err := streams.Pipe(false)
 	if err != nil {
 		r.End, r.Output = time.Now().UTC(), err.Error()
 		return r

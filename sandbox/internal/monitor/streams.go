@@ -1,7 +1,6 @@
 package monitor
 
 import (
-	"errors"
 	"io"
 	"os"
 	"time"
@@ -9,7 +8,6 @@ import (
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox/internal/logfile"
 	"github.com/rootless-sbx/sbx/sandbox/internal/streams"
-	"golang.org/x/sys/unix"
 )
 
 // drainPatience is how long the sessions of a detached sandbox may take for what
@@ -52,7 +50,7 @@ func (m *monitor) openStreams(files map[string]*os.File) (map[string]*os.File, e
 		if name == "stdin" && !life.OpenStdin {
 			ends[name], err = os.Open(os.DevNull)
 		} else {
-			ends[name], ours[name], err = pipe(name == "stdin")
+			ends[name], ours[name], err = streams.Pipe(name == "stdin")
 		}
 		if err != nil {
 			return fail(err)
@@ -73,7 +71,7 @@ func (m *monitor) takePty() error {
 		return nil
 	}
 	// Its reader hangs up; what is written to it has a descriptor of its own.
-	r, err := dup(m.pty)
+	r, err := streams.Dup(m.pty)
 	if err != nil {
 		return err
 	}
@@ -206,37 +204,4 @@ func (m *monitor) closeStreams() {
 	for _, s := range w.logs {
 		m.note("the sandbox's log", s.Close())
 	}
-}
-
-// pipe makes a pipe for the workload, whose own end blocks as every program expects;
-// ours is served by Go's poller.
-func pipe(workloadReads bool) (workload, ours *os.File, err error) {
-	var fds [2]int
-	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
-		return nil, nil, os.NewSyscallError("pipe2", err)
-	}
-	theirs, own := fds[0], fds[1]
-	if !workloadReads {
-		theirs, own = own, theirs
-	}
-	if err := unix.SetNonblock(own, true); err != nil {
-		return nil, nil, errors.Join(os.NewSyscallError("fcntl O_NONBLOCK", err), unix.Close(theirs), unix.Close(own))
-	}
-	return os.NewFile(uintptr(theirs), "|workload"), os.NewFile(uintptr(own), "|sbx"), nil
-}
-
-func dup(f *os.File) (*os.File, error) {
-	rc, err := f.SyscallConn() // Fd would make it blocking
-	if err != nil {
-		return nil, err
-	}
-	fd := -1
-	var derr error
-	if err := rc.Control(func(n uintptr) { fd, derr = unix.FcntlInt(n, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
-		return nil, err
-	}
-	if derr != nil {
-		return nil, os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", derr)
-	}
-	return os.NewFile(uintptr(fd), f.Name()), nil
 }
