@@ -51,6 +51,12 @@ func TestDetached(t *testing.T) {
 		t.Errorf("ps: %q", got)
 	}
 	until(t, e, "out", "logs", "life")
+	if got := e.Must("__complete", "stop", "li"); got != "life\n:none\n" {
+		t.Errorf("completion: %q", got)
+	}
+	if got := e.Must("__complete", "start", "li"); got != ":none\n" {
+		t.Errorf("completion of what does not run: %q", got)
+	}
 	if r := e.Run("logs", id[:5]); r.Code != 0 || r.Stdout != "out\n" || r.Stderr != "err\n" {
 		t.Errorf("logs by a prefix of the id: %v", r)
 	}
@@ -416,6 +422,10 @@ func TestExec(t *testing.T) {
 			t.Errorf("another %s namespace", ns)
 		}
 	}
+	detached(t, e, "host", "--network", "host", harness.BB, "sleep", "1000")
+	if got := e.Must("exec", "host", "echo", "inside"); got != "inside\n" {
+		t.Errorf("on the host's network: %q", got)
+	}
 	// It ends with the sandbox.
 	p := e.Start("exec", "box", "sh", "-c", "echo ready; sleep 1000")
 	p.WaitOut("ready", 20*time.Second)
@@ -497,6 +507,24 @@ func TestImageOfSandbox(t *testing.T) {
 	e.Must("wait", "user")
 	e.Fails(125, []string{"in use"}, "rmi", "-f", harness.BB)
 	e.Must("start", "user")
+}
+
+// TestStartedAgain: what was written is there in the next run, whatever is below it.
+func TestStartedAgain(t *testing.T) {
+	e := harness.New(t, harness.BB)
+	for i, args := range [][]string{
+		{"--storage-driver", "native"}, {"--storage-driver", "fuse"}, {"--storage-driver", "copy"},
+		{"--userns", "single"}, {"--userns", "keep-id"}, {"--init"}, {"--link-driver", "packet"},
+	} {
+		name := fmt.Sprintf("again%d", i)
+		detached(t, e, name, append(args, "-u", "0", harness.BB, "sh", "-c", "cat /etc/kept; echo more >>/etc/kept; exec sleep 1000")...)
+		for range 2 {
+			e.Must("exec", name, "test", "-e", "/etc/passwd")
+			e.Must("restart", "-t", "0", name)
+		}
+		until(t, e, "more\nmore\n", "logs", name)
+		e.Must("rm", "-f", name)
+	}
 }
 
 func TestAnonymousVolumes(t *testing.T) {

@@ -74,7 +74,10 @@ func join(m *wire.Message) (pty *os.File, err error) {
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return nil, os.NewSyscallError("unshare CLONE_FS", err)
 	}
-	const spaces = unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
+	spaces := unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS | unix.CLONE_NEWCGROUP
+	if !req.HostNetwork {
+		spaces |= unix.CLONE_NEWNET
+	}
 	if err := unix.Setns(int(one.Fd()), spaces); err != nil {
 		return nil, &wire.Error{Step: "enter the sandbox", Errno: err.(unix.Errno)}
 	}

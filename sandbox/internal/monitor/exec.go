@@ -104,7 +104,8 @@ func (m *monitor) execute(ctx context.Context, x proto.Exec, files map[string]*o
 }
 
 func (p *executed) start(ctx context.Context, x proto.Exec, one *os.File) error {
-	reply, err := p.child.Conn.Call(ctx, proto.MsgJoin, proto.Join{TTY: x.TTY, Rows: x.Rows, Cols: x.Cols}, nil, wire.File{Name: "pid1", File: one})
+	join := proto.Join{HostNetwork: p.m.spec.Network.Mode == "host", TTY: x.TTY, Rows: x.Rows, Cols: x.Cols}
+	reply, err := p.child.Conn.Call(ctx, proto.MsgJoin, join, nil, wire.File{Name: "pid1", File: one})
 	if err != nil {
 		return err
 	}

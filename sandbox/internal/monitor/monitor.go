@@ -225,11 +225,11 @@ func (m *monitor) endRun() {
 		m.init.Close()
 	}
 	m.init, m.started, m.failure, m.streams = nil, false, nil, nil
-	m.mu.Unlock()
 	if m.pty != nil {
 		m.pty.Close()
 		m.pty = nil
 	}
+	m.mu.Unlock()
 	if m.storage != nil {
 		m.note("end the storage driver", m.storage.Close())
 		m.storage = nil

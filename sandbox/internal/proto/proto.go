@@ -255,9 +255,10 @@ type Exec struct {
 
 // Join takes a process into a sandbox; the pidfd of its pid 1 comes with it.
 type Join struct {
-	TTY  bool   `json:"tty,omitempty"`
-	Rows uint16 `json:"rows,omitempty"`
-	Cols uint16 `json:"cols,omitempty"`
+	HostNetwork bool   `json:"hostNetwork,omitempty"` // it has the network namespace already
+	TTY         bool   `json:"tty,omitempty"`
+	Rows        uint16 `json:"rows,omitempty"`
+	Cols        uint16 `json:"cols,omitempty"`
 }
 
 // Executed is a program that runs now.
