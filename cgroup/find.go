@@ -23,8 +23,10 @@ const (
 	fixLogin   = "log in through systemd (ssh, a desktop, machinectl shell; su and sudo do not do it) or loginctl enable-linger; in a container, mount a writable cgroup v2 and leave its root without processes"
 )
 
-// Controllers that limits need, in the order in which they are named.
 var allControllers = []string{"cpu", "memory", "pids", "io", "cpuset"}
+
+// Controllers are those that some limit needs.
+func Controllers() []string { return slices.Clone(allControllers) }
 
 // Options say where to look. The zero value looks at this process and this machine.
 type Options struct {

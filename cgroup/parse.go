@@ -1,6 +1,7 @@
 package cgroup
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"math/big"
@@ -14,7 +15,7 @@ import (
 func ParseBytes(s string) (int64, error) {
 	n, err := units.RAMInBytes(s)
 	if err != nil || n < 0 {
-		return 0, fmt.Errorf("%q is not a size as 512m or 1g", s)
+		return 0, errors.New("want a size as 512m or 1g")
 	}
 	return n, nil
 }
@@ -32,14 +33,14 @@ func ParseCPUs(s string) (int64, error) {
 	r, ok := new(big.Rat).SetString(s)
 	// A fraction of a few digits can have a huge exponent.
 	if !ok || len(s) > 32 || strings.ContainsAny(s, "eEpP/") || r.Sign() < 0 {
-		return 0, fmt.Errorf("%q is not a number of processors as 1.5", s)
+		return 0, errors.New("want a number of processors as 1.5")
 	}
 	r.Mul(r, big.NewRat(1e9, 1))
 	switch {
 	case !r.IsInt():
-		return 0, fmt.Errorf("%q has more than 9 decimal places", s)
+		return 0, errors.New("want at most 9 decimal places")
 	case !r.Num().IsInt64():
-		return 0, fmt.Errorf("%q is too many processors", s)
+		return 0, errors.New("too many processors")
 	}
 	return r.Num().Int64(), nil
 }
@@ -64,7 +65,7 @@ func parseRate(s, want string, parse func(string) (uint64, error)) (DeviceRate, 
 	}
 	n, err := parse(v)
 	if err != nil || n == 0 || n > math.MaxInt64 {
-		return DeviceRate{}, fmt.Errorf("%q: the rate must be %s", s, want)
+		return DeviceRate{}, fmt.Errorf("want DEVICE:RATE with a rate that is %s", want)
 	}
 	return DeviceRate{Path: dev, Rate: n}, nil
 }
@@ -77,7 +78,7 @@ func ParseDeviceWeight(s string) (DeviceWeight, error) {
 	}
 	n, err := strconv.ParseUint(v, 10, 16)
 	if err != nil || n < minWeight || n > maxWeight {
-		return DeviceWeight{}, fmt.Errorf("%q: the weight must be from %d to %d", s, minWeight, maxWeight)
+		return DeviceWeight{}, fmt.Errorf("want DEVICE:WEIGHT with a weight from %d to %d", minWeight, maxWeight)
 	}
 	return DeviceWeight{Path: dev, Weight: uint16(n)}, nil
 }
@@ -87,10 +88,10 @@ func ParseDeviceWeight(s string) (DeviceWeight, error) {
 func splitDevice(s string) (dev, value string, err error) {
 	i := strings.LastIndexByte(s, ':')
 	if i <= 0 || i == len(s)-1 {
-		return "", "", fmt.Errorf("%q: write it as /dev/NAME:VALUE", s)
+		return "", "", errors.New("want /dev/NAME:NUMBER")
 	}
 	if dev = s[:i]; !strings.HasPrefix(dev, "/dev/") {
-		return "", "", fmt.Errorf("%q: the device must be below /dev", s)
+		return "", "", errors.New("want a device below /dev, as /dev/NAME:NUMBER")
 	}
 	return dev, s[i+1:], nil
 }

@@ -92,7 +92,8 @@ func (s *Sandbox) launch(ctx context.Context) (_ *owner, err error) {
 	if rows, cols := s.stdio.size(); rows > 0 && cols > 0 {
 		s.start.Rows, s.start.Cols = rows, cols
 	}
-	if err := <-network; err != nil {
+	s.start.Cgroup, err = s.makeGroup(ctx, child.PID)
+	if err := errors.Join(<-network, err); err != nil {
 		child.Conn.Close() // it waits for its orders
 		s.undo(ctx, m)
 		return nil, err
@@ -226,7 +227,7 @@ func (s *Sandbox) wait(m *owner, err error) {
 	case x == nil:
 		err = monitorDied(m)
 	default:
-		status = ExitStatus{Code: x.Code, Signal: syscall.Signal(x.Signal)}
+		status = ExitStatus{Code: x.Code, Signal: syscall.Signal(x.Signal), OOMKilled: x.OOMKilled}
 	}
 	m.Close()
 	s.release(context.Background())

@@ -79,7 +79,7 @@ func (e *Engine) removeBox(ctx context.Context, d *boxdir.Dir) error {
 	if err := boxdir.Kill(ctx, d.Path); err != nil {
 		return err // what runs in the directory would be pulled from under it
 	}
-	errs := []error{os.RemoveAll(proto.BuiltinDir(e.runtimeDir, d.ID())), e.removeAnonymous(ctx, d.ID())}
+	errs := []error{clearGroups(ctx, d.ID()), os.RemoveAll(proto.BuiltinDir(e.runtimeDir, d.ID())), e.removeAnonymous(ctx, d.ID())}
 	err := boxdir.Remove(ctx, d.Path)
 	if errors.Is(err, fs.ErrPermission) { // files of subordinate ids
 		err = e.inWorker(ctx, proto.MsgRemoveBox, proto.Path{Path: d.Path})

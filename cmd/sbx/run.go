@@ -89,6 +89,9 @@ func runAction(ctx context.Context, g *globals, o *runOptions, args []string) (e
 	if err != nil {
 		return err
 	}
+	if status.OOMKilled {
+		fmt.Fprintf(g.term, "sbx: note: the kernel killed a process of the sandbox: its memory was used up (--memory)\n")
+	}
 	if status.Code != 0 {
 		return exitStatus(status.Code)
 	}

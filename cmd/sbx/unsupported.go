@@ -21,7 +21,7 @@ type unsupportedFlag struct {
 
 // Reasons that several flags share.
 const (
-	whyCgroup     = "it needs a cgroup delegated to the user, which sbx does not ask for"
+	whyCgroup     = "cgroup v2 has no such setting"
 	whyForeground = "sandboxes run in the foreground"
 	whyOwn        = "every sandbox has its own"
 	whyAddress    = "the network chooses addresses"
@@ -31,7 +31,6 @@ const (
 	whyWindows    = "only Windows has it"
 
 	fixDevice = "bind a device that you may open: --volume /dev/NAME:/dev/NAME"
-	fixUlimit = "limits for each process can be set with --ulimit"
 )
 
 func unsupportedFlags() []unsupportedFlag {
@@ -42,10 +41,9 @@ func unsupportedFlags() []unsupportedFlag {
 			list = append(list, unsupportedFlag{name: name, short: short, why: why, fix: fix})
 		}
 	}
-	same(whyCgroup, fixUlimit, "blkio-weight", "blkio-weight-device", "cgroup-parent",
-		"cpu-period", "cpu-quota", "cpu-rt-period", "cpu-rt-runtime", "cpu-shares/c", "cpus",
-		"cpuset-cpus", "cpuset-mems", "device-read-bps", "device-read-iops", "device-write-bps", "device-write-iops",
-		"kernel-memory", "memory/m", "memory-reservation", "memory-swap", "memory-swappiness")
+	same(whyCgroup, "", "cpu-rt-period", "cpu-rt-runtime", "memory-swappiness")
+	same("the kernel counts it as memory", "use --memory", "kernel-memory")
+	same("a sandbox has a systemd scope of its own, or a group in what the user was given", "", "cgroup-parent")
 	same(whyForeground, "", "detach-keys", "health-cmd", "health-interval", "health-retries",
 		"health-start-interval", "health-start-period", "health-timeout")
 	same(whyDevice, fixDevice, "device", "device-cgroup-rule", "gpus")
@@ -63,9 +61,8 @@ func unsupportedFlags() []unsupportedFlag {
 		unsupportedFlag{name: "ipc", harmless: []string{"private", "shareable"}, why: whyOwn},
 		unsupportedFlag{name: "isolation", harmless: []string{"default"}, why: whyWindows},
 		unsupportedFlag{name: "log-driver", harmless: []string{"json-file", "local", "journald"}, why: whyOutput, fix: "redirect it: sbx run IMAGE >FILE 2>&1"},
-		unsupportedFlag{name: "oom-score-adj", harmless: []string{"0"}, why: whyCgroup},
+		unsupportedFlag{name: "oom-score-adj", harmless: []string{"0"}, why: "an ordinary user cannot protect a process", fix: "limit the others with --memory"},
 		unsupportedFlag{name: "pid", harmless: []string{"private"}, why: whyOwn},
-		unsupportedFlag{name: "pids-limit", harmless: []string{"0", "-1"}, why: whyCgroup, fix: "--ulimit nproc=N limits the processes of a user"},
 		unsupportedFlag{name: "restart", harmless: []string{"no"}, why: whyForeground, fix: "let a service manager restart sbx"},
 		unsupportedFlag{name: "runtime", why: "sbx is the runtime"},
 		unsupportedFlag{name: "uts", harmless: []string{"private"}, why: whyOwn},

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/rootless-sbx/sbx/cgroup"
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
@@ -36,6 +37,7 @@ type monitor struct {
 	started bool
 	failure error // what init reported before it ended
 
+	group   *cgroup.Group // nil: none
 	storage *fsoverlay.Prepared
 	net     *network
 	pty     *os.File
@@ -108,6 +110,7 @@ func Main(ctx context.Context, conn *wire.Conn) error {
 	resident.TrimLater()
 	x := m.wait()
 	m.marks.Add("workload ended")
+	x.OOMKilled = m.oomKilled()
 	m.cleanup()
 	x.Notes, x.Marks = m.notes, m.marks.List
 	if err := conn.Send(proto.MsgExited, x); err != nil && !errors.Is(err, syscall.EPIPE) {
@@ -214,6 +217,7 @@ func (m *monitor) cleanup() {
 		m.init.Close()
 	}
 	m.mu.Unlock()
+	note("remove the cgroup", m.removeGroup())
 	if m.storage != nil {
 		note("end the storage driver", m.storage.Close())
 	}
