@@ -46,6 +46,8 @@ type Host struct {
 	// what that has.
 	Mount, Path string
 	Controllers []string
+	// Top is what the root of the tree has: there is no more.
+	Top []string
 	// Sockets of the user's systemd: that of its bus, then its own.
 	Sockets []string
 	// Delegated is what the user's systemd may hand out; nil if that is not known.
@@ -84,6 +86,7 @@ func Find(o Options) *Host {
 	h.Path = v2
 	own := path.Join(h.Mount, v2)
 	h.Controllers = h.words(path.Join(own, "cgroup.controllers"))
+	h.Top = h.words(path.Join(h.Mount, "cgroup.controllers"))
 	h.findSystemd(o.RuntimeDir)
 	h.findBase(own)
 	return h
@@ -202,26 +205,42 @@ func (h *Host) Missing() (reason, fix string) {
 	return "", ""
 }
 
-// Lacking names the controllers among want that are not there, and what to do.
-func (h *Host) Lacking(want []string) (lack []string, fix string) {
+// Lack is what limits want and this host does not give.
+type Lack struct {
+	// Controllers that are not there; Absent those of them that the kernel, or the
+	// container that this is, does not have at all.
+	Controllers, Absent []string
+	Fix                 string
+}
+
+// Lacking compares the controllers that are wanted with those that are there.
+func (h *Host) Lacking(want []string) Lack {
+	var l Lack
 	have, _, known := h.Available()
 	if !known {
-		return nil, ""
+		return l
 	}
 	for _, c := range want {
-		if !slices.Contains(have, c) {
-			lack = append(lack, c)
+		if slices.Contains(have, c) {
+			continue
+		}
+		l.Controllers = append(l.Controllers, c)
+		if len(h.Top) > 0 && !slices.Contains(h.Top, c) {
+			l.Absent = append(l.Absent, c)
 		}
 	}
 	switch {
-	case len(lack) == 0:
-		return nil, ""
+	case len(l.Controllers) == 0:
 	case len(have) == 0 && h.Version == "hybrid":
-		return lack, FixUnified
+		l.Fix = FixUnified
+	case len(l.Absent) == len(l.Controllers):
+		l.Fix = "a kernel with these controllers (those it has: " + path.Join(h.Mount, "cgroup.controllers") + ")"
 	case len(h.Sockets) > 0:
-		return lack, FixDelegate
+		l.Fix = FixDelegate
+	default:
+		l.Fix = "ask the administrator to enable them in the cgroup.subtree_control of every group above " + h.Base
 	}
-	return lack, fmt.Sprintf("ask the administrator to enable them in the cgroup.subtree_control of every group above %s", h.Base)
+	return l
 }
 
 func (h *Host) real(p string) string {

@@ -114,9 +114,9 @@ func (h *Host) Check(l Limits) error {
 		return &wire.Error{Code: CodeNoGroup, Step: "--" + flags[0].name, Msg: "no limit can be set: " + reason, Fix: fix}
 	}
 	for _, f := range flags {
-		if lack, fix := h.Lacking([]string{f.controller}); len(lack) > 0 {
+		if lack := h.Lacking([]string{f.controller}); len(lack.Controllers) > 0 {
 			have, from, _ := h.Available()
-			return lacking(f, from, have, fix)
+			return lacking(f, from, have, lack.Fix)
 		}
 	}
 	return nil

@@ -46,16 +46,19 @@ func checkCgroup(_ context.Context, e Env) Check {
 		c.Detail = fmt.Sprintf("cgroup %s from %s, which does not show what it may hand out", h.Version, from)
 		return c
 	}
-	lack, fix := h.Lacking(cgroup.Controllers())
+	lack := h.Lacking(cgroup.Controllers())
 	c.Detail = fmt.Sprintf("cgroup %s, %s from %s", h.Version, strings.Join(have, " "), from)
 	switch {
 	case len(have) == 0 && h.Version == "hybrid":
-		c.Detail, c.Fix = "cgroup hybrid: the controllers are in version 1: "+none, fix
+		c.Detail, c.Fix = "cgroup hybrid: the controllers are in version 1: "+none, lack.Fix
 	case len(have) == 0:
-		c.Detail, c.Fix = "cgroup "+h.Version+": no controller is delegated: "+none, fix
-	case len(lack) > 0:
-		c.Fix = fix
-		c.Detail += "; limits of " + strings.Join(lack, " and ") + " cannot be set"
+		c.Detail, c.Fix = "cgroup "+h.Version+": no controller is delegated: "+none, lack.Fix
+	case len(lack.Controllers) > 0:
+		c.Fix = lack.Fix
+		c.Detail += "; limits of " + strings.Join(lack.Controllers, " and ") + " cannot be set"
+		if len(lack.Absent) == len(lack.Controllers) {
+			c.Detail += ": the kernel has no such controller"
+		}
 	default:
 		c.Status = OK
 	}
