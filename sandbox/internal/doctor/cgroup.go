@@ -22,6 +22,8 @@ type CgroupData struct {
 	// Writable says that there is a group, Base, that this user may divide himself.
 	Writable bool   `json:"writable"`
 	Base     string `json:"base,omitempty"`
+	// Available are the controllers that limits can count on.
+	Available []string `json:"available,omitempty"`
 }
 
 // checkCgroup only reads. Limits need either the user's systemd, which gives away
@@ -42,6 +44,7 @@ func checkCgroup(_ context.Context, e Env) Check {
 		return c
 	}
 	have, from, known := h.Available()
+	d.Available = have
 	if !known {
 		c.Detail = fmt.Sprintf("cgroup %s from %s, which does not show what it may hand out", h.Version, from)
 		return c
