@@ -27,7 +27,7 @@ var roles = map[string]func(){
 	"monitor": playMonitor,
 	"sleep":   func() { time.Sleep(time.Hour) },
 	"burn": func() {
-		for {
+		for n := uint64(1); n > 0; n += 2 {
 		}
 	},
 	"hog": func() {
@@ -38,7 +38,7 @@ var roles = map[string]func(){
 	// fork starts processes until it may not, and exits with the errno.
 	"fork": func() {
 		for {
-			p, err := os.StartProcess("/proc/self/exe", []string{"cgroup-test-sleep"}, &os.ProcAttr{})
+			_, err := os.StartProcess("/proc/self/exe", []string{"cgroup-test-sleep"}, &os.ProcAttr{})
 			if err != nil {
 				var errno syscall.Errno
 				if e, ok := err.(*os.PathError); ok {
@@ -46,7 +46,6 @@ var roles = map[string]func(){
 				}
 				os.Exit(int(errno))
 			}
-			defer p.Kill()
 		}
 	},
 }

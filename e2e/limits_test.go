@@ -120,6 +120,10 @@ func TestOutOfMemory(t *testing.T) {
 		args := append([]string{"run", "--rm", "--network", "none", "-m", "32m", "--memory-swap", "32m"}, flags...)
 		e.Fails(137, []string{"its memory was used up"}, append(args, hog...)...)
 	}
+	// Too little for our own init, which is in the group already.
+	if r := e.Run("run", "--rm", "--network", "none", "-m", "6m", "--memory-swap", "6m", harness.BB, "true"); r.Code != 0 {
+		r.Want(t, 125, "--memory", "fix: ")
+	}
 	// A child of the workload's: its own matter, but said all the same.
 	r := e.Run("run", "--rm", "--network", "none", "-m", "32m", "--memory-swap", "32m", harness.BB, "sh", "-c",
 		"dd if=/dev/zero of=/dev/null bs=200M count=1; echo status $?; exit 3")
