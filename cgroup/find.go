@@ -2,7 +2,6 @@ package cgroup
 
 import (
 	"bufio"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -57,8 +56,9 @@ type Host struct {
 	Base      string
 	Divisible []string
 
-	root string
-	uid  int
+	inner bool // what is mounted is a part of the tree
+	root  string
+	uid   int
 }
 
 // Find looks for a part of the tree that belongs to the user. It asks nobody and
@@ -86,6 +86,8 @@ func Find(o Options) *Host {
 	h.Path = v2
 	own := path.Join(h.Mount, v2)
 	h.Controllers = h.words(path.Join(own, "cgroup.controllers"))
+	_, err = os.Stat(h.real(path.Join(h.Mount, "cgroup.type")))
+	h.inner = err == nil // the tree's root alone has none
 	h.Top = h.words(path.Join(h.Mount, "cgroup.controllers"))
 	h.findSystemd(o.RuntimeDir)
 	h.findBase(own)
@@ -160,8 +162,7 @@ func (h *Host) findBase(own string) {
 }
 
 // divisible says whether groups can be made in dir, and what they can have. One with
-// processes can only pass on what it passes on already, except the tree's root, which
-// alone has no cgroup.type.
+// processes can only pass on what it passes on already, except the tree's root.
 func (h *Host) divisible(dir string) ([]string, bool) {
 	for _, f := range []string{"", "cgroup.procs", "cgroup.subtree_control"} {
 		if unix.Access(h.real(path.Join(dir, f)), unix.W_OK) != nil {
@@ -172,8 +173,7 @@ func (h *Host) divisible(dir string) ([]string, bool) {
 	if err != nil {
 		return nil, false
 	}
-	_, terr := os.Stat(h.real(path.Join(dir, "cgroup.type")))
-	if procs == "" || errors.Is(terr, os.ErrNotExist) {
+	if procs == "" || dir == h.Mount && !h.inner {
 		return h.words(path.Join(dir, "cgroup.controllers")), true
 	}
 	have := h.words(path.Join(dir, "cgroup.subtree_control"))
@@ -207,15 +207,16 @@ func (h *Host) Missing() (reason, fix string) {
 
 // Lack is what limits want and this host does not give.
 type Lack struct {
-	// Controllers that are not there; Absent those of them that the kernel, or the
-	// container that this is, does not have at all.
-	Controllers, Absent []string
-	Fix                 string
+	// Controllers that are not there.
+	Controllers []string
+	// Reason is set if none of them is in the whole tree, so that nobody can delegate it.
+	Reason, Fix string
 }
 
 // Lacking compares the controllers that are wanted with those that are there.
 func (h *Host) Lacking(want []string) Lack {
 	var l Lack
+	absent := 0
 	have, _, known := h.Available()
 	if !known {
 		return l
@@ -226,15 +227,20 @@ func (h *Host) Lacking(want []string) Lack {
 		}
 		l.Controllers = append(l.Controllers, c)
 		if len(h.Top) > 0 && !slices.Contains(h.Top, c) {
-			l.Absent = append(l.Absent, c)
+			absent++
 		}
 	}
 	switch {
 	case len(l.Controllers) == 0:
 	case len(have) == 0 && h.Version == "hybrid":
 		l.Fix = FixUnified
-	case len(l.Absent) == len(l.Controllers):
+	case absent == len(l.Controllers):
+		l.Reason = "the kernel has no such controller"
 		l.Fix = "a kernel with these controllers (those it has: " + path.Join(h.Mount, "cgroup.controllers") + ")"
+		if h.inner {
+			l.Reason = "this container has no such controller"
+			l.Fix = "the container must be given a cgroup that has them (those it has: " + path.Join(h.Mount, "cgroup.controllers") + ")"
+		}
 	case len(h.Sockets) > 0:
 		l.Fix = FixDelegate
 	default:

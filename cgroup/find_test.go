@@ -21,15 +21,14 @@ const (
 
 // stock is a login session on a stock Debian, as far as files tell.
 var stock = map[string]string{
-	"proc/self/cgroup":               "0::/user.slice/user-1000.slice/session-1.scope\n",
-	"proc/self/mountinfo":            mounts,
-	"run/user/1000/bus":              "",
-	"run/user/1000/systemd/private":  "",
-	manager + "cgroup.controllers":   "cpu memory pids\n",
-	session + "cgroup.controllers":   "cpu memory pids\n",
-	session + "cgroup.procs":         "1\n2\n",
-	"sys/fs/cgroup/cgroup.procs":     "1\n",
-	"sys/fs/cgroup/cgroup.type/none": gone,
+	"proc/self/cgroup":              "0::/user.slice/user-1000.slice/session-1.scope\n",
+	"proc/self/mountinfo":           mounts,
+	"run/user/1000/bus":             "",
+	"run/user/1000/systemd/private": "",
+	manager + "cgroup.controllers":  "cpu memory pids\n",
+	session + "cgroup.controllers":  "cpu memory pids\n",
+	session + "cgroup.procs":        "1\n2\n",
+	"sys/fs/cgroup/cgroup.procs":    "1\n",
 }
 
 // container is one that has a tree of its own, with its processes in a leaf.
@@ -87,6 +86,8 @@ func TestFind(t *testing.T) {
 			version: "v2", base2: "/sys/fs/cgroup", available: []string{"memory"}, fix: "subtree_control"},
 		{name: "the tree's root", base: container, edit: files{"sys/fs/cgroup/cgroup.procs": "7\n", "sys/fs/cgroup/cgroup.type": gone},
 			version: "v2", base2: "/sys/fs/cgroup", available: all},
+		{name: "which has little", base: container, edit: files{"sys/fs/cgroup/cgroup.controllers": "memory\n"},
+			version: "v2", base2: "/sys/fs/cgroup", available: []string{"memory"}, fix: "the container must be given"},
 		{name: "hybrid", base: container, edit: files{"proc/self/cgroup": "4:memory:/x\n1:name=systemd:/x\n0::/init\n", "sys/fs/cgroup/cgroup.controllers": ""},
 			version: "hybrid", base2: "/sys/fs/cgroup", available: []string{}, fix: "unified_cgroup_hierarchy"},
 		{name: "v1", base: container, edit: files{"proc/self/mountinfo": ""}, version: "v1", missing: "not mounted", fix: "unified_cgroup_hierarchy"},

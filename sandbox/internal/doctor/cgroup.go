@@ -59,8 +59,8 @@ func checkCgroup(_ context.Context, e Env) Check {
 	case len(lack.Controllers) > 0:
 		c.Fix = lack.Fix
 		c.Detail += "; limits of " + strings.Join(lack.Controllers, " and ") + " cannot be set"
-		if len(lack.Absent) == len(lack.Controllers) {
-			c.Detail += ": the kernel has no such controller"
+		if lack.Reason != "" {
+			c.Detail += ": " + lack.Reason
 		}
 	default:
 		c.Status = OK
