@@ -58,6 +58,9 @@ func Main(ctx context.Context, conn *wire.Conn) error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return &wire.Error{Step: "make mounts private", Path: "/", Errno: errno(err)}
 	}
+	if err := conn.Send(proto.MsgReady, nil); err != nil {
+		return err
+	}
 	req, err := conn.Recv()
 	if err != nil {
 		return fmt.Errorf("wait for the start message: %w", err)

@@ -4,6 +4,7 @@
 //
 //	from      to        message       body           descriptors        answer
 //	-------   -------   -----------   ------------   ----------------   -------------------------------
+//	monitor   caller    ready                                           none: it may be moved to a cgroup
 //	caller    monitor   start         Start          stdin stdout       Started; pty with a terminal
 //	                                                 stderr lock
 //	caller    monitor   signal        Signal                            empty
