@@ -6,6 +6,7 @@ import (
 
 	"github.com/docker/go-units"
 	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
+	"github.com/rootless-sbx/sbx/cgroup"
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/image"
 	"github.com/rootless-sbx/sbx/userns"
@@ -130,6 +131,9 @@ type Config struct {
 	SecurityOpt []string
 	Ulimits     []units.Ulimit
 	Sysctls     map[string]string
+	// Resources limit the sandbox as a whole; the zero value does not. They need a
+	// cgroup that belongs to the user.
+	Resources cgroup.Limits
 }
 
 // Streams are a caller's ends of a workload's streams.

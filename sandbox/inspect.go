@@ -13,6 +13,7 @@ import (
 
 	"github.com/docker/go-units"
 	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
+	"github.com/rootless-sbx/sbx/cgroup"
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
@@ -60,6 +61,7 @@ type Health = proto.Health
 
 // InspectHost is what the host does for it.
 type InspectHost struct {
+	cgroup.Limits
 	Binds           []string
 	LogConfig       InspectLog
 	NetworkMode     string
@@ -269,6 +271,7 @@ func inspectHost(rec *record.Config) InspectHost {
 	start := &rec.Start
 	n, life := &start.Network, &start.Life
 	h := InspectHost{
+		Limits:      rec.Resources,
 		NetworkMode: n.Mode, AutoRemove: !life.Keep, PortBindings: bindings(n.Ports),
 		RestartPolicy: InspectRestart{life.Restart.Name, life.Restart.Max},
 		CapAdd:        start.Process.CapAdd, CapDrop: start.Process.CapDrop, DNS: n.DNS, DNSOptions: n.DNSOptions, DNSSearch: n.DNSSearch,

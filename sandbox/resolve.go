@@ -76,7 +76,7 @@ func (s *Sandbox) resolve(img v1.Config) error {
 	}
 	s.rec = &record.Config{
 		Created: time.Now().UTC(), Image: c.Image, ImageID: s.imageID, RootFS: c.RootFS, Platform: c.Platform,
-		UserNS: c.UserNS, StorageDriver: c.StorageDriver, Exposed: merged.ExposedPorts,
+		UserNS: c.UserNS, StorageDriver: c.StorageDriver, Exposed: merged.ExposedPorts, Resources: c.Resources,
 		AttachStdin: c.Stdin != nil, AttachStdout: c.Stdout != nil, AttachStderr: c.Stderr != nil,
 	}
 	s.rec.Entrypoint, s.rec.Cmd = splitCommand(merged.Args, c, img)

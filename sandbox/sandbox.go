@@ -21,6 +21,9 @@ import (
 type ExitStatus struct {
 	Code   int            // 0-255, 128+N after signal N
 	Signal syscall.Signal // 0 unless a signal ended pid 1
+	// OOMKilled says that the kernel killed a process because the sandbox had used up
+	// its memory; not necessarily pid 1.
+	OOMKilled bool
 }
 
 // Info is what is known about a running sandbox.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -103,6 +104,7 @@ func (s *Sandbox) finish(status ExitStatus, err error) {
 // owner is the conversation with the monitor.
 type owner struct {
 	*userns.Child
+	ready  chan struct{}      // closed when the monitor waits for its orders
 	served chan struct{}      // closed at its end
 	exited chan *proto.Exited // of one
 	pty    *os.File
@@ -129,13 +131,14 @@ func (s *Sandbox) launch(ctx context.Context) (_ *owner, err error) {
 		return nil, err
 	}
 	s.marks.add("monitor cloned, its ids mapped")
-	m := &owner{Child: child, served: make(chan struct{}), exited: make(chan *proto.Exited, 1)}
+	m := &owner{Child: child, ready: make(chan struct{}), served: make(chan struct{}), exited: make(chan *proto.Exited, 1)}
 	go s.serve(m)
 	files := append(s.stdio.childFiles(), wire.File{Name: "lock", File: s.dir.Lock})
 	if rows, cols := s.stdio.size(); rows > 0 && cols > 0 {
 		s.start.Rows, s.start.Cols = rows, cols
 	}
-	if err := ready(); err != nil {
+	s.start.Cgroup, err = s.makeGroup(ctx, m)
+	if err := errors.Join(ready(), err); err != nil {
 		child.Conn.Close() // it waits for its orders
 		s.undo(ctx, m)
 		return nil, err
@@ -173,9 +176,12 @@ func (m *owner) takeInput(reply *wire.Message, tty bool) (err error) {
 // serve takes what the monitor says.
 func (s *Sandbox) serve(m *owner) {
 	defer close(m.served)
+	var ready sync.Once
 	err := m.Serve(func(msg *wire.Message) {
 		var err error
 		switch msg.Type {
+		case proto.MsgReady:
+			ready.Do(func() { close(m.ready) })
 		case proto.MsgLog:
 			var l proto.Notice
 			if err = msg.Decode(&l); err == nil {
@@ -283,7 +289,7 @@ func (s *Sandbox) wait(m *owner, err error) {
 			s.afterDeath()
 		}
 	default:
-		status = ExitStatus{Code: x.Code, Signal: syscall.Signal(x.Signal)}
+		status = ExitStatus{Code: x.Code, Signal: syscall.Signal(x.Signal), OOMKilled: x.OOMKilled}
 	}
 	m.Close()
 	s.recorded = s.recorded || s.cfg.Keep

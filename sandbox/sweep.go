@@ -102,7 +102,7 @@ func (e *Engine) repair(ctx context.Context, id string) (bool, error) {
 	st.Started, st.MonitorPID, st.Health = proto.Started{}, 0, nil
 	name, _ := boxdir.Name(e.containers(), id) // only for the message
 	e.log.Warn("the sandbox has ended: its monitor was killed, or the machine was restarted", "name", name, "id", id[:12])
-	return true, errors.Join(
+	return true, errors.Join(clearGroups(ctx, id),
 		os.RemoveAll(proto.BuiltinDir(e.runtimeDir, id)), removeFile(proto.BoxSocket(e.runtimeDir, id)),
 		record.WriteState(d.Path, st))
 }
@@ -129,7 +129,7 @@ func (e *Engine) removeBox(ctx context.Context, d *boxdir.Dir) error {
 
 // removeBoxOnly leaves the volumes.
 func (e *Engine) removeBoxOnly(ctx context.Context, d *boxdir.Dir) error {
-	errs := []error{os.RemoveAll(proto.BuiltinDir(e.runtimeDir, d.ID())), removeFile(proto.BoxSocket(e.runtimeDir, d.ID()))}
+	errs := []error{clearGroups(ctx, d.ID()), os.RemoveAll(proto.BuiltinDir(e.runtimeDir, d.ID())), removeFile(proto.BoxSocket(e.runtimeDir, d.ID()))}
 	// What is half removed is a killed create's.
 	errs = append(errs, record.Forget(d.Path))
 	err := boxdir.Remove(ctx, d.Path)

@@ -43,7 +43,7 @@ func (o *runOptions) config(args []string) (sandbox.Config, error) {
 		Network: network, DNS: o.dns, DNSSearch: o.dnsSearch, DNSOptions: o.dnsOptions, AddHost: o.addHosts,
 		MTU: o.mtu, LinkDriver: o.linkDriver, PortDriver: o.portDriver, PublishAll: o.publishAll, Expose: o.expose,
 		ReadOnly: o.readOnly, StorageDriver: o.storageDriver,
-		CapAdd: o.capAdd, CapDrop: o.capDrop, SecurityOpt: o.securityOpt,
+		CapAdd: o.capAdd, CapDrop: o.capDrop, SecurityOpt: o.securityOpt, Resources: o.limits,
 	}
 	if o.changed("entrypoint") {
 		cfg.Entrypoint = []string{}

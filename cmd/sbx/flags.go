@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/rootless-sbx/sbx/cgroup"
 	"github.com/rootless-sbx/sbx/sandbox"
 	"github.com/rootless-sbx/sbx/userns"
 	"github.com/spf13/pflag"
@@ -40,6 +41,7 @@ type runOptions struct {
 
 	userns                                         string
 	capAdd, capDrop, securityOpt, ulimits, sysctls []string
+	limits                                         cgroup.Limits
 
 	changed func(flag string) bool
 }
@@ -74,7 +76,8 @@ func (o *runOptions) define(c *command) {
 	group(fs, "Image", o.imageFlags)
 	group(fs, "Network and ports", o.networkFlags)
 	group(fs, "Files", o.fileFlags)
-	group(fs, "Privileges and limits", o.securityFlags)
+	group(fs, "Privileges", o.securityFlags)
+	group(fs, "Limits", o.limitFlags)
 	defineUnsupported(fs)
 }
 
@@ -170,7 +173,6 @@ func (o *runOptions) securityFlags(fs *pflag.FlagSet) {
 	lists(fs, &o.capAdd, "cap-add", "", "add a `CAPABILITY`, or ALL")
 	lists(fs, &o.capDrop, "cap-drop", "", "drop a `CAPABILITY`, or ALL")
 	lists(fs, &o.securityOpt, "security-opt", "", "`OPTION`: no-new-privileges, seccomp=FILE, seccomp=unconfined")
-	lists(fs, &o.ulimits, "ulimit", "", "set a limit; `LIMIT` is TYPE=SOFT[:HARD]")
 	lists(fs, &o.sysctls, "sysctl", "", "set the namespaced `KEY=VALUE`")
 }
 

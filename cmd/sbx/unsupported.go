@@ -21,7 +21,7 @@ type unsupportedFlag struct {
 
 // Reasons that several flags share.
 const (
-	whyCgroup  = "it needs a cgroup delegated to the user, which sbx does not ask for"
+	whyCgroup  = "cgroup v2 has no such setting"
 	whyOwn     = "every sandbox has its own"
 	whyAddress = "the network chooses addresses"
 	whyNames   = "sandboxes reach each other by address"
@@ -29,7 +29,6 @@ const (
 	whyWindows = "only Windows has it"
 
 	fixDevice = "bind a device that you may open: --volume /dev/NAME:/dev/NAME"
-	fixUlimit = "limits for each process can be set with --ulimit"
 )
 
 func unsupportedFlags() []unsupportedFlag {
@@ -40,10 +39,9 @@ func unsupportedFlags() []unsupportedFlag {
 			list = append(list, unsupportedFlag{name: name, short: short, why: why, fix: fix})
 		}
 	}
-	same(whyCgroup, fixUlimit, "blkio-weight", "blkio-weight-device", "cgroup-parent",
-		"cpu-period", "cpu-quota", "cpu-rt-period", "cpu-rt-runtime", "cpu-shares/c", "cpus",
-		"cpuset-cpus", "cpuset-mems", "device-read-bps", "device-read-iops", "device-write-bps", "device-write-iops",
-		"kernel-memory", "memory/m", "memory-reservation", "memory-swap", "memory-swappiness")
+	same(whyCgroup, "", "cpu-rt-period", "cpu-rt-runtime", "memory-swappiness")
+	same("the kernel counts it as memory", "use --memory", "kernel-memory")
+	same("a sandbox has a systemd scope of its own, or a group in what the user was given", "", "cgroup-parent")
 	same(whyDevice, fixDevice, "device", "device-cgroup-rule", "gpus")
 	same(whyAddress, "", "ip", "ip6", "link-local-ip", "mac-address")
 	same(whyNames, "add names with --add-host NAME:IP", "link", "network-alias")
@@ -57,9 +55,8 @@ func unsupportedFlags() []unsupportedFlag {
 		unsupportedFlag{name: "cgroupns", harmless: []string{"private"}, why: whyOwn},
 		unsupportedFlag{name: "ipc", harmless: []string{"private", "shareable"}, why: whyOwn},
 		unsupportedFlag{name: "isolation", harmless: []string{"default"}, why: whyWindows},
-		unsupportedFlag{name: "oom-score-adj", harmless: []string{"0"}, why: whyCgroup},
+		unsupportedFlag{name: "oom-score-adj", harmless: []string{"0"}, why: "an ordinary user cannot protect a process", fix: "limit the others with --memory"},
 		unsupportedFlag{name: "pid", harmless: []string{"private"}, why: whyOwn},
-		unsupportedFlag{name: "pids-limit", harmless: []string{"0", "-1"}, why: whyCgroup, fix: "--ulimit nproc=N limits the processes of a user"},
 		unsupportedFlag{name: "runtime", why: "sbx is the runtime"},
 		unsupportedFlag{name: "uts", harmless: []string{"private"}, why: whyOwn},
 

@@ -144,9 +144,9 @@ func TestChecks(t *testing.T) {
 			"sys/fs/cgroup/user.slice/user-1000.slice/session-1.scope/cgroup.procs":         "", "sys/fs/cgroup/user.slice/user-1000.slice/session-1.scope/cgroup.controllers": ""},
 			status: Degraded, detail: "no controller", fix: "Delegate="},
 		{name: "no bus", check: "cgroup", files: map[string]string{"run/user/1000/bus": gone}, status: Degraded, detail: "neither", fix: "log in"},
-		{name: "own subtree", check: "cgroup", files: map[string]string{"run/user/1000/bus": gone, "proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cgroup.procs": "", "sys/fs/cgroup/cgroup.controllers": "cpuset cpu io memory pids"},
-			status: OK, detail: "from this process's own cgroup"},
-		{name: "hybrid", check: "cgroup", files: map[string]string{"proc/self/cgroup": "4:memory:/\n1:name=systemd:/\n0::/\n", "sys/fs/cgroup/cgroup.procs": "", "sys/fs/cgroup/cgroup.controllers": "", "run/user/1000/bus": gone},
+		{name: "own subtree", check: "cgroup", files: map[string]string{"run/user/1000/bus": gone, "proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cgroup.procs": "", "sys/fs/cgroup/cgroup.subtree_control": "", "sys/fs/cgroup/cgroup.controllers": "cpuset cpu io memory pids"},
+			status: OK, detail: "from the group /sys/fs/cgroup"},
+		{name: "hybrid", check: "cgroup", files: map[string]string{"proc/self/cgroup": "4:memory:/\n1:name=systemd:/\n0::/\n", "sys/fs/cgroup/cgroup.procs": "", "sys/fs/cgroup/cgroup.subtree_control": "", "sys/fs/cgroup/cgroup.controllers": "", "run/user/1000/bus": gone},
 			status: Degraded, detail: "in version 1", fix: "systemd.unified_cgroup_hierarchy=1"},
 		{name: "v1", check: "cgroup", files: map[string]string{"proc/self/cgroup": "4:memory:/x\n3:cpu,cpuacct:/\n"}, status: Degraded, detail: "not mounted", fix: "unified"},
 		{name: "no cgroups", check: "cgroup", files: map[string]string{"proc/self/cgroup": gone}, status: Degraded},
@@ -311,7 +311,6 @@ func FuzzMounts(f *testing.F) {
 				t.Errorf("%+v of %q", m, s)
 			}
 		}
-		parseCgroups(s)
 		parseRelease(s)
 		numbers(s)
 		fuseOverlayVersion(s)

@@ -24,6 +24,9 @@ import (
 func Main(ctx context.Context, conn *wire.Conn) error {
 	i := &initd{conn: conn, marks: proto.NewMarks("init")}
 	i.marks.Add("ids mapped")
+	if err := ownCgroupNamespace(); err != nil {
+		return err
+	}
 	for {
 		m, err := conn.Recv()
 		if err != nil {
@@ -36,6 +39,20 @@ func Main(ctx context.Context, conn *wire.Conn) error {
 			return err
 		}
 	}
+}
+
+// ownCgroupNamespace makes the group that this process was born in the root of what
+// the workload sees.
+func ownCgroupNamespace() error {
+	err := unix.Unshare(unix.CLONE_NEWCGROUP)
+	if err == nil {
+		return nil
+	}
+	e := wire.ToError("create the cgroup namespace", err)
+	if err == unix.ENOSPC {
+		e.Fix = "end other sandboxes, or ask the administrator to raise the sysctl user.max_cgroup_namespaces"
+	}
+	return e
 }
 
 type initd struct {

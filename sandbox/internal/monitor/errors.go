@@ -48,6 +48,8 @@ func (m *monitor) initError(err error) error {
 		return reported
 	case werr != nil:
 		return fmt.Errorf("init ended: %w", werr)
+	case ws.Signaled() && m.oomKilled():
+		return &wire.Error{Code: "init-oom", Step: "start the sandbox", Msg: "its memory (--memory) was used up before the command ran", Fix: "give it more: --memory 32m"}
 	case ws.Signaled():
 		return &wire.Error{Code: "init-killed", Step: "start the sandbox", Msg: fmt.Sprintf("init was killed by signal %d (%s)", ws.Signal(), ws.Signal())}
 	}

@@ -74,9 +74,18 @@ func (m *monitor) execute(ctx context.Context, x proto.Exec, files map[string]*o
 		return nil, err
 	}
 	defer one.Close()
+	box, err := m.box()
+	if err != nil {
+		m.execDone()
+		return nil, err
+	}
+	if box != nil {
+		defer box.Close()
+	}
 	p := &executed{m: m}
 	p.child, err = userns.Start(ctx, userns.Spec{
-		Path: "/proc/self/exe", Args: []string{proto.RoleExec},
+		Cgroup: box,
+		Path:   "/proc/self/exe", Args: []string{proto.RoleExec},
 		Stdin: files["stdin"], Stdout: files["stdout"], Stderr: files["stderr"],
 		Setsid: true, PIDNS: one, // its death signal it sets itself
 	})

@@ -34,6 +34,10 @@ func (m *monitor) live(ctx context.Context, req *wire.Message, files map[string]
 		closeAll(files)
 		return m.failed(ctx, req, err)
 	}
+	if err := m.openGroup(); err != nil {
+		closeAll(files)
+		return m.failed(ctx, req, err)
+	}
 	st, err := m.begin(ctx, files)
 	if err != nil {
 		return m.failed(ctx, req, err)
@@ -95,6 +99,7 @@ func (m *monitor) begin(ctx context.Context, files map[string]*os.File) (*proto.
 	m.mu.Lock()
 	m.ended = ended
 	m.mu.Unlock()
+	m.oomBefore = m.oomKills()
 	stdio, err := m.openStreams(files)
 	if err != nil {
 		closeAll(files)
@@ -155,11 +160,13 @@ func (m *monitor) finishRun() proto.Exited {
 		m.published = nil
 	}
 	m.marks.Add("workload ended")
+	x.OOMKilled = m.oomKilled()
 	m.closeStreams()
 	m.endRun()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.state.FinishedAt, m.state.ExitCode, m.state.Started = time.Now().UTC(), x.Code, proto.Started{}
+	m.state.OOMKilled = x.OOMKilled
 	m.last = x
 	close(m.ended)
 	return x
@@ -296,6 +303,7 @@ func (m *monitor) end(x proto.Exited) error {
 // leave lets go of everything; those who wait are told last, so that they find the
 // sandbox without an owner.
 func (m *monitor) leave(x proto.Exited) {
+	m.note("remove the cgroup", m.removeGroup())
 	if m.logs != nil {
 		m.note("end the log", m.logs.Close())
 	}

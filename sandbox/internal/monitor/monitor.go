@@ -24,6 +24,7 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/rootless-sbx/sbx/cgroup"
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
@@ -65,14 +66,16 @@ type monitor struct {
 	execs    int   // that run now
 	leaving  bool  // nobody waits for anything any more
 
-	root    fsoverlay.RootSpec
-	storage *fsoverlay.Prepared
-	net     *network
-	pty     *os.File
-	hold    *fsoverlay.Hold // keeps the volumes
-	notes   []string
-	marks   *proto.Marks
-	inits   []proto.Mark // init's own
+	root      fsoverlay.RootSpec
+	group     *cgroup.Group // nil: none
+	oomBefore uint64        // kills for want of memory in earlier runs
+	storage   *fsoverlay.Prepared
+	net       *network
+	pty       *os.File
+	hold      *fsoverlay.Hold // keeps the volumes
+	notes     []string
+	marks     *proto.Marks
+	inits     []proto.Mark // init's own
 }
 
 // Main is the body of the monitor process.
@@ -84,6 +87,9 @@ func Main(ctx context.Context, conn *wire.Conn) error {
 	// Mounts made here must not reach the host, whose own may come in.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return &wire.Error{Step: "make mounts private", Path: "/", Errno: errno(err)}
+	}
+	if err := conn.Send(proto.MsgReady, nil); err != nil {
+		return err
 	}
 	req, err := conn.Recv()
 	if err != nil {

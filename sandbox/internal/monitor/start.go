@@ -15,7 +15,6 @@ import (
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/userns"
-	"golang.org/x/sys/unix"
 )
 
 // start brings the sandbox up. Init is cloned first, as its binary takes its time to
@@ -90,14 +89,23 @@ func both(ctx context.Context, f, g func(context.Context) error) error {
 
 // startInit clones pid 1 into the rest of its namespaces.
 func (m *monitor) startInit(ctx context.Context, stdio map[string]*os.File) error {
-	flags := uintptr(syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC |
-		syscall.CLONE_NEWUTS | unix.CLONE_NEWCGROUP)
+	// Not the cgroup namespace: its root would be our group and not that of init,
+	// which makes it itself.
+	flags := uintptr(syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS)
 	if m.spec.Network.Mode != "host" {
 		flags |= syscall.CLONE_NEWNET
+	}
+	box, err := m.box()
+	if err != nil {
+		return err
+	}
+	if box != nil {
+		defer box.Close()
 	}
 	spec := userns.Spec{
 		Path:       "/proc/self/exe",
 		Args:       []string{proto.RoleInit},
+		Cgroup:     box,
 		Cloneflags: flags,
 		Setsid:     true,
 		Pdeathsig:  syscall.SIGKILL,

@@ -4,6 +4,7 @@
 //
 //	from      to        message       body           descriptors        answer
 //	-------   -------   -----------   ------------   ----------------   -------------------------------
+//	monitor   caller    ready                                           none: it may be moved to a cgroup
 //	caller    monitor   start         Start          stdin stdout       Started; pty with a terminal,
 //	                                                 stderr lock        stdin if it is through the monitor
 //	caller    monitor   detach                                          empty
@@ -124,6 +125,9 @@ type Start struct {
 	Cols                  uint16            `json:"cols,omitempty"`
 	Init                  bool              `json:"init,omitempty"`
 	Sysctls               map[string]string `json:"sysctls,omitempty"`
+
+	// Cgroup is the directory of the sandbox's group, see cgroup.Open; empty: none.
+	Cgroup string `json:"cgroup,omitempty"`
 
 	// NetdLinger is passed on to a network process that the monitor has to start.
 	NetdLinger time.Duration `json:"netdLinger,omitempty"`
@@ -275,6 +279,8 @@ type Notice struct {
 type Exited struct {
 	Code   int `json:"code"`             // 0-255, 128+N after signal N
 	Signal int `json:"signal,omitempty"` // N
+	// OOMKilled: the kernel killed a process for want of memory in the group.
+	OOMKilled bool `json:"oomKilled,omitempty"`
 	// Notes are what went wrong while cleaning up.
 	Notes []string `json:"notes,omitempty"`
 	Marks []Mark   `json:"marks,omitempty"` // since the start

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/rootless-sbx/sbx/cgroup"
 	"github.com/rootless-sbx/sbx/internal/atomicfile"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/userns"
@@ -43,6 +44,8 @@ type Config struct {
 	Entrypoint []string `json:"entrypoint,omitempty"`
 	Cmd        []string `json:"cmd,omitempty"`
 	Exposed    []string `json:"exposed,omitempty"`
+	// Resources are the limits.
+	Resources cgroup.Limits `json:"resources,omitzero"`
 	// Attached streams: those the sandbox was made for.
 	AttachStdin  bool `json:"attachStdin,omitempty"`
 	AttachStdout bool `json:"attachStdout,omitempty"`
