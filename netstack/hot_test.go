@@ -1,6 +1,7 @@
 package netstack
 
 import (
+	"net"
 	"net/netip"
 	"os"
 	"testing"
@@ -74,6 +75,15 @@ func hotPaths(t testing.TB) []hotPath {
 	if a.port.nat.find(protoUDP, src) == nil {
 		t.Fatal("no mapping after the first datagram")
 	}
+	// One that nobody answers, and nobody reads.
+	sink, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { sink.Close() })
+	sinkAddr := netip.AddrPortFrom(outside4, uint16(sink.LocalAddr().(*net.UDPAddr).Port))
+	out := asRead(a.port.net.gwMAC, udpDatagram(netip.AddrPortFrom(a.a4, 4001), sinkAddr, make([]byte, small)))
+	answer := [][]byte{make([]byte, small)}
 	segment := superSegment(outside4, b.a4, large)
 	t.Cleanup(segment.DecRef)
 
@@ -98,6 +108,14 @@ func hotPaths(t testing.TB) []hotPath {
 			if a.port.nat.get(a.port, protoUDP, src).lookup(to) == nil {
 				t.Fatal("no peer")
 			}
+		}},
+		{"udp-forward", small, func() {
+			a.port.input(out)
+			a.port.flushTrains()
+		}},
+		{"udp-to-guest", small, func() {
+			a.port.sendUDP(sinkAddr, src, 0, answer)
+			fromA()
 		}},
 		{"tcp-to-guest", large, func() {
 			if err := l.nic.writePacket(segment); err != nil {
