@@ -235,7 +235,9 @@ func TestManyConnects(t *testing.T) {
 				}
 				open.Wait()
 				n := s.m.Stats()
-				if n.Conns > limit || answered.Load() != limit || reset.Load() != int64(clients-limit) || n.OverLimit != uint64(clients-limit) {
+				// When the listener's queue is full, the kernel may make two connections of
+				// one: the client has given up the first, or was answered by a SYN cookie.
+				if n.Conns > limit || answered.Load() != limit || reset.Load() != int64(clients-limit) || n.OverLimit < uint64(clients-limit) {
 					t.Errorf("%d of %d answered, %d reset, %d else: %+v", answered.Load(), clients, reset.Load(), other.Load(), n)
 				}
 				close(done)
