@@ -1,59 +1,31 @@
 package sandbox
 
 import (
-	"errors"
 	"io"
 	"os"
-	"time"
 
+	"github.com/rootless-sbx/sbx/sandbox/internal/streams"
 	"golang.org/x/sys/unix"
 )
 
-const (
-	copyBuffer = 64 << 10
-	// restGrace is how long an output stream may stay open after the sandbox's
-	// end: somebody outside has got it, through a socket in a shared directory.
-	restGrace = 200 * time.Millisecond
-	// maxRest is more than a pipe or a terminal can hold (1 MiB for an ordinary user).
-	maxRest = 2 << 20
-)
+const copyBuffer = 64 << 10
 
 // output copies one of the workload's streams to the caller's writer.
 type output struct {
-	r    *os.File
-	w    io.Writer
-	err  error // of the writer; set when done is closed
-	done chan struct{}
+	streams.Source
+	w   io.Writer
+	err error // of the writer; set when the copy has ended
 }
 
 func newOutput(r *os.File, w io.Writer) *output {
-	return &output{r: r, w: w, done: make(chan struct{})}
+	return &output{Source: streams.NewSource(r), w: w}
 }
 
-func (o *output) run() {
-	defer close(o.done)
-	buf := make([]byte, copyBuffer)
-	for {
-		n, err := o.r.Read(buf)
-		if !o.write(buf[:n]) {
-			return
-		}
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			o.rest(buf)
-			return
-		}
-		if err != nil { // EOF; EIO when the last process has closed a terminal; closed
-			return
-		}
-	}
-}
+func (o *output) run() { o.Run(o.write, func() {}) }
 
 // write passes on what was read. If nobody takes it any more, the workload is let
 // know: writing to the pipe fails, or the terminal hangs up.
 func (o *output) write(b []byte) bool {
-	if len(b) == 0 {
-		return true
-	}
 	n, err := o.w.Write(b)
 	if err == nil && n < len(b) {
 		err = io.ErrShortWrite
@@ -62,52 +34,16 @@ func (o *output) write(b []byte) bool {
 		return true
 	}
 	o.err = err
-	o.r.Close()
+	o.Close()
 	return false
-}
-
-// rest copies what is there now and waits for no more.
-func (o *output) rest(buf []byte) {
-	if err := o.r.SetReadDeadline(time.Time{}); err != nil {
-		return // closed
-	}
-	rc, err := o.r.SyscallConn()
-	if err != nil {
-		return
-	}
-	for total := 0; total < maxRest; {
-		var n int
-		var rerr error
-		err := rc.Read(func(fd uintptr) bool {
-			n, rerr = unix.Read(int(fd), buf)
-			return true
-		})
-		if rerr == unix.EINTR {
-			continue
-		}
-		if err != nil || rerr != nil || n <= 0 || !o.write(buf[:n]) {
-			return
-		}
-		total += n
-	}
 }
 
 // drain returns when everything has been written, however long the caller's
 // writer takes, and the writer's error.
 func (o *output) drain() error {
-	t := time.NewTimer(restGrace)
-	defer t.Stop()
-	select {
-	case <-o.done:
-		return o.err
-	case <-t.C:
-	}
-	// The writer is slow, or somebody outside holds the other end.
-	if err := o.r.SetReadDeadline(time.Unix(1, 0)); err != nil && !errors.Is(err, os.ErrClosed) {
-		o.r.Close()
+	if err := o.Drain(); err != nil {
 		return err
 	}
-	<-o.done
 	return o.err
 }
 

@@ -191,7 +191,7 @@ func (st *stdio) close() {
 		st.input.close()
 	}
 	for _, o := range st.outputs {
-		o.r.Close()
+		o.Close()
 	}
 	st.mu.Lock()
 	defer st.mu.Unlock()

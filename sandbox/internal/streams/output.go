@@ -1,7 +1,6 @@
 package streams
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -9,23 +8,14 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 const (
-	bufferSize = 64 << 10
-	pieceSize  = 4 << 10
+	pieceSize = 4 << 10
 	// patience is how long a session may take nothing.
 	patience = 10 * time.Second
 	// MaxSessions bounds what one output is written to.
 	MaxSessions = 16
-	// restGrace is how long an output may stay open after the sandbox's end:
-	// somebody outside has got it, through a socket in a shared directory.
-	restGrace = 200 * time.Millisecond
-	// maxRest is more than a pipe or a terminal can hold (1 MiB for an ordinary
-	// user).
-	maxRest = 2 << 20
 )
 
 // ErrTooMany is returned by Attach.
@@ -33,10 +23,9 @@ var ErrTooMany = fmt.Errorf("%d sessions are attached already", MaxSessions)
 
 // Output is one of a workload's outputs.
 type Output struct {
-	r        *os.File
+	Source
 	log      io.Writer
 	patience time.Duration
-	done     chan struct{}
 
 	mu       sync.Mutex // guards what follows
 	sessions []*session // replaced, never changed
@@ -69,7 +58,7 @@ func NewOutput(r *os.File, log io.Writer) *Output {
 	if log == nil {
 		log = io.Discard
 	}
-	return &Output{r: r, log: log, patience: patience, done: make(chan struct{})}
+	return &Output{Source: NewSource(r), log: log, patience: patience}
 }
 
 // Attach writes what comes from now on to w as well, which it takes and closes at
@@ -91,27 +80,9 @@ func (o *Output) Attach(w *os.File, kind Kind) (<-chan struct{}, error) {
 }
 
 // Run copies until the output's end. It is called once.
-func (o *Output) Run() {
-	defer close(o.done)
-	defer o.end()
-	buf := make([]byte, bufferSize)
-	for {
-		n, err := o.r.Read(buf)
-		o.write(buf[:n])
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			o.rest(buf)
-			return
-		}
-		if err != nil { // EOF; EIO when the last process has closed a terminal; closed
-			return
-		}
-	}
-}
+func (o *Output) Run() { o.Source.Run(o.write, o.end) }
 
-func (o *Output) write(b []byte) {
-	if len(b) == 0 {
-		return
-	}
+func (o *Output) write(b []byte) bool {
 	// It never fails; see its type.
 	_, _ = o.log.Write(b)
 	o.mu.Lock()
@@ -122,6 +93,7 @@ func (o *Output) write(b []byte) {
 			o.drop(s)
 		}
 	}
+	return true
 }
 
 // pass writes to one session.
@@ -171,52 +143,6 @@ func (o *Output) end() {
 		s.close()
 	}
 	o.r.Close()
-}
-
-// rest copies what is there now and waits for no more.
-func (o *Output) rest(buf []byte) {
-	if err := o.r.SetReadDeadline(time.Time{}); err != nil {
-		return // closed
-	}
-	rc, err := o.r.SyscallConn()
-	if err != nil {
-		return
-	}
-	for total := 0; total < maxRest; {
-		var n int
-		var rerr error
-		err := rc.Read(func(fd uintptr) bool {
-			n, rerr = unix.Read(int(fd), buf)
-			return true
-		})
-		if rerr == unix.EINTR {
-			continue
-		}
-		if err != nil || rerr != nil || n <= 0 {
-			return
-		}
-		o.write(buf[:n])
-		total += n
-	}
-}
-
-// Drain is called when every process of the sandbox has gone. It returns when
-// everything has been written, however long a session that is waited for takes.
-func (o *Output) Drain() error {
-	t := time.NewTimer(restGrace)
-	defer t.Stop()
-	select {
-	case <-o.done:
-		return nil
-	case <-t.C:
-	}
-	// A session is slow, or somebody outside holds the other end.
-	if err := o.r.SetReadDeadline(time.Unix(1, 0)); err != nil && !errors.Is(err, os.ErrClosed) {
-		o.r.Close()
-		return err
-	}
-	<-o.done
-	return nil
 }
 
 // Demote makes the primary session one that may go without the workload.
