@@ -190,6 +190,31 @@ func TestLifeBadInput(t *testing.T) {
 	}
 }
 
+// TestRename: the network knows a sandbox that runs by its new name, also when its
+// process has been killed.
+func TestRename(t *testing.T) {
+	e := harness.New(t, harness.BB)
+	port := fmt.Sprintf("127.0.0.1:%d:80", e.FreePort())
+	detached(t, e, "before", "-p", port, harness.BB, "sleep", "1000")
+	e.AtEnd("rm", "-f", "after")
+	e.Must("rename", "before", "after")
+	e.Fails(125, []string{"in use", "sandbox after"}, "run", "--rm", "-p", port, harness.BB, "true")
+	killOne(t, e.Role("sbx-netd"), nil)
+	for end := time.Now().Add(harness.Slow(20 * time.Second)); ; {
+		r := e.Run("run", "--rm", "-p", port, harness.BB, "true")
+		if strings.Contains(r.Stderr, "sandbox after") {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("not attached again: %v", r)
+		}
+	}
+	e.Must("stop", "-t", "0", "after")
+	e.Must("rename", "after", "before") // one that does not run
+	e.Must("start", "before")
+	e.Fails(125, []string{"in use", "sandbox before"}, "run", "--rm", "-p", port, harness.BB, "true")
+}
+
 // TestStopIgnored: a workload that ignores SIGTERM is killed when the time is over.
 func TestStopIgnored(t *testing.T) {
 	e := harness.New(t, harness.BB)

@@ -274,8 +274,7 @@ func (s *Sandbox) RemoveWith(ctx context.Context, o RemoveOptions) error {
 	}
 }
 
-// Rename gives the sandbox another name. Other sandboxes know it by the new one when
-// it is started the next time.
+// Rename gives the sandbox another name, also in the network that it is in.
 func (s *Sandbox) Rename(ctx context.Context, name string) error {
 	if !validName(name) {
 		return badConfig("name", "%q: only [a-zA-Z0-9][a-zA-Z0-9_.-]* is allowed, at most 128 characters", name)
@@ -289,10 +288,14 @@ func (s *Sandbox) Rename(ctx context.Context, name string) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return noSandbox(s.name)
 	}
-	if err == nil {
-		s.name = name
+	if err != nil {
+		return err
 	}
-	return err
+	s.name = name
+	if err := s.remoteCall(ctx, proto.MsgRenamed, nil, nil); err != nil && !errors.Is(err, ErrNotRunning) && !errors.Is(err, ErrNoSandbox) {
+		return fmt.Errorf("the name is %s now, but its network was not told: %w", name, err)
+	}
+	return nil
 }
 
 // imageUsers are the sandboxes that were made of images, by the images' ids.

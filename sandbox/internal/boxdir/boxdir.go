@@ -17,6 +17,8 @@ import (
 const (
 	lockName = "lock"
 	nameName = "name"
+
+	renameExt = ".new"
 )
 
 // Dir is a directory that this process is an owner of.
@@ -94,7 +96,7 @@ func Rename(ctx context.Context, root, id string, name func(taken map[string]str
 	if _, err := os.Lstat(filepath.Join(path, lockName)); err != nil {
 		return err // it is being removed
 	}
-	tmp := filepath.Join(path, nameName+".new") // only one at a time is here
+	tmp := filepath.Join(path, nameName+renameExt) // only one at a time is here
 	if err := os.WriteFile(tmp, []byte(text), 0o600); err != nil {
 		return err
 	}
@@ -206,7 +208,8 @@ func Remove(ctx context.Context, path string) error {
 		return err
 	}
 	defer unlock()
-	for _, f := range []string{filepath.Join(path, lockName), path} {
+	// What a Rename has put there meanwhile goes too.
+	for _, f := range []string{filepath.Join(path, nameName+renameExt), filepath.Join(path, nameName), filepath.Join(path, lockName), path} {
 		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}

@@ -1,7 +1,9 @@
 package boxdir
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -93,6 +95,33 @@ func TestRename(t *testing.T) {
 	}
 	if err := Rename(ctx, root, "gone", choose("free")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("what is not there: %v", err)
+	}
+}
+
+// A Rename beside a Remove leaves nothing.
+func TestRenameRemove(t *testing.T) {
+	root := t.TempDir()
+	for i := range 200 {
+		d, err := Create(t.Context(), root, "aa", func(map[string]string) (string, error) { return "one", nil })
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for i := range 4 {
+				// It may be gone.
+				_ = Rename(context.Background(), root, "aa", func(map[string]string) (string, error) { return fmt.Sprint("n", i), nil })
+			}
+		}()
+		if err := Remove(t.Context(), d.Path); err != nil {
+			t.Fatalf("round %d: %v", i, err)
+		}
+		<-done
+		d.Release()
+		if ids, err := List(root); err != nil || len(ids) != 0 {
+			t.Fatalf("round %d: %v are left, %v", i, ids, err)
+		}
 	}
 }
 

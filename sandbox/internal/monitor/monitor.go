@@ -29,6 +29,7 @@ import (
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
 	"github.com/rootless-sbx/sbx/sandbox/internal/logfile"
+	"github.com/rootless-sbx/sbx/sandbox/internal/netd"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/sandbox/internal/record"
 	"github.com/rootless-sbx/sbx/sandbox/internal/resident"
@@ -53,6 +54,9 @@ type monitor struct {
 	quit      chan struct{}           // closed when somebody wants the end
 
 	waiters sync.WaitGroup // requests that wait for something
+
+	naming sync.Mutex   // guards what the network knows of our name
+	keeper *netd.Keeper // of net; nil: nobody but us knows it
 
 	mu       sync.Mutex // guards what follows
 	state    record.State
@@ -222,6 +226,9 @@ func (m *monitor) note(what string, err error) {
 // to the next stays.
 func (m *monitor) endRun() {
 	if m.net != nil {
+		m.naming.Lock()
+		m.keeper = nil
+		m.naming.Unlock()
 		m.notes = append(m.notes, m.net.close()...)
 		m.net = nil
 		m.marks.Add("network left")

@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/portfwd"
+	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
 	"github.com/rootless-sbx/sbx/sandbox/internal/netd"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 )
@@ -40,7 +42,11 @@ func (m *monitor) lease(ctx context.Context, st *proto.Started) error {
 		return err
 	}
 	m.net.client = client
-	l, err := client.Lease(ctx, netd.LeaseRequest{ID: m.spec.ID, Name: m.spec.Name})
+	name, err := m.name()
+	if err != nil {
+		return err
+	}
+	l, err := client.Lease(ctx, netd.LeaseRequest{ID: m.spec.ID, Name: name})
 	if err != nil {
 		return err
 	}
@@ -48,6 +54,25 @@ func (m *monitor) lease(ctx context.Context, st *proto.Started) error {
 	st.Addr4, st.Addr6, st.MAC = l.Addr4, l.Addr6, l.MAC.String()
 	st.Gateway4, st.Gateway6 = l.Gateway4, l.Gateway6
 	return nil
+}
+
+// name is the sandbox's name now.
+func (m *monitor) name() (string, error) {
+	return boxdir.Name(filepath.Split(m.spec.Dir))
+}
+
+// renamed tells the network the sandbox's name. Whoever comes last finds the last one.
+func (m *monitor) renamed(ctx context.Context) error {
+	m.naming.Lock()
+	defer m.naming.Unlock()
+	if m.keeper == nil {
+		return nil // the next lease is for the new name
+	}
+	name, err := m.name()
+	if err != nil {
+		return err
+	}
+	return m.keeper.Rename(ctx, name)
 }
 
 // link is the sandbox's network device, from outside.
@@ -120,6 +145,12 @@ func (m *monitor) attach(ctx context.Context, l *link, st *proto.Started) (err e
 		return err
 	}
 	n.client = nil
+	m.naming.Lock()
+	m.keeper = n.keeper
+	m.naming.Unlock()
+	if err := m.renamed(ctx); err != nil { // since the lease
+		return err
+	}
 	st.Ports, err = n.keeper.ListPorts(ctx)
 	return err
 }

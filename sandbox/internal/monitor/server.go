@@ -149,6 +149,11 @@ func (s *session) handle(ctx context.Context, req *wire.Message) error {
 			return err
 		}
 		return s.conn.Reply(req, nil, nil)
+	case proto.MsgRenamed:
+		if err := m.renamed(ctx); err != nil {
+			return err
+		}
+		return s.conn.Reply(req, nil, nil)
 	case proto.MsgAttach:
 		return s.attach(ctx, req)
 	case proto.MsgExec:

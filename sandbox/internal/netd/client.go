@@ -48,6 +48,11 @@ func (c *Client) Lease(ctx context.Context, req LeaseRequest) (*Lease, error) {
 	return &l, nil
 }
 
+// Rename gives the sandbox another name in the network.
+func (c *Client) Rename(ctx context.Context, name string) error {
+	return c.call(ctx, msgRename, Rename{name}, nil)
+}
+
 // Attach joins the sandbox to the network and publishes its ports. The process
 // gets duplicates of link and sockets (see SocketServer; nil: none), so that
 // both stay the caller's, for the process after it.

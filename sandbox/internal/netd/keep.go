@@ -238,6 +238,24 @@ func (k *Keeper) current() *Client {
 	return k.client
 }
 
+// Rename gives the sandbox another name, also in the network of a later process.
+func (k *Keeper) Rename(ctx context.Context, name string) error {
+	if err := k.begin(ctx); err != nil {
+		return err
+	}
+	defer k.end()
+	l := *k.cfg.Lease
+	if l.Name == name {
+		return nil
+	}
+	l.Name = name
+	k.cfg.Lease = &l
+	if err := k.current().Rename(ctx, name); err != nil && !gone(err) {
+		return err
+	}
+	return nil
+}
+
 // AddPort publishes a port.
 func (k *Keeper) AddPort(ctx context.Context, spec port.Spec) (*port.Status, error) {
 	if err := k.begin(ctx); err != nil {

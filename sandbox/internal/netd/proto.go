@@ -20,6 +20,7 @@ import (
 //	on the network's socket:
 //	  monitor -> netd     hello    Hello                        reply: Info; first message
 //	                      lease    LeaseRequest                 reply: Lease; once
+//	                      rename   Rename                       reply: nothing
 //	                      attach   AttachRequest                reply: Ports
 //	                               + "link" [+ "sockets"]
 //	                      addport  port.Spec                    reply: port.Status
@@ -35,6 +36,7 @@ const (
 	msgStart   = "start"
 	msgHello   = "hello"
 	msgLease   = "lease"
+	msgRename  = "rename"
 	msgAttach  = "attach"
 	msgAddPort = "addport"
 	msgRmPort  = "rmport"
@@ -118,6 +120,11 @@ type LeaseRequest struct {
 	Addr4 netip.Addr       `json:"addr4,omitzero"`
 	Addr6 netip.Addr       `json:"addr6,omitzero"`
 	MAC   net.HardwareAddr `json:"mac,omitempty"`
+}
+
+// Rename gives the sandbox of a lease another name.
+type Rename struct {
+	Name string `json:"name"`
 }
 
 // Lease is what a sandbox gets: everything its link and resolv.conf need.

@@ -24,11 +24,10 @@ func (x *session) addPort(ctx context.Context, spec port.Spec) (*port.Status, er
 	var used *portfwd.ErrPortInUse
 	if errors.As(err, &used) && used.OwnerPID == os.Getpid() {
 		x.s.mu.Lock()
-		owner := x.s.published[portKey{used.Proto, int(used.Addr.Port())}]
-		x.s.mu.Unlock()
-		if owner != nil {
+		if owner := x.s.published[portKey{used.Proto, int(used.Addr.Port())}]; owner != nil {
 			used.Owner = "sandbox " + owner.lease.Name
 		}
+		x.s.mu.Unlock()
 	}
 	if err != nil {
 		return nil, err

@@ -28,7 +28,7 @@ type session struct {
 	log     *slog.Logger
 	hello   bool
 	id      string // of the lease, "" before it
-	lease   Lease
+	lease   Lease  // its name under s.mu: others tell whose port it is
 	port    *netstack.Port
 	forward portfwd.Manager
 	sockets *guestSockets
@@ -148,6 +148,11 @@ func (x *session) handle(r request) (any, error) {
 			return misuse("this connection has a lease")
 		}
 		return x.doLease(r.m)
+	case msgRename:
+		if x.id == "" {
+			return misuse("no lease yet")
+		}
+		return nil, x.doRename(r.m)
 	case msgAttach:
 		switch {
 		case x.id == "":
@@ -205,6 +210,24 @@ func (x *session) doLease(m *wire.Message) (any, error) {
 	l.MTU = x.s.info().MTU
 	x.lease = l
 	return l, nil
+}
+
+func (x *session) doRename(m *wire.Message) error {
+	var req Rename
+	if err := m.Decode(&req); err != nil {
+		return err
+	}
+	if req.Name == "" {
+		return wire.Errorf(CodeMisuse, "request %q: no name", msgRename)
+	}
+	if _, err := x.s.ipam.Lease(x.id, netstack.LeaseWant{Name: req.Name}); err != nil {
+		return err
+	}
+	x.s.mu.Lock()
+	x.lease.Name = req.Name
+	x.s.mu.Unlock()
+	x.s.saveState()
+	return nil
 }
 
 // claim makes x the one connection with the lease of a sandbox.

@@ -57,6 +57,7 @@ func TestMisuse(t *testing.T) {
 		"hello twice":         func() error { return c.call(ctx, msgHello, Hello{Name: "default"}, nil) },
 		"unknown":             func() error { return c.call(ctx, "nonsense", nil, nil) },
 		"attach before lease": func() error { _, err := c.Attach(ctx, AttachRequest{}, null, nil); return err },
+		"rename before lease": func() error { return c.Rename(ctx, "x") },
 		"port before attach":  func() error { _, err := c.AddPort(ctx, port.Spec{}); return err },
 		"list before attach":  func() error { _, err := c.ListPorts(ctx); return err },
 	} {

@@ -14,6 +14,7 @@
 //	anybody   monitor   signal        Signal                            empty
 //	anybody   monitor   stop          Stop                              Exited, when all is over
 //	anybody   monitor   wait                                            Exited, when all is over
+//	anybody   monitor   renamed                                         empty; the new name is in the directory
 //	anybody   monitor   attach        Attach         stdout stderr      empty; stdin or pty; exited follows
 //	anybody   monitor   exec          Exec           stdin stdout       Executed; pty with a terminal;
 //	                                                 stderr             exited follows
@@ -57,6 +58,7 @@ const (
 	MsgStop       = "stop"
 	MsgWait       = "wait"
 	MsgDetach     = "detach"
+	MsgRenamed    = "renamed"
 	MsgAttach     = "attach"
 	MsgLog        = "log"
 	MsgExited     = "exited"
