@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,7 +33,7 @@ func badConfig(field, format string, args ...any) error {
 // checkConfig refuses what can be refused before anything is done, and fills in
 // the defaults.
 func (s *Sandbox) checkConfig() error {
-	for _, check := range []func(*Config) error{checkLimits, checkChoices, checkNames, checkWorkload, checkNetwork, checkMounts, checkResources} {
+	for _, check := range []func(*Config) error{checkLimits, checkChoices, checkNames, checkWorkload, checkAttachments, checkNetwork, checkMounts, checkResources} {
 		if err := check(&s.cfg); err != nil {
 			return err
 		}
@@ -89,9 +90,6 @@ func checkLife(c *Config) error {
 }
 
 func checkChoices(c *Config) error {
-	if c.Network == "bridge" { // Docker's name for it
-		c.Network = NetworkDefault
-	}
 	mode := string(c.UserNS)
 	for _, f := range []struct {
 		field   string
@@ -99,7 +97,6 @@ func checkChoices(c *Config) error {
 		allowed []string // the first is the default
 	}{
 		{"pull policy", &c.Pull, []string{PullMissing, PullAlways, PullNever}},
-		{"network", &c.Network, []string{NetworkDefault, NetworkNone, NetworkHost}},
 		{"link driver", &c.LinkDriver, []string{"", "tap", "packet"}},
 		{"port driver", &c.PortDriver, []string{"", portfwd.DriverDirect, portfwd.DriverStack, portfwd.DriverBuiltin}},
 		{"storage driver", &c.StorageDriver, append([]string{""}, fsoverlay.Drivers...)},
@@ -163,6 +160,27 @@ func checkWorkload(c *Config) error {
 	return nil
 }
 
+// checkAttachments fills in the networks.
+func checkAttachments(c *Config) error {
+	if len(c.Networks) == 0 {
+		c.Networks = On(NetworkDefault)
+	}
+	c.Networks = slices.Clone(c.Networks)
+	for i := range c.Networks {
+		a := &c.Networks[i]
+		if a.Network == "bridge" { // Docker's name for it
+			a.Network = NetworkDefault
+		}
+		if err := oneOf("network", &a.Network, NetworkDefault, NetworkNone, NetworkHost); err != nil {
+			return err
+		}
+	}
+	if len(c.Networks) > 1 {
+		return badConfig("network", "%d networks: a sandbox is in one", len(c.Networks))
+	}
+	return nil
+}
+
 func checkNetwork(c *Config) error {
 	for _, d := range c.DNS {
 		if _, err := netip.ParseAddr(d); err != nil {
@@ -171,8 +189,8 @@ func checkNetwork(c *Config) error {
 	}
 	for _, h := range c.AddHost {
 		e, err := fsoverlay.ParseAddHost(h)
-		if err == nil && e.Gateway && c.Network != NetworkDefault {
-			err = fmt.Errorf("%q: there is no gateway with --network %s", h, c.Network)
+		if err == nil && e.Gateway && c.mode() != NetworkDefault {
+			err = fmt.Errorf("%q: there is no gateway with --network %s", h, c.mode())
 		}
 		if err != nil {
 			return &ConfigError{Field: "host", Err: err}

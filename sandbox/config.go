@@ -94,8 +94,9 @@ type Config struct {
 	// UserNS is the id mapping; empty means userns.ModeAuto.
 	UserNS userns.Mode
 
-	// Network is one of the networks above; empty means NetworkDefault.
-	Network string
+	// Networks are what the sandbox is connected to, as eth0, eth1, ... in this order;
+	// empty means NetworkDefault. NetworkNone and NetworkHost stand alone.
+	Networks []Attachment
 	// DNS, DNSSearch and DNSOptions replace what /etc/resolv.conf says inside.
 	DNS, DNSSearch, DNSOptions []string
 	// AddHost are NAME:IP lines for /etc/hosts; the IP may be "host-gateway".
@@ -135,6 +136,25 @@ type Config struct {
 	// cgroup that belongs to the user.
 	Resources cgroup.Limits
 }
+
+// Attachment is a sandbox's place in one network.
+type Attachment struct {
+	// Network is its name; empty means NetworkDefault.
+	Network string
+}
+
+// On is a sandbox's place in each of these networks, without special wishes.
+func On(networks ...string) []Attachment {
+	list := make([]Attachment, len(networks))
+	for i, n := range networks {
+		list[i].Network = n
+	}
+	return list
+}
+
+// mode is what kind of network the sandbox has: one of the constants, see
+// proto.Network.
+func (c *Config) mode() string { return c.Networks[0].Network }
 
 // Streams are a caller's ends of a workload's streams.
 type Streams struct {

@@ -29,7 +29,7 @@ func TestBadConfig(t *testing.T) {
 		"mtu":               {func(c *sandbox.Config) { c.MTU = 1 }, func(c *sandbox.Config) { c.MTU = 70000 }},
 		"shm size":          {func(c *sandbox.Config) { c.ShmSize = -1 }},
 		"pull policy":       {func(c *sandbox.Config) { c.Pull = "sometimes" }},
-		"network":           {func(c *sandbox.Config) { c.Network = "other" }},
+		"network":           {func(c *sandbox.Config) { c.Networks = sandbox.On("other") }, func(c *sandbox.Config) { c.Networks = sandbox.On(sandbox.NetworkDefault, sandbox.NetworkNone) }},
 		"link driver":       {func(c *sandbox.Config) { c.LinkDriver = "veth" }},
 		"port driver":       {func(c *sandbox.Config) { c.PortDriver = "iptables" }},
 		"storage driver":    {func(c *sandbox.Config) { c.StorageDriver = "btrfs" }},
@@ -158,7 +158,7 @@ func TestImage(t *testing.T) {
 	host := image.DefaultPlatform()
 	w.busyboxImage("test:one", v1.Platform{OS: host.OS, Architecture: host.Architecture})
 	w.busyboxImage("test:foreign", v1.Platform{OS: "linux", Architecture: "s390x"})
-	cfg := sandbox.Config{Image: "test:one", Network: sandbox.NetworkNone, Pull: sandbox.PullNever}
+	cfg := sandbox.Config{Image: "test:one", Networks: sandbox.On(sandbox.NetworkNone), Pull: sandbox.PullNever}
 	if out, stderr, st := w.output(cfg); out != "image\n0\n" || st.Code != 0 {
 		t.Errorf("%q %q %+v", out, stderr, st)
 	}

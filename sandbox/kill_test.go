@@ -19,7 +19,7 @@ var errEnough = errors.New("enough")
 func TestCancelStart(t *testing.T) {
 	w := newWorld(t)
 	cfg := w.config("sleep", "1000")
-	cfg.Network = sandbox.NetworkDefault
+	cfg.Networks = sandbox.On(sandbox.NetworkDefault)
 	s := w.create(cfg)
 	t0 := time.Now()
 	if err := s.Start(t.Context()); err != nil {
@@ -89,7 +89,7 @@ func TestKillWhileRunning(t *testing.T) {
 		t.Run(victim, func(t *testing.T) {
 			for i := range 30 {
 				cfg := w.config("sh", "-c", "echo ready; sleep 0.15; exit 4")
-				cfg.Network, cfg.Init = sandbox.NetworkDefault, i%2 == 1
+				cfg.Networks, cfg.Init = sandbox.On(sandbox.NetworkDefault), i%2 == 1
 				s, _ := w.startReady(cfg)
 				time.Sleep(rand.N(50 * time.Millisecond))
 				switch victim {
@@ -133,7 +133,7 @@ func TestKillWhileStarting(t *testing.T) {
 			hit := 0
 			for i := range 30 {
 				cfg := w.config("sh", "-c", "sleep 0.1; exit 4")
-				cfg.Network = sandbox.NetworkDefault
+				cfg.Networks = sandbox.On(sandbox.NetworkDefault)
 				s := w.create(cfg)
 				started := make(chan error, 1)
 				go func() { started <- s.Start(context.Background()) }()
@@ -159,7 +159,7 @@ func TestKillWhileStarting(t *testing.T) {
 	}
 	// A network's process that was killed leaves its files to the next one.
 	cfg := w.config("true")
-	cfg.Network = sandbox.NetworkDefault
+	cfg.Networks = sandbox.On(sandbox.NetworkDefault)
 	w.output(cfg)
 }
 

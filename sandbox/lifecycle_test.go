@@ -52,7 +52,7 @@ func TestStartErrors(t *testing.T) {
 		{"user", func(c *sandbox.Config) { c.User = "nobody-here" }, nil},
 		{"group", func(c *sandbox.Config) { c.GroupAdd = []string{"nogroup-here"} }, nil},
 		{"ulimit", func(c *sandbox.Config) { c.Ulimits = []units.Ulimit{{Name: "nofile", Soft: 1 << 40, Hard: 1 << 40}} }, nil},
-		{"link", func(c *sandbox.Config) { c.Network, c.MTU = sandbox.NetworkDefault, 576 }, nil}, // IPv6 wants 1280
+		{"link", func(c *sandbox.Config) { c.Networks, c.MTU = sandbox.On(sandbox.NetworkDefault), 576 }, nil}, // IPv6 wants 1280
 	} {
 		for _, init := range []bool{false, true} {
 			cfg := w.config("true")

@@ -279,7 +279,7 @@ func (w *world) config(command ...string) sandbox.Config {
 	if err != nil {
 		w.Fatal(err)
 	}
-	return sandbox.Config{RootFS: dir, Cmd: command, Network: sandbox.NetworkNone}
+	return sandbox.Config{RootFS: dir, Cmd: command, Networks: sandbox.On(sandbox.NetworkNone)}
 }
 
 func (w *world) create(cfg sandbox.Config) *sandbox.Sandbox {

@@ -31,7 +31,7 @@ func TestNetworkModes(t *testing.T) {
 	}
 	for _, mode := range []string{sandbox.NetworkNone, sandbox.NetworkHost, sandbox.NetworkDefault, "bridge", ""} {
 		cfg := w.config("sh", "-c", "readlink /proc/self/ns/net; ls /sys/class/net | wc -l; cat /etc/resolv.conf")
-		cfg.Network = mode
+		cfg.Networks = sandbox.On(mode)
 		out, stderr, st := w.output(cfg)
 		lines := strings.SplitN(out, "\n", 3)
 		if st.Code != 0 || len(lines) != 3 || (lines[0] == host) != (mode == sandbox.NetworkHost) {
@@ -51,7 +51,7 @@ func TestPublish(t *testing.T) {
 	for _, tc := range [][2]string{{"native", ""}, {"fuse", "direct"}, {"native", "stack"}, {"native", "builtin"}} {
 		storage := tc[0]
 		cfg := w.config("sh", "-c", "echo hello >/work/index.html; echo ready; exec httpd -f -p 80 -h /work")
-		cfg.Network, cfg.StorageDriver, cfg.PortDriver = sandbox.NetworkDefault, storage, tc[1]
+		cfg.Networks, cfg.StorageDriver, cfg.PortDriver = sandbox.On(sandbox.NetworkDefault), storage, tc[1]
 		cfg.Publish = ports(t, "127.0.0.1::80")
 		s, _ := w.startReady(cfg)
 		got := s.Ports()
@@ -74,7 +74,7 @@ func TestPublish(t *testing.T) {
 		}
 		// Keeps it alive beyond the end of the sandbox that started it.
 		other := w.config("sh", "-c", "echo ready; exec sleep 1000")
-		other.Network = sandbox.NetworkDefault
+		other.Networks = sandbox.On(sandbox.NetworkDefault)
 		o, _ := w.startReady(other)
 		if err := s.Remove(t.Context()); err != nil {
 			t.Error(err)

@@ -69,7 +69,7 @@ func (e *Engine) Open(ctx context.Context, ref string) (*Sandbox, error) {
 	}
 	s.cfg = Config{
 		Name: name, Image: rec.Image, RootFS: rec.RootFS, UserNS: rec.UserNS, TTY: rec.Start.TTY, Detach: true, Keep: rec.Start.Life.Keep,
-		OpenStdin: rec.Start.Life.OpenStdin, StopTimeout: rec.Start.Life.StopTimeout, Network: rec.Start.Network.Mode,
+		OpenStdin: rec.Start.Life.OpenStdin, StopTimeout: rec.Start.Life.StopTimeout, Networks: On(rec.Start.Network.Mode),
 		Resources: rec.Resources,
 	}
 	return s, nil

@@ -36,7 +36,7 @@ func (s *Sandbox) resolve(img v1.Config) error {
 		return &ConfigError{Field: "security option", Err: err}
 	}
 	for k, v := range c.Sysctls {
-		if _, _, err := workload.ParseSysctl(k+"="+v, c.Network == NetworkHost); err != nil {
+		if _, _, err := workload.ParseSysctl(k+"="+v, c.mode() == NetworkHost); err != nil {
 			return &ConfigError{Field: "sysctl", Err: err}
 		}
 	}
@@ -64,7 +64,7 @@ func (s *Sandbox) resolve(img v1.Config) error {
 		TTY: c.TTY, Rows: c.Rows, Cols: c.Cols, Init: c.Init, Sysctls: c.Sysctls,
 		NetdLinger: s.e.linger, TakeStdin: c.Stdin != nil, Life: c.life(merged.StopSignal, img),
 		Network: proto.Network{
-			Mode: c.Network, MTU: c.MTU, LinkDriver: c.LinkDriver, HostAccess: c.HostAccess,
+			Mode: c.mode(), MTU: c.MTU, LinkDriver: c.LinkDriver, HostAccess: c.HostAccess,
 			DNS: c.DNS, DNSSearch: c.DNSSearch, DNSOptions: c.DNSOptions, AddHost: c.AddHost,
 			Ports: ports, PortDriver: c.PortDriver,
 		},
@@ -139,7 +139,7 @@ func (s *Sandbox) hostname() string {
 	if s.cfg.Hostname != "" {
 		return s.cfg.Hostname
 	}
-	if s.cfg.Network == NetworkHost {
+	if s.cfg.mode() == NetworkHost {
 		if h, err := os.Hostname(); err == nil {
 			return h
 		}
@@ -167,8 +167,8 @@ func (s *Sandbox) ports(exposed []string) ([]port.Spec, error) {
 			}
 		}
 	}
-	if len(specs) > 0 && c.Network != NetworkDefault {
-		s.notes = append(s.notes, fmt.Sprintf("published ports are ignored with --network %s", c.Network))
+	if len(specs) > 0 && c.mode() != NetworkDefault {
+		s.notes = append(s.notes, fmt.Sprintf("published ports are ignored with --network %s", c.mode()))
 		return nil, nil
 	}
 	return specs, nil

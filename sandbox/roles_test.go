@@ -18,14 +18,15 @@ import (
 
 // callerConfig is as much of a Config as fits on a command line.
 type callerConfig struct {
-	RootFS, Name, Network, PortDriver string
-	Cmd                               []string
-	Publish                           []port.Spec
-	Mounts                            []fsoverlay.Mount
+	RootFS, Name, PortDriver string
+	Networks                 []sandbox.Attachment
+	Cmd                      []string
+	Publish                  []port.Spec
+	Mounts                   []fsoverlay.Mount
 }
 
 func callerOf(c sandbox.Config) callerConfig {
-	return callerConfig{c.RootFS, c.Name, c.Network, c.PortDriver, c.Cmd, c.Publish, c.Mounts}
+	return callerConfig{c.RootFS, c.Name, c.PortDriver, c.Networks, c.Cmd, c.Publish, c.Mounts}
 }
 
 // callerRole runs a sandbox until it is told to end. Its configuration comes on
@@ -40,7 +41,7 @@ func callerRole(args []string) error {
 		return err
 	}
 	out := newLineWriter()
-	cfg := sandbox.Config{RootFS: c.RootFS, Name: c.Name, Cmd: c.Cmd, Network: c.Network, PortDriver: c.PortDriver, Publish: c.Publish, Mounts: c.Mounts, Stdout: out}
+	cfg := sandbox.Config{RootFS: c.RootFS, Name: c.Name, Cmd: c.Cmd, Networks: c.Networks, PortDriver: c.PortDriver, Publish: c.Publish, Mounts: c.Mounts, Stdout: out}
 	s, err := e.Create(context.Background(), cfg)
 	if err != nil {
 		return err
@@ -67,7 +68,7 @@ func manyRole(args []string) error {
 	if err != nil {
 		return err
 	}
-	return runMany(e, n, sandbox.Config{RootFS: args[1], Cmd: []string{"sh", "-c", "echo hello; exit 3"}, Network: args[2]})
+	return runMany(e, n, sandbox.Config{RootFS: args[1], Cmd: []string{"sh", "-c", "echo hello; exit 3"}, Networks: sandbox.On(args[2])})
 }
 
 // runMany runs n sandboxes at the same time.

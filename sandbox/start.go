@@ -330,7 +330,7 @@ func (s *Sandbox) release(ctx context.Context) {
 // ensureNetd starts the network's process if it is not there: as a child of this
 // process, which is an ordinary one, and not of the monitor.
 func (s *Sandbox) ensureNetd(ctx context.Context) error {
-	if s.cfg.Network != NetworkDefault {
+	if s.cfg.mode() != NetworkDefault {
 		return nil
 	}
 	e := s.e

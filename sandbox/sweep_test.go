@@ -29,7 +29,7 @@ func TestKilledCaller(t *testing.T) {
 		t.Run(victims, func(t *testing.T) {
 			cfg := w.survivor()
 			cfg.Name = "victim"
-			cfg.Network, cfg.PortDriver = sandbox.NetworkDefault, "builtin"
+			cfg.Networks, cfg.PortDriver = sandbox.On(sandbox.NetworkDefault), "builtin"
 			cfg.Publish = ports(t, "127.0.0.1::80")
 			cfg.Mounts = []fsoverlay.Mount{{Type: fsoverlay.TypeVolume, Target: "/v"}}
 			b, err := json.Marshal(callerOf(cfg))
@@ -107,7 +107,7 @@ func dead(t testing.TB, pids ...int) {
 func TestKilledAtAnyMoment(t *testing.T) {
 	w := newWorld(t)
 	cfg := w.config("sh", "-c", "echo ready; exec sleep 1000")
-	cfg.Network = sandbox.NetworkDefault
+	cfg.Networks = sandbox.On(sandbox.NetworkDefault)
 	b, err := json.Marshal(callerOf(cfg))
 	if err != nil {
 		t.Fatal(err)
@@ -144,7 +144,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 
 func cfgTrue(w *world) sandbox.Config {
 	cfg := w.config("true")
-	cfg.Network = sandbox.NetworkDefault
+	cfg.Networks = sandbox.On(sandbox.NetworkDefault)
 	return cfg
 }
 
@@ -236,7 +236,7 @@ func TestHostileContainers(t *testing.T) {
 func TestParallel(t *testing.T) {
 	w := newWorld(t)
 	cfg := w.config("sh", "-c", "echo hello; exit 3")
-	cfg.Network = sandbox.NetworkDefault
+	cfg.Networks = sandbox.On(sandbox.NetworkDefault)
 	if err := runMany(w.Engine, 20, cfg); err != nil {
 		t.Error(err)
 	}

@@ -13,7 +13,7 @@ import (
 func TestTimings(t *testing.T) {
 	w := newWorld(t)
 	cfg := w.config("true")
-	cfg.Network = sandbox.NetworkDefault
+	cfg.Networks = sandbox.On(sandbox.NetworkDefault)
 	s := w.start(cfg)
 	if st, err := w.wait(s); err != nil || st.Code != 0 {
 		t.Fatal(st, err)

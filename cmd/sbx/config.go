@@ -32,15 +32,11 @@ func (o *runOptions) config(args []string) (sandbox.Config, error) {
 	if _, err := image.ParsePlatform(o.platform); err != nil {
 		return cfg, fmt.Errorf("--platform: %w", err)
 	}
-	network, err := o.network()
-	if err != nil {
-		return cfg, err
-	}
 	cfg = sandbox.Config{
 		Name: o.name, Image: args[0], RootFS: o.rootfs, Cmd: args[1:], Pull: o.pull, Platform: o.platform, Insecure: o.insecure,
 		WorkDir: o.workdir, User: o.user, StopSignal: o.stopSignal, GroupAdd: o.groups, Hostname: o.hostname, TTY: o.tty, Init: o.init,
 		UserNS: userns.Mode(o.userns), StopTimeout: stopTimeout(o.stopTimeout),
-		Network: network, DNS: o.dns, DNSSearch: o.dnsSearch, DNSOptions: o.dnsOptions, AddHost: o.addHosts,
+		Networks: o.attachments(), DNS: o.dns, DNSSearch: o.dnsSearch, DNSOptions: o.dnsOptions, AddHost: o.addHosts,
 		MTU: o.mtu, LinkDriver: o.linkDriver, PortDriver: o.portDriver, PublishAll: o.publishAll, Expose: o.expose,
 		ReadOnly: o.readOnly, StorageDriver: o.storageDriver,
 		CapAdd: o.capAdd, CapDrop: o.capDrop, SecurityOpt: o.securityOpt, Resources: o.limits,
@@ -73,18 +69,15 @@ func stopTimeout(seconds int) time.Duration {
 	return time.Duration(seconds) * time.Second
 }
 
-func (o *runOptions) network() (string, error) {
-	list := slices.Compact(slices.Sorted(slices.Values(o.networks)))
-	switch len(list) {
-	case 0:
-		return sandbox.NetworkDefault, nil
-	case 1:
-		if list[0] == "bridge" { // Docker's name for it
-			return sandbox.NetworkDefault, nil
+// attachments are the networks as they were named, each once.
+func (o *runOptions) attachments() []sandbox.Attachment {
+	var names []string
+	for _, n := range o.networks {
+		if !slices.Contains(names, n) {
+			names = append(names, n)
 		}
-		return list[0], nil
 	}
-	return "", usagef("--network %s: a sandbox is in one network", strings.Join(o.networks, ", "))
+	return sandbox.On(names...)
 }
 
 // parseEnv reads files first: a variable on the command line wins.
