@@ -85,20 +85,31 @@ func ambientCaps(newUser bool) ([]uintptr, error) {
 	return l, nil
 }
 
+// readOffered returns the ids that exist in the user namespace whose map this is.
 func readOffered(path string) ([]span, error) {
+	m, err := readMap(path)
+	var l []span
+	for _, e := range m {
+		l = append(l, span{uint64(e.ContainerID), min(uint64(e.ContainerID)+uint64(e.Size), noID)})
+	}
+	return l, err
+}
+
+// readMap reads a map as the kernel shows it.
+func readMap(path string) ([]IDMap, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	var l []span
+	var l []IDMap
 	sc := bufio.NewScanner(f)
 	for sc.Scan() {
-		var in, out, n uint64
-		if _, err := fmt.Sscan(strings.TrimSpace(sc.Text()), &in, &out, &n); err != nil {
+		var e IDMap
+		if _, err := fmt.Sscan(strings.TrimSpace(sc.Text()), &e.ContainerID, &e.HostID, &e.Size); err != nil {
 			return nil, fmt.Errorf("read %s: line %q: %w", path, sc.Text(), err)
 		}
-		l = append(l, span{in, min(in+n, noID)})
+		l = append(l, e)
 	}
 	return l, sc.Err()
 }

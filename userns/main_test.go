@@ -101,6 +101,9 @@ func child(role string) (err error) {
 		return syscall.Setresuid(33, 33, 33)
 	case "nested":
 		return nested(conn)
+	case "neighbours":
+		same, err := neighbours()
+		return errors.Join(err, conn.Send("same", same))
 	case "obstacle":
 		return obstacle(conn)
 	case "limited":

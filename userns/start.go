@@ -60,6 +60,12 @@ type Spec struct {
 	// is the parent's. Such a child must ask for a Pdeathsig itself: Go's runtime
 	// takes the parent for dead that it cannot see from there.
 	PIDNS *os.File
+	// UserNS is a user namespace for the child to live in, in the place of a new one;
+	// with a Mapping, its ids must be mapped so. The caller's user must have made it.
+	UserNS *os.File
+	// NetNS is a network namespace that the child is born in. The calling process must
+	// have CAP_SYS_ADMIN in its own user namespace and in the one that owns it.
+	NetNS *os.File
 	// Setsid starts a new session.
 	Setsid bool
 	// Pdeathsig is sent to the child when this process dies; 0: nothing.
@@ -133,8 +139,11 @@ func Start(ctx context.Context, s Spec) (_ *Child, err error) {
 			c.Close()
 		}
 	}()
-	msg := mapped{Files: len(s.Files), User: s.Mapping != nil}
-	if s.Mapping != nil {
+	msg := mapped{Files: len(s.Files), User: s.Mapping != nil || s.UserNS != nil}
+	switch {
+	case s.UserNS != nil:
+		msg.SetGroups, err = s.Mapping.entered(c.PID)
+	case s.Mapping != nil:
 		msg.SetGroups, err = s.Mapping.write(ctx, c.PID)
 	}
 	close(c.mayReap) // until now PID was the child's even if it was dead
@@ -156,7 +165,7 @@ func clone(s Spec, control *os.File) (*Child, error) {
 		return nil, fmt.Errorf("start %s: %w", s.Args[0], err)
 	}
 	defer null.Close()
-	caps, err := ambientCaps(s.Mapping != nil)
+	caps, err := ambientCaps(s.Mapping != nil || s.UserNS != nil)
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", s.Args[0], err)
 	}
@@ -179,7 +188,7 @@ func clone(s Spec, control *os.File) (*Child, error) {
 			PidFD:       &pidfd,
 		},
 	}
-	if s.Mapping != nil {
+	if s.Mapping != nil && s.UserNS == nil {
 		attr.Sys.Cloneflags |= unix.CLONE_NEWUSER
 	}
 	for _, f := range files {
@@ -198,12 +207,20 @@ func clone(s Spec, control *os.File) (*Child, error) {
 	}
 	c := &Child{name: s.Args[0], mayReap: make(chan struct{}), done: make(chan struct{})}
 	started := make(chan error, 1)
-	go func() {
-		if s.Pdeathsig != 0 || s.PIDNS != nil {
+	entered := s.PIDNS != nil || s.NetNS != nil
+	work := func() {
+		if s.Pdeathsig != 0 || entered {
 			runtime.LockOSThread()
 		}
-		err := enterPIDNS(s.PIDNS)
+		err := enter(s.PIDNS, unix.CLONE_NEWPID)
 		if err == nil {
+			err = enter(s.NetNS, unix.CLONE_NEWNET)
+		}
+		switch {
+		case err != nil:
+		case s.UserNS != nil:
+			c.PID, err = forkEnter(s, attr)
+		default:
 			c.PID, err = syscall.ForkExec(s.Path, s.Args, attr)
 		}
 		started <- err
@@ -211,15 +228,21 @@ func clone(s Spec, control *os.File) (*Child, error) {
 			<-c.mayReap
 			c.reap()
 		}
-		if s.Pdeathsig != 0 && s.PIDNS == nil {
+		if s.Pdeathsig != 0 && !entered {
 			runtime.UnlockOSThread()
 		} // else the thread ends: its children would be born there
-	}()
+	}
+	if entered {
+		go awayFromMain(work)
+	} else {
+		go work()
+	}
 	if err := <-started; err != nil {
 		return nil, cloneError(s, err)
 	}
 	runtime.KeepAlive(files)
 	runtime.KeepAlive(s.Cgroup)
+	runtime.KeepAlive(s.UserNS)
 	if pidfd < 0 {
 		unix.Kill(c.PID, unix.SIGKILL) // not reaped yet, so it is ours
 		close(c.mayReap)
@@ -230,16 +253,35 @@ func clone(s Spec, control *os.File) (*Child, error) {
 	return c, nil
 }
 
-// enterPIDNS makes the children of this thread be born in another pid namespace.
-func enterPIDNS(pidfd *os.File) error {
-	if pidfd == nil {
+// awayFromMain runs f on another thread than the main one, which never ends and is
+// what /proc/self shows.
+func awayFromMain(f func()) {
+	runtime.LockOSThread()
+	if unix.Gettid() != unix.Getpid() {
+		f()
+		return
+	}
+	elsewhere := make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		close(elsewhere)
+		f()
+	}()
+	<-elsewhere
+	runtime.UnlockOSThread()
+}
+
+// enter makes the children of this thread be born in another namespace, if one is
+// given.
+func enter(ns *os.File, kind int) error {
+	if ns == nil {
 		return nil
 	}
-	fd, err := rawFd(pidfd)
+	fd, err := rawFd(ns)
 	if err != nil {
 		return err
 	}
-	return os.NewSyscallError("setns", unix.Setns(int(fd), unix.CLONE_NEWPID))
+	return os.NewSyscallError("setns", unix.Setns(int(fd), kind))
 }
 
 // rawFd returns f's descriptor and leaves its blocking mode alone, which File.Fd

@@ -36,6 +36,42 @@ func (m *Mapping) write(ctx context.Context, pid int) (setgroups bool, err error
 	return strings.TrimSpace(string(b)) == "allow", nil
 }
 
+// entered checks the maps of process pid, which is in a user namespace that was there
+// before, and says whether setgroups(2) works there. No mapping fits every map.
+func (m *Mapping) entered(pid int) (setgroups bool, err error) {
+	if m != nil {
+		have, err := ReadMapping(pid)
+		if err != nil {
+			return false, err
+		}
+		if have.Key() != m.Key() {
+			return false, &Error{Kind: ErrMap, Step: "enter the user namespace", Msg: fmt.Sprintf("its ids are %s, and not %s", have, m)}
+		}
+	}
+	b, err := os.ReadFile(procFile(pid, "setgroups"))
+	return strings.TrimSpace(string(b)) == "allow", err
+}
+
+// ReadMapping returns the maps of the user namespace of a process. Only UIDs and GIDs
+// are filled in.
+func ReadMapping(pid int) (*Mapping, error) {
+	m := &Mapping{}
+	var err error
+	if m.UIDs, err = readMap(procFile(pid, "uid_map")); err == nil {
+		m.GIDs, err = readMap(procFile(pid, "gid_map"))
+	}
+	if err != nil {
+		return nil, &Error{Kind: ErrMap, Step: "read the id maps", Errno: errnoOf(err), Msg: err.Error()}
+	}
+	return m, nil
+}
+
+// String lists the extents of both maps.
+func (m *Mapping) String() string {
+	text := func(l []IDMap) string { return strings.TrimSpace(strings.ReplaceAll(mapText(coalesce(l)), "\n", ", ")) }
+	return fmt.Sprintf("uid %s gid %s", strings.TrimSuffix(text(m.UIDs), ","), strings.TrimSuffix(text(m.GIDs), ","))
+}
+
 func procFile(pid int, name string) string { return fmt.Sprintf("/proc/%d/%s", pid, name) }
 
 func (m *Mapping) writeByHelpers(ctx context.Context, pid int) error {
