@@ -19,7 +19,7 @@ const (
 	FixDelegate = "ask the administrator for a file /etc/systemd/system/user@.service.d/delegate.conf with\n" +
 		"[Service]\nDelegate=cpu cpuset io memory pids\nand to run: systemctl daemon-reload; then log in again"
 	FixUnified = "ask the administrator to boot with systemd.unified_cgroup_hierarchy=1"
-	fixLogin   = "log in through systemd (ssh, a desktop, machinectl shell; su and sudo do not do it) or loginctl enable-linger; in a container, mount a writable cgroup v2 and leave its root without processes"
+	fixLogin   = "log in through systemd (ssh, a desktop, machinectl shell, su --login where PAM opens a session; plain su and sudo keep the caller's) or loginctl enable-linger; in a container, mount a writable cgroup v2 and leave its root without processes"
 )
 
 var allControllers = []string{"cpu", "memory", "pids", "io", "cpuset"}

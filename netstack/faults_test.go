@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rootless-sbx/sbx/internal/ethtool"
 	"golang.org/x/sys/unix"
 )
 
@@ -221,7 +222,7 @@ func TestReceivedMemory(t *testing.T) {
 	const flows, memory = 8, 32 << 20
 	l := newLAN(t, func(c *Config) { c.Limits.TCPMemory, c.MTU = memory, 5000 })
 	g, p := l.join(t, 0, DriverTap, nil)
-	g.do("offload", request{Text: offloadNoSegments})
+	g.do("offload", request{Text: ethtool.NoSegments})
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

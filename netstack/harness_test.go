@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rootless-sbx/sbx/internal/ethtool"
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"golang.org/x/sys/unix"
 )
@@ -445,7 +446,7 @@ func guestOp(op string, req request) (resp response, files []wire.File, err erro
 	case "many":
 		return resp, nil, guestMany(req)
 	case "offload":
-		return resp, nil, setOffload(req.Text)
+		return resp, nil, ethtool.Offload("eth0", req.Text)
 	case "ip": // iproute2
 		return resp, nil, ipCommand(req.Args...)
 	case "set-sysctl":

@@ -15,9 +15,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
-	"unsafe"
 
 	"github.com/rootless-sbx/sbx/internal/dgram"
+	"github.com/rootless-sbx/sbx/internal/ethtool"
 	"github.com/rootless-sbx/sbx/internal/impair"
 	"golang.org/x/sys/unix"
 )
@@ -104,42 +104,8 @@ func clientBoth(c *net.TCPConn, x transfer) error {
 	return nil
 }
 
-// Offloads of the guest's device.
-const (
-	offloadAll        = "all"
-	offloadNoSegments = "no-segments" // no TSO, no GSO
-	offloadNone       = "none"        // and whole checksums
-)
-
-var offloads = []string{offloadAll, offloadNoSegments, offloadNone}
-
-// setOffload does what ethtool -K does.
-func setOffload(mode string) error {
-	on := map[bool]uint32{true: 1}
-	segments, checksums := on[mode == offloadAll], on[mode != offloadNone]
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return os.NewSyscallError("socket", err)
-	}
-	defer unix.Close(fd)
-	for _, c := range []struct{ cmd, value uint32 }{
-		{unix.ETHTOOL_STXCSUM, checksums}, {unix.ETHTOOL_SSG, checksums}, {unix.ETHTOOL_STSO, segments}, {unix.ETHTOOL_SGSO, segments},
-	} {
-		// struct ifreq with a pointer in place of ifr_data.
-		value := struct{ cmd, data uint32 }{c.cmd, c.value}
-		req := struct {
-			name [unix.IFNAMSIZ]byte
-			data unsafe.Pointer
-			_    [16]byte
-		}{data: unsafe.Pointer(&value)}
-		copy(req.name[:], "eth0")
-		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&req)))
-		if errno != 0 {
-			return fmt.Errorf("SIOCETHTOOL %#x: %w", c.cmd, errno)
-		}
-	}
-	return nil
-}
+// The offloads of the guest's device, of package ethtool.
+var offloads = []string{ethtool.All, ethtool.NoSegments, ethtool.None}
 
 // station is a guest with what it takes to transfer over each path.
 type station struct {
@@ -328,7 +294,7 @@ func TestTransfers(t *testing.T) {
 					transferAll(t, append(tap.paths(tcp, udp, packet), packet.paths(tcp, udp, tap)...), rng, 4<<20, 65000)
 					after := tap.port.Stats().FromGuest
 					size := (after.Bytes - before.Bytes) / (after.Frames - before.Frames)
-					if super := size > uint64(ethLen+mtu); mode != offloadAll && super || mode == offloadAll && !super && mtu <= 1500 {
+					if super := size > uint64(ethLen+mtu); mode != ethtool.All && super || mode == ethtool.All && !super && mtu <= 1500 {
 						t.Errorf("frames of %d bytes on average with offload %s", size, mode)
 					}
 				})

@@ -97,19 +97,26 @@ func TestStalledPeers(t *testing.T) {
 	}
 }
 
+// meet publishes a server in the guest and connects to it; the guest's end comes when
+// it is accepted.
+func (s *suite) meet(t *testing.T) (client *net.TCPConn, guest <-chan *net.TCPConn) {
+	t.Helper()
+	conns := make(chan *net.TCPConn, 1)
+	release := make(chan struct{})
+	serve(t, s.g.listen(t, "tcp", ":80"), func(c *net.TCPConn) {
+		conns <- c
+		<-release
+	})
+	t.Cleanup(func() { close(release) })
+	st := s.publish(t, port.Spec{Proto: "tcp", ChildPort: 80})
+	return (*netns)(nil).dial(t, "tcp", s.loopback(st)).(*net.TCPConn), conns
+}
+
 // A reader that begins late, reads in small pieces and stops now and then gets
 // every byte, whichever side it is on.
 func TestSlowReader(t *testing.T) {
 	forEach(t, func(t *testing.T, s *suite) {
-		conns := make(chan *net.TCPConn, 1)
-		release := make(chan struct{})
-		serve(t, s.g.listen(t, "tcp", ":80"), func(c *net.TCPConn) {
-			conns <- c
-			<-release
-		})
-		defer close(release)
-		st := s.publish(t, port.Spec{Proto: "tcp", ChildPort: 80})
-		client := (*netns)(nil).dial(t, "tcp", s.loopback(st)).(*net.TCPConn)
+		client, conns := s.meet(t)
 		guest := <-conns
 		for name, way := range map[string][2]*net.TCPConn{"in": {client, guest}, "out": {guest, client}} {
 			src, dst := way[0], way[1]
@@ -173,15 +180,7 @@ func TestSentBeforeConnected(t *testing.T) {
 	}
 	t.Cleanup(func() { m.Close() })
 	s := &suite{driver: DriverDirect, g: g.guest, m: m}
-	conns := make(chan *net.TCPConn, 1)
-	release := make(chan struct{})
-	serve(t, s.g.listen(t, "tcp", ":80"), func(c *net.TCPConn) {
-		conns <- c
-		<-release
-	})
-	defer close(release)
-	st := s.publish(t, port.Spec{Proto: "tcp", ChildPort: 80})
-	client := (*netns)(nil).dial(t, "tcp", s.loopback(st)).(*net.TCPConn)
+	client, conns := s.meet(t)
 	sent := fillUp(t, client)
 	close(g.gate)
 	guest := <-conns

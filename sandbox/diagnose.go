@@ -181,5 +181,5 @@ func (e *Engine) LogoutNote() string {
 	if c.Status == doctor.OK || !strings.HasPrefix(e.runtimeDir, "/run/user/") {
 		return ""
 	}
-	return c.Detail + "; to keep them: " + c.Fix
+	return strings.TrimPrefix(c.Detail, "off: ") + "; to keep them: " + c.Fix
 }

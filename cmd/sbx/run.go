@@ -42,7 +42,7 @@ signal N. With -d it prints the sandbox's id and leaves it to itself. Without
 
 // runAction checks everything that needs no image first: a mistake shows before
 // a long pull.
-func runAction(ctx context.Context, g *globals, o *runOptions, args []string) (err error) {
+func runAction(ctx context.Context, g *globals, o *runOptions, args []string) error {
 	watch := newStopwatch()
 	cfg, err := o.config(args)
 	if err != nil {
@@ -55,27 +55,10 @@ func runAction(ctx context.Context, g *globals, o *runOptions, args []string) (e
 	if err != nil {
 		return err
 	}
-	e, err := newEngine(g)
-	if err != nil {
-		return err
-	}
-	cid, err := newCIDFile(o.cidFile)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, cid.close()) }()
-
 	ctx, signals := catchSignals(ctx, g.term)
 	defer signals.stop()
-	bars := newProgress(g.term.f, o.quiet)
-	cfg.Progress = bars.event
-	s, err := e.Create(ctx, cfg)
-	bars.close()
+	_, s, err := o.create(ctx, g, cfg)
 	if err != nil {
-		return err
-	}
-	if err := cid.write(s.ID()); err != nil {
-		s.Remove(ctx)
 		return err
 	}
 	tty, err := rawTerminal(cfg.TTY, cfg.Stdin != nil, g.term)
@@ -130,7 +113,7 @@ func (o *runOptions) detachable(cfg *sandbox.Config) (*detachment, error) {
 }
 
 // runDetached starts a sandbox that goes on without us.
-func runDetached(ctx context.Context, g *globals, out io.Writer, o *runOptions, args []string) (err error) {
+func runDetached(ctx context.Context, g *globals, out io.Writer, o *runOptions, args []string) error {
 	if len(o.attach) > 0 {
 		return usagef("-d and -a contradict each other")
 	}
@@ -139,27 +122,11 @@ func runDetached(ctx context.Context, g *globals, out io.Writer, o *runOptions, 
 		return err
 	}
 	cfg.Detach, cfg.OpenStdin = true, o.interactive
-	e, err := newEngine(g)
-	if err != nil {
-		return err
-	}
-	cid, err := newCIDFile(o.cidFile)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, cid.close()) }()
 	ctx, stop := withInterrupt(ctx)
 	defer stop()
-	bars := newProgress(g.term.f, o.quiet)
-	cfg.Progress = bars.event
-	s, err := e.Create(ctx, cfg)
-	bars.close()
+	e, s, err := o.create(ctx, g, cfg)
 	if err != nil {
 		return endedBy(ctx, err)
-	}
-	if err := cid.write(s.ID()); err != nil {
-		s.Remove(ctx)
-		return err
 	}
 	if err := startNoted(ctx, g, s); err != nil {
 		return endedBy(ctx, err)
@@ -169,6 +136,30 @@ func runDetached(ctx context.Context, g *globals, out io.Writer, o *runOptions, 
 		fmt.Fprintf(g.term, "sbx: note: %s\n", note)
 	}
 	return printLines(out, s.ID())
+}
+
+// create makes the sandbox, with what is to be seen of it meanwhile and the file that
+// tells its id.
+func (o *runOptions) create(ctx context.Context, g *globals, cfg sandbox.Config) (_ *sandbox.Engine, s *sandbox.Sandbox, err error) {
+	e, err := newEngine(g)
+	if err != nil {
+		return nil, nil, err
+	}
+	cid, err := newCIDFile(o.cidFile)
+	if err != nil {
+		return nil, nil, err
+	}
+	bars := newProgress(g.term.f, o.quiet)
+	cfg.Progress = bars.event
+	s, err = e.Create(ctx, cfg)
+	bars.close()
+	if err != nil {
+		return nil, nil, errors.Join(err, cid.close())
+	}
+	if err := errors.Join(cid.write(s.ID()), cid.close()); err != nil {
+		return nil, nil, errors.Join(err, s.Remove(context.WithoutCancel(ctx)))
+	}
+	return e, s, nil
 }
 
 // connect chooses the standard streams, as docker run does: all outputs, and the

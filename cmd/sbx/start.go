@@ -26,34 +26,19 @@ func createCommand(g *globals) *command {
 	}
 }
 
-func createAction(ctx context.Context, g *globals, out io.Writer, o *runOptions, args []string) (err error) {
+func createAction(ctx context.Context, g *globals, out io.Writer, o *runOptions, args []string) error {
 	cfg, err := o.config(args)
 	if err != nil {
 		return err
 	}
 	cfg.OpenStdin, cfg.StdinOnce, cfg.Detach = o.interactive, o.interactive, true
-	e, err := newEngine(g)
-	if err != nil {
-		return err
-	}
-	cid, err := newCIDFile(o.cidFile)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, cid.close()) }()
 	ctx, stop := withInterrupt(ctx)
 	defer stop()
-	bars := newProgress(g.term.f, o.quiet)
-	cfg.Progress = bars.event
-	s, err := e.Create(ctx, cfg)
-	bars.close()
+	_, s, err := o.create(ctx, g, cfg)
 	if err != nil {
 		return endedBy(ctx, err)
 	}
-	if err = cid.write(s.ID()); err == nil {
-		err = s.Save(ctx)
-	}
-	if err != nil {
+	if err := s.Save(ctx); err != nil {
 		return errors.Join(err, s.Remove(context.WithoutCancel(ctx)))
 	}
 	return printLines(out, s.ID())
