@@ -37,7 +37,8 @@
 // # Limits
 //
 // 1100 connections, of which as many as the address pool allows (1000) hold a
-// lease. A connection that has not said hello after 10 seconds is closed. Each
+// lease; one for a sandbox whose last connection is ending waits up to 2 seconds
+// for that. A connection that has not said hello after 10 seconds is closed. Each
 // has at most 16 requests waiting, one of them at work; one more is answered
 // with an error. A request body has at most 256 KiB. Guest sockets kept in
 // advance: 8 of each family. What one client does wrong ends or slows that

@@ -69,6 +69,7 @@ const (
 	maxRequestBody = 256 << 10
 	maxLogSize     = 1 << 20
 	helloTimeout   = 10 * time.Second
+	leaseGrace     = 2 * time.Second
 )
 
 // StartConfig is what a network's process needs to know. It is what Ensure sends.

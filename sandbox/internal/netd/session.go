@@ -32,6 +32,8 @@ type session struct {
 	port    *netstack.Port
 	forward portfwd.Manager
 	sockets *guestSockets
+
+	released chan struct{} // closed when the lease is given back
 }
 
 // request is a message whose descriptors we have taken over. Whoever uses one
@@ -50,7 +52,7 @@ func (r request) close() {
 }
 
 func newSession(s *server, conn *wire.Conn) *session {
-	x := &session{s: s, conn: conn, log: s.log, queue: make(chan request, maxQueued)}
+	x := &session{s: s, conn: conn, log: s.log, queue: make(chan request, maxQueued), released: make(chan struct{})}
 	x.ctx, x.cancel = context.WithCancel(s.ctx)
 	return x
 }
@@ -230,14 +232,34 @@ func (x *session) doRename(m *wire.Message) error {
 	return nil
 }
 
-// claim makes x the one connection with the lease of a sandbox.
+// claim makes x the one connection with the lease of a sandbox. The end of a
+// sandbox's last connection may not have been seen yet when its next monitor
+// comes: it is waited for.
 func (s *server) claim(x *session, req LeaseRequest) (netstack.Lease, error) {
-	s.mu.Lock()
-	if s.byID[req.ID] != nil {
-		s.mu.Unlock()
+	grace := time.NewTimer(leaseGrace)
+	defer grace.Stop()
+	for {
+		got, holder, err := s.tryClaim(x, req)
+		if holder == nil {
+			return got, err
+		}
+		select {
+		case <-holder.released:
+			continue
+		case <-x.ctx.Done():
+		case <-grace.C:
+		}
 		return netstack.Lease{}, &wire.Error{Code: CodeLeaseTaken, Step: "lease an address", Path: fmt.Sprintf("%.80q", req.ID), Msg: "the sandbox is attached already"}
 	}
-	got, err := s.ipam.Lease(req.ID, netstack.LeaseWant{Name: req.Name, Addr4: req.Addr4, Addr6: req.Addr6, MAC: req.MAC})
+}
+
+func (s *server) tryClaim(x *session, req LeaseRequest) (got netstack.Lease, holder *session, err error) {
+	s.mu.Lock()
+	if holder = s.byID[req.ID]; holder != nil {
+		s.mu.Unlock()
+		return got, holder, nil
+	}
+	got, err = s.ipam.Lease(req.ID, netstack.LeaseWant{Name: req.Name, Addr4: req.Addr4, Addr6: req.Addr6, MAC: req.MAC})
 	if err == nil {
 		s.byID[req.ID] = x
 	}
@@ -245,7 +267,7 @@ func (s *server) claim(x *session, req LeaseRequest) (netstack.Lease, error) {
 	if err == nil {
 		s.saveState()
 	}
-	return got, err
+	return got, nil, err
 }
 
 // release gives the addresses back. A process told to go keeps them in its
@@ -258,6 +280,7 @@ func (s *server) release(x *session) {
 		s.ipam.Release(x.id)
 	}
 	s.mu.Unlock()
+	close(x.released)
 	if !going {
 		s.saveState()
 	}

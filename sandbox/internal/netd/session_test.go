@@ -151,6 +151,21 @@ func TestHostileClients(t *testing.T) {
 	}
 }
 
+// TestLeaseAgain: a sandbox's next monitor may come before the end of the last one
+// has been seen.
+func TestLeaseAgain(t *testing.T) {
+	n := newNetwork(t)
+	c := n.ensure()
+	for range 100 {
+		if _, err := c.Lease(t.Context(), LeaseRequest{ID: "a"}); err != nil {
+			t.Fatal(err)
+		}
+		next := n.ensure()
+		c.Close()
+		c = next
+	}
+}
+
 func TestTooManySandboxes(t *testing.T) {
 	n := newNetwork(t)
 	n.MaxSandboxes = 2
