@@ -223,3 +223,16 @@ func TestBadPortSpecs(t *testing.T) {
 	// An address that is not ours is a matter of the machine, and is named.
 	e.Fails(125, []string{"203.0.113.77"}, "run", "--rm", "-p", "203.0.113.77:8080:80", harness.BB, "true")
 }
+
+// TestPortAgain: what ended has given its published ports back.
+func TestPortAgain(t *testing.T) {
+	e := harness.New(t, harness.BB)
+	port := fmt.Sprintf("127.0.0.1:%d:80", e.FreePort())
+	for range 10 {
+		detached(t, e, "web", "-p", port, harness.BB, "sleep", "1000")
+		e.Must("rm", "-f", "web")
+	}
+	for range 5 {
+		e.Must("run", "--rm", "-p", port, harness.BB, "true")
+	}
+}

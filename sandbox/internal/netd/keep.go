@@ -19,6 +19,8 @@ const (
 	keepMost  = 2 * time.Second
 	// portRetry is how often a port that could not be published again is tried.
 	portRetry = 5 * time.Second
+	// closeTimeout is for giving all published ports back.
+	closeTimeout = 2 * time.Second
 )
 
 // KeepConfig is an attachment to be kept.
@@ -313,12 +315,27 @@ func (k *Keeper) Stats(ctx context.Context) (st Stats, reattached int, err error
 	return st, k.times, err
 }
 
-// Close detaches the sandbox.
+// Close detaches the sandbox. Its published ports are free when it returns: whoever
+// ends a sandbox may publish the same port in the next moment.
 func (k *Keeper) Close() (err error) {
 	k.once.Do(func() {
 		k.cancel()
 		<-k.ended
-		err = k.current().Close()
+		c := k.current()
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		defer cancel()
+		for _, p := range k.ports {
+			if p.remote == 0 {
+				continue
+			}
+			if err = c.RemovePort(ctx, p.remote); err != nil {
+				break // the end of the connection frees the rest
+			}
+		}
+		if gone(err) {
+			err = nil
+		}
+		err = errors.Join(err, c.Close())
 	})
 	return err
 }
