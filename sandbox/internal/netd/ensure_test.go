@@ -1,11 +1,13 @@
 package netd
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -245,6 +247,27 @@ func TestRuntimeDirs(t *testing.T) {
 	}
 }
 
+// suspend returns when every thread has stopped: until then they may still answer.
+func suspend(t *testing.T, pid int) {
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Kill(pid, syscall.SIGCONT) })
+	for {
+		stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		if err != nil || len(stats) == 0 {
+			t.Fatalf("threads of %d: %v", pid, err)
+		}
+		if !slices.ContainsFunc(stats, func(name string) bool {
+			b, err := os.ReadFile(name)
+			return err == nil && !bytes.Contains(b, []byte(") T "))
+		}) {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
 func TestStartErrors(t *testing.T) {
 	t.Run("bad subnet", func(t *testing.T) {
 		n := newNetwork(t)
@@ -270,8 +293,7 @@ func TestStartErrors(t *testing.T) {
 	t.Run("hangs", func(t *testing.T) {
 		n := newNetwork(t)
 		c := n.ensure()
-		syscall.Kill(c.Info().PID, syscall.SIGSTOP)
-		defer syscall.Kill(c.Info().PID, syscall.SIGCONT)
+		suspend(t, c.Info().PID)
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 		defer cancel()
 		_, err := Ensure(ctx, n.Config)
