@@ -171,6 +171,9 @@ func checkAttachments(c *Config) error {
 		if a.Network == "bridge" { // Docker's name for it
 			a.Network = NetworkDefault
 		}
+		if isShared(a.Network) {
+			continue
+		}
 		if err := oneOf("network", &a.Network, NetworkDefault, NetworkNone, NetworkHost); err != nil {
 			return err
 		}
@@ -182,6 +185,9 @@ func checkAttachments(c *Config) error {
 }
 
 func checkNetwork(c *Config) error {
+	if err := checkShared(c); err != nil {
+		return err
+	}
 	for _, d := range c.DNS {
 		if _, err := netip.ParseAddr(d); err != nil {
 			return badConfig("dns", "%q is not an IP address", d)

@@ -95,7 +95,8 @@ type Config struct {
 	UserNS userns.Mode
 
 	// Networks are what the sandbox is connected to, as eth0, eth1, ... in this order;
-	// empty means NetworkDefault. NetworkNone and NetworkHost stand alone.
+	// empty means NetworkDefault. NetworkNone, NetworkHost and what another one has
+	// (NetworkContainer, NetworkPath) stand alone.
 	Networks []Attachment
 	// DNS, DNSSearch and DNSOptions replace what /etc/resolv.conf says inside.
 	DNS, DNSSearch, DNSOptions []string

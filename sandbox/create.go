@@ -40,6 +40,9 @@ func (e *Engine) Create(ctx context.Context, cfg Config) (*Sandbox, error) {
 }
 
 func (s *Sandbox) prepare(ctx context.Context) error {
+	if err := s.resolveShared(ctx); err != nil {
+		return err
+	}
 	p, err := s.e.resolve(ctx, s.cfg.UserNS)
 	if err != nil {
 		return err

@@ -263,6 +263,10 @@ func (e *Engine) inspection(id, name string, rec *record.Config, st *record.Stat
 	d := &in.GraphDriver.Data
 	d.LowerDir = strings.Join(append([]string{filepath.Join(dir, "init")}, start.Lowers...), ":")
 	d.MergedDir, d.UpperDir, d.WorkDir = filepath.Join(dir, "merged"), filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	if id := start.Network.Container(); id != "" { // both have the same files
+		of := filepath.Join(e.containers(), id)
+		in.ResolvConfPath, in.HostnamePath, in.HostsPath = filepath.Join(of, "resolv.conf"), filepath.Join(of, "hostname"), filepath.Join(of, "hosts")
+	}
 	in.NetworkSettings = inspectNetwork(name, rec, st)
 	return in
 }
@@ -375,6 +379,10 @@ func inspectNetwork(name string, rec *record.Config, st *record.State) InspectNe
 		for k, v := range bindings(specs) {
 			n.Ports[k] = v
 		}
+	}
+	if isShared(rec.Start.Network.Mode) {
+		n.Networks = map[string]InspectEndpoint{}
+		return n
 	}
 	n.Networks = map[string]InspectEndpoint{rec.Start.Network.Mode: {
 		Gateway: n.Gateway, IPAddress: n.IPAddress, GlobalIPv6Address: n.GlobalIPv6Address, IPv6Gateway: n.IPv6Gateway, MacAddress: n.MacAddress,

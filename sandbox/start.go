@@ -113,6 +113,13 @@ type owner struct {
 
 // launch starts the monitor and lets it start the workload.
 func (s *Sandbox) launch(ctx context.Context) (_ *owner, err error) {
+	shared, err := s.sharedUserNS(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if shared != nil {
+		defer shared.Close()
+	}
 	recorded, network := make(chan error, 1), make(chan error, 1) // beside the monitor's start
 	go func() { recorded <- s.writeConfig() }()
 	go func() { network <- s.ensureNetd(ctx) }()
@@ -122,6 +129,7 @@ func (s *Sandbox) launch(ctx context.Context) (_ *owner, err error) {
 		Args:       []string{proto.RoleMonitor},
 		Env:        helperEnv(),
 		Mapping:    s.mapping,
+		UserNS:     shared,
 		Cloneflags: syscall.CLONE_NEWNS,
 		Setsid:     true,
 		Logger:     s.e.log,

@@ -43,6 +43,12 @@ func (c *Child) Signal(sig syscall.Signal) error {
 	return os.NewSyscallError("pidfd_send_signal", serr)
 }
 
+// Alive says that the child has not been reaped: until then PID is its own.
+func (c *Child) Alive() bool {
+	fd, err := rawFd(c.PidFD)
+	return err == nil && unix.PidfdSendSignal(int(fd), 0, nil, 0) == nil
+}
+
 // Close closes the control connection and the pidfd. It neither kills the child,
 // which sees the end of its connection, nor waits for it; Wait still works.
 func (c *Child) Close() error {

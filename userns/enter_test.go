@@ -119,3 +119,26 @@ func TestBornInNetNamespace(t *testing.T) {
 		t.Errorf("status %v, %v", ws, err)
 	}
 }
+
+func TestFits(t *testing.T) {
+	whole := []IDMap{{0, 1000, 1}, {1, 100000, 65536}}
+	for _, tc := range []struct {
+		have []IDMap
+		want bool
+	}{
+		{whole, true},
+		{[]IDMap{{0, 1000, 1}, {1, 100000, 65535}}, true},
+		{[]IDMap{{0, 1000, 1}, {1, 100000, 65534}}, true},
+		{[]IDMap{{0, 1000, 1}, {1, 100000, 65533}}, false},
+		{[]IDMap{{0, 1000, 1}}, false},
+		{[]IDMap{{0, 1000, 1}, {1, 100001, 65535}}, false},
+		{[]IDMap{{0, 1000, 1}, {1, 100000, 65537}}, false},
+		{[]IDMap{{0, 1000, 1}, {1, 100000, 30000}, {30001, 200000, 40000}}, false},
+		{nil, false},
+	} {
+		m, have := &Mapping{UIDs: whole, GIDs: whole}, &Mapping{UIDs: tc.have, GIDs: tc.have}
+		if got := m.Fits(have); got != tc.want {
+			t.Errorf("%s: %v", have, got)
+		}
+	}
+}

@@ -21,6 +21,8 @@ var (
 	ErrMap = errors.New("ids cannot be mapped")
 	// ErrMode: no such Mode.
 	ErrMode = errors.New("unknown user namespace mode")
+	// ErrNetNS: the network namespace cannot be found or entered.
+	ErrNetNS = errors.New("no such network namespace")
 	// ErrNotChild: Join was called in a process that Start did not start.
 	ErrNotChild = errors.New("not started by sbx")
 )
@@ -31,6 +33,7 @@ var codes = map[error]string{
 	ErrNoHelper:  "no-newuidmap",
 	ErrMap:       "map-failed",
 	ErrMode:      "bad-mode",
+	ErrNetNS:     "netns",
 	ErrNotChild:  "not-child",
 }
 

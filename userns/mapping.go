@@ -64,6 +64,28 @@ func (m *Mapping) Key() string {
 	return hex.EncodeToString(h.Sum(nil)[:6])
 }
 
+// Fits says that files unpacked under m look the same in a user namespace with the ids
+// of have: it maps all that m does, or all that images use (0 to 65534), and in the
+// same way.
+func (m *Mapping) Fits(have *Mapping) bool {
+	return m.Key() == have.Key() || within(have.UIDs, m.UIDs) && within(have.GIDs, m.GIDs)
+}
+
+func within(l, whole []IDMap) bool {
+	next := uint32(0)
+	for _, e := range coalesce(l) {
+		for _, id := range []uint32{e.ContainerID, e.ContainerID + e.Size - 1} {
+			if host, ok := toHost(whole, id); !ok || host != e.HostID+(id-e.ContainerID) {
+				return false
+			}
+		}
+		if e.ContainerID == next {
+			next += e.Size
+		}
+	}
+	return next >= fullRange-1
+}
+
 // HostUID returns the host's uid for a uid of the container, and whether it is mapped.
 func (m *Mapping) HostUID(container uint32) (uint32, bool) { return toHost(m.UIDs, container) }
 

@@ -44,7 +44,7 @@ func (m *Mapping) entered(pid int) (setgroups bool, err error) {
 		if err != nil {
 			return false, err
 		}
-		if have.Key() != m.Key() {
+		if !m.Fits(have) {
 			return false, &Error{Kind: ErrMap, Step: "enter the user namespace", Msg: fmt.Sprintf("its ids are %s, and not %s", have, m)}
 		}
 	}

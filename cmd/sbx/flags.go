@@ -148,7 +148,7 @@ func (o *runOptions) networkFlags(fs *pflag.FlagSet) {
 	lists(fs, &o.publish, "publish", "p", "publish a port; `SPEC` is [[IP:][HOSTPORT]:]PORT[-END][/tcp|udp]")
 	fs.BoolVarP(&o.publishAll, "publish-all", "P", false, "publish every exposed port on a random host port")
 	lists(fs, &o.expose, "expose", "", "`PORT` to publish with -P, as PORT[-END][/tcp|udp]")
-	lists(fs, &o.networks, "network", "", "`NETWORK`: default (or bridge), none or host; also --net", networkNames...)
+	fs.Var(&value{list: &o.networks, choices: networkNames, open: true}, "network", "`NETWORK`: default (or bridge), none, host, container:SANDBOX to share that one's, or ns:PATH; also --net")
 	lists(fs, &o.hostAccess, "host-access", "", "let the sandbox reach `PORTS` of the host's loopback, as host.sbx.internal; 5432 or 80,8000-8010")
 	lists(fs, &o.dns, "dns", "", "name server `IP` to use instead of the network's")
 	lists(fs, &o.dnsSearch, "dns-search", "", "search `DOMAIN`")
@@ -192,6 +192,7 @@ type value struct {
 	one     *string
 	list    *[]string
 	choices []string
+	open    bool // there are others
 }
 
 func (v *value) String() string {
@@ -209,7 +210,7 @@ func (v *value) Type() string {
 }
 
 func (v *value) Set(s string) error {
-	if len(v.choices) > 0 && !slices.Contains(v.choices, s) {
+	if len(v.choices) > 0 && !v.open && !slices.Contains(v.choices, s) {
 		last := len(v.choices) - 1
 		return fmt.Errorf("want %s or %s", strings.Join(v.choices[:last], ", "), v.choices[last])
 	}

@@ -69,7 +69,7 @@ func (p *executed) wait() proto.Exited {
 
 // execute starts a program.
 func (m *monitor) execute(ctx context.Context, x proto.Exec, files map[string]*os.File) (*executed, error) {
-	one, err := m.execBegin()
+	one, host, err := m.execBegin()
 	if err != nil {
 		return nil, err
 	}
@@ -98,7 +98,7 @@ func (m *monitor) execute(ctx context.Context, x proto.Exec, files map[string]*o
 		defer close(served)
 		p.child.Serve(func(*wire.Message) {})
 	}()
-	if err := p.start(ctx, x, one); err != nil {
+	if err := p.start(ctx, x, one, host); err != nil {
 		p.child.Kill()
 		p.wait()
 		<-served
@@ -112,8 +112,8 @@ func (m *monitor) execute(ctx context.Context, x proto.Exec, files map[string]*o
 	return p, nil
 }
 
-func (p *executed) start(ctx context.Context, x proto.Exec, one *os.File) error {
-	join := proto.Join{HostNetwork: p.m.spec.Network.Mode == "host", TTY: x.TTY, Rows: x.Rows, Cols: x.Cols}
+func (p *executed) start(ctx context.Context, x proto.Exec, one *os.File, host bool) error {
+	join := proto.Join{HostNetwork: host, TTY: x.TTY, Rows: x.Rows, Cols: x.Cols}
 	reply, err := p.child.Conn.Call(ctx, proto.MsgJoin, join, nil, wire.File{Name: "pid1", File: one})
 	if err != nil {
 		return err
@@ -162,21 +162,21 @@ func (m *monitor) execSpec(x proto.Exec) workload.Spec {
 	return spec
 }
 
-// execBegin counts a program and returns the pidfd of pid 1, a copy.
-func (m *monitor) execBegin() (*os.File, error) {
+// execBegin counts a program and returns the pidfd of pid 1, a copy, and whether it has
+// the host's network.
+func (m *monitor) execBegin() (one *os.File, host bool, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.init == nil || !m.started {
-		return nil, errNotRunning()
+		return nil, false, errNotRunning()
 	}
 	if m.execs >= maxExecs {
-		return nil, wire.Errorf("", "%d programs are executed in the sandbox already", m.execs)
+		return nil, false, wire.Errorf("", "%d programs are executed in the sandbox already", m.execs)
 	}
-	one, err := streams.Dup(m.init.PidFD)
-	if err == nil {
+	if one, err = streams.Dup(m.init.PidFD); err == nil {
 		m.execs++
 	}
-	return one, err
+	return one, m.hostNetwork(), err
 }
 
 func (m *monitor) execDone() {

@@ -29,7 +29,8 @@ func (m *monitor) hosts() ([]byte, error) {
 }
 
 // resolvConf is the text of /etc/resolv.conf: the network's own name server, the
-// host's file as it is with the host's network, and none without a network.
+// host's file as it is with the host's network or one that sbx did not make, and none
+// without a network.
 func (m *monitor) resolvConf() ([]byte, error) {
 	n := &m.spec.Network
 	host, err := os.ReadFile("/etc/resolv.conf")
@@ -43,7 +44,7 @@ func (m *monitor) resolvConf() ([]byte, error) {
 	switch {
 	case m.net != nil:
 		cfg.Gateway4, cfg.Gateway6 = m.net.lease.Gateway4, m.net.lease.Gateway6
-	case n.Mode == "host" && len(n.DNS)+len(n.DNSSearch)+len(n.DNSOptions) == 0:
+	case (n.Mode == "host" || n.NetNSPath() != "") && len(n.DNS)+len(n.DNSSearch)+len(n.DNSOptions) == 0:
 		return host, nil
 	case n.Mode == "none" && len(n.DNS) == 0:
 		return nil, nil

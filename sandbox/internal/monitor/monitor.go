@@ -75,6 +75,7 @@ type monitor struct {
 	oomBefore uint64        // kills for want of memory in earlier runs
 	storage   *fsoverlay.Prepared
 	net       *network
+	shared    *sharedNet // nil: the sandbox's own, or the host's
 	pty       *os.File
 	hold      *fsoverlay.Hold // keeps the volumes
 	notes     []string
@@ -234,6 +235,8 @@ func (m *monitor) endRun() {
 		m.marks.Add("network left")
 	}
 	m.mu.Lock()
+	m.shared.close()
+	m.shared = nil
 	if m.init != nil {
 		m.init.Close()
 	}

@@ -81,11 +81,11 @@ type link struct {
 	netns *os.File // not by init's number, which may be another process's by now
 }
 
-// makeLink lets init make its device. There is none on the host's network and
-// without one.
+// makeLink lets init make its device. There is none without a network and in one that
+// is not the sandbox's own.
 func (m *monitor) makeLink(ctx context.Context, st *proto.Started) (*link, error) {
 	n := &m.spec.Network
-	if n.Mode == "host" {
+	if !m.ownNetwork() {
 		return nil, nil
 	}
 	req := proto.Net{Loopback: m.net == nil}

@@ -158,6 +158,8 @@ func (s *session) handle(ctx context.Context, req *wire.Message) error {
 		return s.attach(ctx, req)
 	case proto.MsgExec:
 		return s.exec(ctx, req)
+	case proto.MsgNetNS:
+		return s.netns(req)
 	}
 	return fmt.Errorf("unknown request %q", req.Type)
 }

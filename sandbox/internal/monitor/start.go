@@ -32,6 +32,9 @@ func (m *monitor) start(ctx context.Context, stdio map[string]*os.File) (*proto.
 		}
 		prepare = func(context.Context) error { return nil }
 	}
+	if err := m.shareNetwork(ctx); err != nil {
+		return nil, err
+	}
 	if err := m.startInit(ctx, stdio); err != nil {
 		return nil, err
 	}
@@ -92,7 +95,7 @@ func (m *monitor) startInit(ctx context.Context, stdio map[string]*os.File) erro
 	// Not the cgroup namespace: its root would be our group and not that of init,
 	// which makes it itself.
 	flags := uintptr(syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC | syscall.CLONE_NEWUTS)
-	if m.spec.Network.Mode != "host" {
+	if m.ownNetwork() {
 		flags |= syscall.CLONE_NEWNET
 	}
 	box, err := m.box()
@@ -110,6 +113,9 @@ func (m *monitor) startInit(ctx context.Context, stdio map[string]*os.File) erro
 		Setsid:     true,
 		Pdeathsig:  syscall.SIGKILL,
 		Stdin:      stdio["stdin"], Stdout: stdio["stdout"], Stderr: stdio["stderr"],
+	}
+	if m.shared != nil {
+		spec.NetNS = m.shared.netns
 	}
 	child, err := userns.Start(ctx, spec)
 	if err != nil {
@@ -188,9 +194,13 @@ func (m *monitor) prepareRoot(ctx context.Context) error {
 }
 
 // writeFiles makes /etc/hosts, hostname and resolv.conf, which are bound into the
-// root and are no part of the writable layer.
+// root and are no part of the writable layer. Those of a sandbox whose network this
+// is are there already, and the same for both.
 func (m *monitor) writeFiles() error {
 	s := &m.spec
+	if m.shared != nil && m.shared.dir != "" {
+		return nil
+	}
 	hosts, err := m.hosts()
 	if err != nil {
 		return err
@@ -214,21 +224,25 @@ func (m *monitor) writeFiles() error {
 // buildRoot lets init mount the root and everything in it, and change into it.
 func (m *monitor) buildRoot(ctx context.Context) error {
 	s := &m.spec
+	etc, hostname := s.Dir, s.Hostname
+	if m.shared != nil && m.shared.dir != "" {
+		etc, hostname = m.shared.dir, m.shared.hostname
+	}
 	req := proto.Root{
 		Spec: m.root,
 		Plan: fsoverlay.PlanConfig{
 			Root:        m.root.Merged,
 			ReadOnly:    s.ReadOnly,
 			Mounts:      s.Mounts,
-			Hosts:       filepath.Join(s.Dir, "hosts"),
-			Hostname:    filepath.Join(s.Dir, "hostname"),
-			ResolvConf:  filepath.Join(s.Dir, "resolv.conf"),
+			Hosts:       filepath.Join(etc, "hosts"),
+			Hostname:    filepath.Join(etc, "hostname"),
+			ResolvConf:  filepath.Join(etc, "resolv.conf"),
 			ShmSize:     s.ShmSize,
-			NetworkHost: s.Network.Mode == "host",
+			NetworkHost: m.hostNetwork(),
 			SingleID:    s.Single,
 			TTY:         s.TTY,
 		},
-		Hostname: s.Hostname, Sysctls: s.Sysctls,
+		Hostname: hostname, Sysctls: s.Sysctls,
 		TTY: s.TTY, Rows: s.Rows, Cols: s.Cols, Init: s.Init,
 	}
 	if s.SystemPathsUnconfined {

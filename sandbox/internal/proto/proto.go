@@ -18,6 +18,7 @@
 //	anybody   monitor   attach        Attach         stdout stderr      empty; stdin or pty; exited follows
 //	anybody   monitor   exec          Exec           stdin stdout       Executed; pty with a terminal;
 //	                                                 stderr             exited follows
+//	anybody   monitor   netns                                           NetNS; netns userns
 //	monitor   joined    join          Join           pid1               empty; pty with a terminal
 //	monitor   joined    exec          workload.Spec                     the end of the connection, or an error
 //	monitor   init      net           Net                               Link; link netns
@@ -65,6 +66,7 @@ const (
 	MsgNet        = "net"
 	MsgRoot       = "root"
 	MsgExec       = "exec"
+	MsgNetNS      = "netns"
 	MsgReady      = "ready"
 	MsgJoin       = "join"
 	MsgUnpack     = "unpack"
@@ -202,7 +204,7 @@ type HealthResult struct {
 
 // Network says how the sandbox is connected.
 type Network struct {
-	Mode       string      `json:"mode"` // default, none, host
+	Mode       string      `json:"mode"` // default, none, host, container:ID, ns:PATH
 	MTU        int         `json:"mtu,omitempty"`
 	LinkDriver string      `json:"linkDriver,omitempty"`
 	HostAccess []uint16    `json:"hostAccess,omitempty"`
