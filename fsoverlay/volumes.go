@@ -43,8 +43,16 @@ type Volumes struct {
 	// RemoveTree removes a directory whose files may belong to subordinate ids, in
 	// the user namespace. Nil means to remove it in this process.
 	RemoveTree func(ctx context.Context, path string) error
+	// Event is told that a volume was made or removed ("create", "destroy"); nil: nobody.
+	Event func(action, name string)
 	// Logger; nil discards.
 	Logger *slog.Logger
+}
+
+func (v *Volumes) event(action, name string) {
+	if v.Event != nil {
+		v.Event(action, name)
+	}
 }
 
 // Volume is one of them.
@@ -127,6 +135,7 @@ func (v *Volumes) Create(ctx context.Context, name string, labels map[string]str
 		return nil, errors.Join(fmt.Errorf("create volume %s: %w", vol.Name, err), rmtree.Remove(tmp))
 	}
 	vol.DataDir = v.data(vol.Name)
+	v.event("create", vol.Name)
 	return &vol, nil
 }
 
@@ -204,6 +213,7 @@ func (v *Volumes) Remove(ctx context.Context, name string) error {
 	if err := os.Rename(filepath.Join(v.Root, name), filepath.Join(v.Root, trashPrefix+randomName())); err != nil {
 		return fmt.Errorf("remove volume %s: %w", name, err)
 	}
+	v.event("destroy", name)
 	trash, err := v.trash()
 	unlock()
 	if err != nil {

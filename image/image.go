@@ -183,6 +183,7 @@ func (s *Store) Tag(ctx context.Context, src, dst string) error {
 			return err
 		}
 		x.Refs[r.String()] = rec.ID
+		x.tell("tag", rec.ID, r.Familiar())
 		return nil
 	})
 }

@@ -32,6 +32,15 @@ type index struct {
 
 	// held are the leases that a removal has taken, until it is written.
 	held []*fileLock
+	// changes are told when they are written.
+	changes []change
+}
+
+// change is one for Config.Event.
+type change struct{ action, id, name string }
+
+func (x *index) tell(action, id, name string) {
+	x.changes = append(x.changes, change{action, id, name})
 }
 
 // record is an image as the index keeps it.
@@ -198,6 +207,11 @@ func (s *Store) writeIndex(x *index) (err error) {
 	}
 	if err = os.Rename(tmp, s.indexPath()); err != nil {
 		return err
+	}
+	if s.cfg.Event != nil {
+		for _, c := range x.changes {
+			s.cfg.Event(c.action, c.id, c.name)
+		}
 	}
 	return syncDir(s.root)
 }

@@ -182,6 +182,11 @@ func (s *Store) load(ctx context.Context, name string, src source, f *os.File, o
 	err = s.update(ctx, func(x *index) error {
 		for _, r := range l.recs {
 			x.enter(r, l.tags[r.ID]...)
+			name := r.ID
+			if tags := l.tags[r.ID]; len(tags) > 0 {
+				name = familiar(tags[0])
+			}
+			x.tell("load", r.ID, name)
 		}
 		return nil
 	})

@@ -73,6 +73,7 @@ func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (_ *Image, 
 			names = []string{r.String()}
 		}
 		x.enter(rec, names...)
+		x.tell("pull", rec.ID, r.Familiar())
 		return nil
 	})
 	if err != nil {

@@ -27,6 +27,7 @@ func (s *Store) Remove(ctx context.Context, ref string, force bool) ([]string, e
 		names := x.names(rec.ID)
 		if name != "" && len(names) > 1 {
 			delete(x.Refs, name)
+			x.tell("untag", rec.ID, familiar(name))
 			done = append(done, "Untagged: "+familiar(name))
 			return nil
 		}
@@ -109,11 +110,13 @@ func (s *Store) deleteRecord(ctx context.Context, x *index, rec *record) ([]stri
 	var done []string
 	for _, n := range x.names(rec.ID) {
 		done = append(done, "Untagged: "+familiar(n))
+		x.tell("untag", rec.ID, familiar(n))
 		delete(x.Refs, n)
 	}
 	for _, d := range rec.Digests {
 		done = append(done, "Untagged: "+familiar(d))
 	}
+	x.tell("delete", rec.ID, rec.ID)
 	delete(x.Images, rec.ID)
 	return append(done, "Deleted: "+rec.ID), nil
 }

@@ -33,6 +33,9 @@ type Config struct {
 	// Users says what else uses images though nobody holds a lease: by the id of the
 	// image, a name for a message. Such an image is not removed. Nil: nothing does.
 	Users func(ctx context.Context) (map[string]string, error)
+	// Event is told of each change: the action is pull, load, tag, untag or delete, the
+	// name as the user writes it. Nil: nobody is.
+	Event func(action, id, name string)
 	// Logger: nil discards.
 	Logger *slog.Logger
 	// Keychain has the credentials of registries. Nil: those of Docker and

@@ -12,6 +12,7 @@ import (
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/image"
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
+	"github.com/rootless-sbx/sbx/sandbox/internal/events"
 	"github.com/rootless-sbx/sbx/sandbox/internal/record"
 	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
 )
@@ -30,6 +31,8 @@ func (e *Engine) Create(ctx context.Context, cfg Config) (*Sandbox, error) {
 	s.marks.add("left-overs looked for")
 	err := s.prepare(ctx)
 	if err == nil {
+		s.event(events.Create)
+		s.announced = true
 		return s, nil
 	}
 	if ctx.Err() != nil {

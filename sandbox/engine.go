@@ -12,6 +12,7 @@ import (
 
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/image"
+	"github.com/rootless-sbx/sbx/sandbox/internal/events"
 	"github.com/rootless-sbx/sbx/userns"
 )
 
@@ -23,6 +24,7 @@ type Engine struct {
 	initPath   string
 	linger     time.Duration
 	log        *slog.Logger
+	events     *events.Journal
 
 	mu       sync.Mutex // guards what follows
 	store    *image.Store
@@ -52,6 +54,7 @@ func NewEngine(opts Options) (*Engine, error) {
 	if e.runtimeDir, err = runtimeDir(opts.RuntimeDir); err != nil {
 		return nil, err
 	}
+	e.events = &events.Journal{Dir: eventsDir(e.dataDir), Logger: e.log}
 	for _, d := range []string{"containers", "volumes"} {
 		if err := os.MkdirAll(filepath.Join(e.dataDir, d), 0o711); err != nil {
 			return nil, &DirError{Dir: e.dataDir, Env: "XDG_DATA_HOME", Err: err}
@@ -68,7 +71,7 @@ func (e *Engine) RuntimeDir() string { return e.runtimeDir }
 
 // Volumes are the user's named volumes.
 func (e *Engine) Volumes() *fsoverlay.Volumes {
-	return &fsoverlay.Volumes{Root: filepath.Join(e.dataDir, "volumes"), RemoveTree: e.removeTree, Logger: e.log}
+	return &fsoverlay.Volumes{Root: filepath.Join(e.dataDir, "volumes"), RemoveTree: e.removeTree, Logger: e.log, Event: e.volumeEvent}
 }
 
 // Images opens the image store. Layers are unpacked and removed by workers inside
@@ -94,6 +97,7 @@ func (e *Engine) Images() (*image.Store, error) {
 		},
 		Remover: e.removeTree,
 		Users:   e.imageUsers,
+		Event:   e.imageEvent,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open the image store: %w", err)

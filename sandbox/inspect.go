@@ -314,7 +314,7 @@ func inspectHost(rec *record.Config) InspectHost {
 func inspectConfig(rec *record.Config) InspectConfig {
 	start := &rec.Start
 	c := InspectConfig{
-		Hostname: start.Hostname, User: start.Process.User, Image: cmp.Or(rec.Image, rec.RootFS),
+		Hostname: start.Hostname, User: start.Process.User, Image: rec.ImageName(),
 		AttachStdin: rec.AttachStdin, AttachStdout: rec.AttachStdout, AttachStderr: rec.AttachStderr,
 		Tty: start.TTY, OpenStdin: start.Life.OpenStdin, StdinOnce: start.Life.StdinOnce,
 		Env: start.Process.Env, Cmd: rec.Cmd, Entrypoint: rec.Entrypoint, Healthcheck: start.Life.Healthcheck,

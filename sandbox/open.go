@@ -12,6 +12,7 @@ import (
 
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
+	"github.com/rootless-sbx/sbx/sandbox/internal/events"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/sandbox/internal/record"
 	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
@@ -234,6 +235,7 @@ func (s *Sandbox) prepareAgain(ctx context.Context) error {
 		return err
 	}
 	s.start.Name, s.start.Dir, s.start.RuntimeDir, s.start.VolumesDir = s.name, s.dir.Path, s.e.runtimeDir, s.e.Volumes().Root
+	s.start.EventsDir, s.start.Image = s.e.events.Dir, s.rec.ImageName()
 	s.start.Driver, s.start.Lowers, s.start.Single = s.driver, s.lowers, s.mapping.Mode == userns.ModeSingle
 	s.start.NetdLinger, s.start.Life.Detach = s.e.linger, true
 	s.start.TakeStdin = s.cfg.Stdin != nil
@@ -255,7 +257,7 @@ func (s *Sandbox) RemoveWith(ctx context.Context, o RemoveOptions) error {
 	for {
 		dir, err := s.claimStopped(ctx)
 		if errors.Is(err, ErrRunning) && o.Force {
-			err = s.remoteCall(ctx, proto.MsgStop, proto.Stop{Signal: 9, Timeout: time.Second}, nil)
+			err = s.remoteCall(ctx, proto.MsgStop, proto.Stop{Signal: 9, Timeout: time.Second, Remove: true}, nil)
 			if err == nil || errors.Is(err, ErrNotRunning) {
 				continue
 			}
@@ -267,10 +269,15 @@ func (s *Sandbox) RemoveWith(ctx context.Context, o RemoveOptions) error {
 			return err
 		}
 		defer dir.Release()
+		remove := s.e.removeBox
 		if !o.Volumes && s.start.Life.Keep {
-			return s.e.removeBoxOnly(ctx, dir)
+			remove = s.e.removeBoxOnly
 		}
-		return s.e.removeBox(ctx, dir)
+		if err := remove(ctx, dir); err != nil {
+			return err
+		}
+		s.event(events.Destroy)
+		return nil
 	}
 }
 
@@ -291,7 +298,9 @@ func (s *Sandbox) Rename(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
+	old := s.name
 	s.name = name
+	s.event(events.Rename, "oldName", "/"+old)
 	if err := s.remoteCall(ctx, proto.MsgRenamed, nil, nil); err != nil && !errors.Is(err, ErrNotRunning) && !errors.Is(err, ErrNoSandbox) {
 		return fmt.Errorf("the name is %s now, but its network was not told: %w", name, err)
 	}

@@ -57,8 +57,8 @@ func (s *Sandbox) resolve(img v1.Config) error {
 		return err
 	}
 	s.start = proto.Start{
-		ID: s.id, Name: s.name, Hostname: s.hostname(), Labels: merged.Labels,
-		Dir: s.dir.Path, RuntimeDir: s.e.runtimeDir, VolumesDir: s.e.Volumes().Root,
+		ID: s.id, Name: s.name, Hostname: s.hostname(), Image: cmp.Or(c.Image, c.RootFS), Labels: merged.Labels,
+		Dir: s.dir.Path, RuntimeDir: s.e.runtimeDir, VolumesDir: s.e.Volumes().Root, EventsDir: s.e.events.Dir,
 		Driver: s.driver, Lowers: s.lowers, Single: s.mapping.Mode == userns.ModeSingle,
 		Mounts: mounts, SystemPathsUnconfined: sec.SystemPathsUnconfined, ReadOnly: c.ReadOnly, ShmSize: c.ShmSize,
 		TTY: c.TTY, Rows: c.Rows, Cols: c.Cols, Init: c.Init, Sysctls: c.Sysctls,

@@ -12,6 +12,7 @@ import (
 	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
 	"github.com/rootless-sbx/sbx/image"
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
+	"github.com/rootless-sbx/sbx/sandbox/internal/events"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/sandbox/internal/record"
 	"github.com/rootless-sbx/sbx/userns"
@@ -55,6 +56,7 @@ type Sandbox struct {
 	dir        *boxdir.Dir
 	rec        *record.Config
 	recorded   bool // it is on the disk, and stays whatever becomes of us
+	announced  bool // its creation is in the journal
 	start      proto.Start
 	stopSignal syscall.Signal
 	stdio      *stdio
@@ -266,6 +268,18 @@ func (s *Sandbox) ended(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// Restart stops the sandbox if it runs, and starts it again.
+func (s *Sandbox) Restart(ctx context.Context, o StopOptions) error {
+	if err := s.StopWith(ctx, o); err != nil {
+		return err
+	}
+	if err := s.Start(ctx); err != nil {
+		return err
+	}
+	s.event(events.Restart)
+	return nil
 }
 
 // Remove gives the sandbox up whatever it is doing: one that was not started, one

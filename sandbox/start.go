@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/rootless-sbx/sbx/internal/wire"
+	"github.com/rootless-sbx/sbx/sandbox/internal/events"
 	"github.com/rootless-sbx/sbx/sandbox/internal/netd"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/sandbox/internal/record"
@@ -46,6 +47,9 @@ func (s *Sandbox) Start(ctx context.Context) error {
 	s.state, s.cancel, s.settled = starting, cancel, settled
 	s.mu.Unlock()
 
+	if st := s.cfg.streams(); st.Stdin != nil || st.Stdout != nil || st.Stderr != nil {
+		s.event(events.Attach)
+	}
 	m, err := s.launch(ctx)
 	if err == nil {
 		return s.attach(m)
@@ -325,8 +329,11 @@ func (s *Sandbox) release(ctx context.Context) {
 	if s.dir != nil && (s.recorded || s.detached()) {
 		s.dir.Release()
 	} else if s.dir != nil {
+		_, gone := os.Lstat(s.dir.Path)
 		if err := s.e.removeBox(ctx, s.dir); err != nil {
 			s.e.log.Warn("the sandbox could not be removed", "dir", s.dir.Path, "err", err)
+		} else if gone == nil && s.announced { // else the monitor has said so
+			s.event(events.Destroy)
 		}
 		s.dir.Release()
 	}

@@ -7,10 +7,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
+	"github.com/rootless-sbx/sbx/sandbox/internal/events"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/sandbox/internal/record"
 )
@@ -79,10 +81,11 @@ func (e *Engine) repair(ctx context.Context, id string) (bool, error) {
 		return false, err
 	}
 	defer d.Release()
+	name, _ := boxdir.Name(e.containers(), id) // only for what is said about it
 	st, err := record.ReadState(d.Path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return true, e.removeBox(ctx, d)
+		return true, e.removeDead(ctx, d, name)
 	case err != nil:
 		return false, err
 	case !st.Alive():
@@ -90,7 +93,7 @@ func (e *Engine) repair(ctx context.Context, id string) (bool, error) {
 	}
 	rec, err := record.ReadConfig(d.Path)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !rec.Start.Life.Keep {
-		return true, e.removeBox(ctx, d)
+		return true, e.removeDead(ctx, d, name)
 	}
 	if err != nil {
 		return false, err
@@ -100,11 +103,23 @@ func (e *Engine) repair(ctx context.Context, id string) (bool, error) {
 	}
 	st.Status, st.ExitCode, st.Error, st.FinishedAt = record.Exited, 137, "the monitor was killed", time.Now().UTC()
 	st.Started, st.MonitorPID, st.Health = proto.Started{}, 0, nil
-	name, _ := boxdir.Name(e.containers(), id) // only for the message
+	e.boxEvent(events.Die, id, name, rec, "exitCode", strconv.Itoa(st.ExitCode))
 	e.log.Warn("the sandbox has ended: its monitor was killed, or the machine was restarted", "name", name, "id", id[:12])
 	return true, errors.Join(clearGroups(ctx, id),
 		os.RemoveAll(proto.BuiltinDir(e.runtimeDir, id)), removeFile(proto.BoxSocket(e.runtimeDir, id)),
 		record.WriteState(d.Path, st))
+}
+
+// removeDead removes a sandbox that is not to be kept.
+func (e *Engine) removeDead(ctx context.Context, d *boxdir.Dir, name string) error {
+	rec, rerr := record.ReadConfig(d.Path) // without it, it was never one
+	if err := e.removeBox(ctx, d); err != nil {
+		return err
+	}
+	if rerr == nil {
+		e.boxEvent(events.Destroy, d.ID(), name, rec)
+	}
+	return nil
 }
 
 func removeFile(path string) error {

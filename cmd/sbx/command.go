@@ -40,7 +40,7 @@ func newRoot(term *terminal) *command {
 		removeCommand(g), psCommand(g), logsCommand(g), execCommand(g), attachCommand(g), waitCommand(g), inspectAnyCommand(g),
 		renameCommand(g), portCommand(g), topCommand(g))
 	add(categories[1], pullCommand(g), loadCommand(g), imagesCommand(g), rmiCommand(g), tagCommand(g), imageCommand(g), volumeCommand(g))
-	add(categories[2], systemCommand(g), doctorCommand(g), infoCommand(g), versionCommand(), completionCommand(), helpCommand())
+	add(categories[2], systemCommand(g), eventsCommand(g), doctorCommand(g), infoCommand(g), versionCommand(), completionCommand(), helpCommand())
 	root.add(completeCommand())
 	prepare(root, g)
 	return root

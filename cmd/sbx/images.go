@@ -171,9 +171,9 @@ func imageRows(imgs []*image.Image, filter imageFilter, whole bool) []imageRow {
 			rows = append(rows, row)
 		}
 		for _, n := range names {
-			row.Repository, row.Tag = n, "<none>"
-			if i := strings.LastIndex(n, ":"); i > strings.LastIndex(n, "/") {
-				row.Repository, row.Tag = n[:i], n[i+1:]
+			row.Repository, row.Tag = withoutTag(n), "<none>"
+			if tag := strings.TrimPrefix(n, row.Repository); tag != "" {
+				row.Tag = tag[1:]
 			}
 			if filter.name(row.Repository, n) {
 				rows = append(rows, row)

@@ -74,9 +74,7 @@ func runAction(ctx context.Context, g *globals, o *runOptions, args []string) er
 	if err := s.Start(ctx); err != nil {
 		return err
 	}
-	for _, n := range s.Notes() {
-		fmt.Fprintf(g.term, "sbx: note: %s\n", n)
-	}
+	printNotes(g, s)
 	announcePorts(g.term, cfg, s.Ports())
 	signals.forward(s, tty, o.sigProxy)
 	if detached == nil {

@@ -49,10 +49,14 @@ func startNoted(ctx context.Context, g *globals, s *sandbox.Sandbox) error {
 	if err := s.Start(ctx); err != nil {
 		return err
 	}
+	printNotes(g, s)
+	return nil
+}
+
+func printNotes(g *globals, s *sandbox.Sandbox) {
 	for _, n := range s.Notes() {
 		fmt.Fprintf(g.term, "sbx: note: %s\n", n)
 	}
-	return nil
 }
 
 func startCommand(g *globals) *command {

@@ -80,10 +80,11 @@ func restartCommand(g *globals) *command {
 			return err
 		}
 		return eachBox(g, func(ctx context.Context, c *command, s *sandbox.Sandbox) error {
-			if err := s.StopWith(ctx, opts); err != nil {
+			if err := s.Restart(ctx, opts); err != nil {
 				return err
 			}
-			return startNoted(ctx, g, s)
+			printNotes(g, s)
+			return nil
 		})(c, args)
 	}
 	return c

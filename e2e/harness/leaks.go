@@ -98,8 +98,8 @@ func (e *Env) listeners() []string {
 }
 
 // files lists what a sandbox may leave by mistake: everything below the runtime and
-// temporary directories, and in the data directory everything but images, layers
-// and named volumes.
+// temporary directories, and in the data directory everything but images, layers,
+// named volumes and the journal of events.
 func (e *Env) files() map[string]bool {
 	found := map[string]bool{}
 	add := func(root string, skip func(rel string) bool) {
@@ -123,7 +123,7 @@ func (e *Env) files() map[string]bool {
 	add(e.Tmp, nil)
 	entries, _ := os.ReadDir(e.Data())
 	for _, d := range entries {
-		if slices.Contains([]string{"blobs", "images", "layers", "volumes", "index.json", "oci-layout"}, d.Name()) {
+		if slices.Contains([]string{"blobs", "events", "images", "layers", "volumes", "index.json", "oci-layout"}, d.Name()) {
 			continue
 		}
 		if d.IsDir() {

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rootless-sbx/sbx/sandbox/internal/seqfile"
 	"golang.org/x/sys/unix"
 )
 
@@ -103,7 +104,7 @@ func TestLongLine(t *testing.T) {
 		}
 	}
 	// The file holds text, not base64: characters are not cut.
-	b, err := os.ReadFile(fileName(dir, 1))
+	b, err := os.ReadFile(seqfile.Name(dir, 1))
 	if err != nil || bytes.Contains(b, []byte(`"b64"`)) {
 		t.Errorf("a character was cut (%v)", err)
 	}
@@ -145,12 +146,12 @@ func TestRotation(t *testing.T) {
 		fmt.Fprintf(s, "%d\n", i)
 	}
 	w.Close()
-	seqs, err := list(dir)
+	seqs, err := seqfile.List(dir)
 	if err != nil || len(seqs) != 3 {
 		t.Fatalf("files %v, %v; want 3", seqs, err)
 	}
 	for _, seq := range seqs {
-		fi, err := os.Stat(fileName(dir, seq))
+		fi, err := os.Stat(seqfile.Name(dir, seq))
 		if err != nil || fi.Size() > 1<<10 {
 			t.Errorf("file %d: %v, %v", seq, fi.Size(), err)
 		}
@@ -258,7 +259,7 @@ func TestTornRecord(t *testing.T) {
 	w := open(t, dir, Config{})
 	fmt.Fprint(w.Stream("stdout"), "whole\n")
 	w.Close()
-	f, err := os.OpenFile(fileName(dir, 1), os.O_APPEND|os.O_WRONLY, 0)
+	f, err := os.OpenFile(seqfile.Name(dir, 1), os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -327,7 +328,7 @@ func FuzzRead(f *testing.F) {
 	f.Add([]byte("x\n\n{}\n{\"partial\":true}\n{"), 2)
 	f.Fuzz(func(t *testing.T, b []byte, lines int) {
 		dir := t.TempDir()
-		if err := os.WriteFile(fileName(dir, 1), b, 0o600); err != nil {
+		if err := os.WriteFile(seqfile.Name(dir, 1), b, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		all := read(t, dir, ReadOptions{})

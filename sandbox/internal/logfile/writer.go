@@ -8,10 +8,10 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
+	"github.com/rootless-sbx/sbx/sandbox/internal/seqfile"
 	"golang.org/x/sys/unix"
 )
 
@@ -61,7 +61,7 @@ func Open(dir string, cfg Config) (*Writer, error) {
 		return nil, err
 	}
 	w := &Writer{dir: dir, cfg: cfg, now: time.Now}
-	seqs, err := list(dir)
+	seqs, err := seqfile.List(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -79,9 +79,7 @@ func Open(dir string, cfg Config) (*Writer, error) {
 	return w, nil
 }
 
-func (w *Writer) path(seq int) string { return fileName(w.dir, seq) }
-
-func fileName(dir string, seq int) string { return filepath.Join(dir, fmt.Sprintf("%08d.json", seq)) }
+func (w *Writer) path(seq int) string { return seqfile.Name(w.dir, seq) }
 
 // openLocked opens a file of the log; the lock says that somebody writes.
 func openLocked(path string) (*os.File, error) {
@@ -251,7 +249,7 @@ func (w *Writer) rotate() error {
 	w.file, w.size = next, 0
 	w.seq++
 	cerr := old.Close()
-	seqs, err := list(w.dir)
+	seqs, err := seqfile.List(w.dir)
 	if err != nil {
 		return errors.Join(cerr, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"os"
 
 	"github.com/rootless-sbx/sbx/cgroup"
+	"github.com/rootless-sbx/sbx/sandbox/internal/events"
 )
 
 // openGroup opens the group that the caller has made; it lasts as long as we do, and
@@ -38,6 +39,34 @@ func (m *monitor) oomKills() uint64 {
 		m.log.Warn("how many processes were killed for want of memory", "err", err)
 	}
 	return n
+}
+
+// watchOOM tells of kills for want of memory; stop, of those that it has not seen.
+func (m *monitor) watchOOM() (stop func()) {
+	if m.group == nil {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	told := make(chan uint64, 1)
+	go func() {
+		last := m.oomBefore
+		tell := func(kills uint64) {
+			if kills > last {
+				last = kills
+				m.event(events.OOM)
+			}
+		}
+		if err := m.group.WatchOOM(ctx, tell); err != nil && ctx.Err() == nil {
+			m.log.Warn("watch for the end of the memory", "err", err)
+		}
+		told <- last
+	}()
+	return func() {
+		cancel()
+		if last := <-told; m.oomKills() > last {
+			m.event(events.OOM)
+		}
+	}
 }
 
 // removeGroup leaves only the part that we are in, which systemd removes.

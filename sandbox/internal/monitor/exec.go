@@ -4,10 +4,12 @@ import (
 	"context"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
 	"github.com/rootless-sbx/sbx/internal/wire"
+	"github.com/rootless-sbx/sbx/sandbox/internal/events"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/sandbox/internal/streams"
 	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
@@ -26,11 +28,14 @@ func (s *session) exec(ctx context.Context, req *wire.Message) error {
 	}
 	files := takeFiles(req, "stdin", "stdout", "stderr")
 	return s.later(func() error {
+		command, id := ": "+strings.Join(x.Args, " "), workload.NewID()
+		s.m.event(events.ExecCreate+command, "execID", id)
 		p, err := s.m.execute(ctx, x, files)
 		closeAll(files)
 		if err != nil {
 			return err
 		}
+		s.m.event(events.ExecStart+command, "execID", id)
 		var pty []wire.File
 		if p.pty != nil {
 			pty = []wire.File{{Name: "pty", File: p.pty}}
@@ -40,6 +45,7 @@ func (s *session) exec(ctx context.Context, req *wire.Message) error {
 			p.pty.Close()
 		}
 		exited := p.wait()
+		s.m.event(events.ExecDie, "execID", id, "exitCode", strconv.Itoa(exited.Code))
 		if err == nil {
 			err = s.conn.Send(proto.MsgExited, exited)
 		}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/rootless-sbx/sbx/sandbox/internal/events"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/sandbox/internal/streams"
 )
@@ -72,6 +73,7 @@ func (m *monitor) checkHealth(ctx context.Context, h *proto.Healthcheck) {
 		if ctx.Err() != nil {
 			return
 		}
+		was := state.Status
 		if r.ExitCode == 0 {
 			state.Status, state.FailingStreak = "healthy", 0
 		} else if !young || state.Status != "starting" {
@@ -79,6 +81,9 @@ func (m *monitor) checkHealth(ctx context.Context, h *proto.Healthcheck) {
 			if state.FailingStreak >= cmp.Or(h.Retries, healthRetries) {
 				state.Status = "unhealthy"
 			}
+		}
+		if state.Status != was {
+			m.event(events.HealthStatus + ": " + state.Status)
 		}
 		log := append(append([]proto.HealthResult{}, state.Log...), r)
 		state.Log = log[max(0, len(log)-healthLog):]

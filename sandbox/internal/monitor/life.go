@@ -6,11 +6,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxsock"
+	"github.com/rootless-sbx/sbx/sandbox/internal/events"
 	"github.com/rootless-sbx/sbx/sandbox/internal/logfile"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/sandbox/internal/record"
@@ -152,17 +154,20 @@ func (m *monitor) answer(req *wire.Message, st *proto.Started) error {
 
 // finishRun waits for the end of the workload and of its output.
 func (m *monitor) finishRun() proto.Exited {
-	stop := m.watchHealth()
+	endHealth, endOOM := m.watchHealth(), m.watchOOM()
 	x := m.wait()
-	stop()
+	endHealth()
+	endOOM()
 	if m.published != nil {
 		m.note("record the sandbox", <-m.published)
 		m.published = nil
 	}
 	m.marks.Add("workload ended")
 	x.OOMKilled = m.oomKilled()
+	m.event(events.Die, "exitCode", strconv.Itoa(x.Code))
 	m.closeStreams()
 	m.endRun()
+	m.endEvents()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.state.FinishedAt, m.state.ExitCode, m.state.Started = time.Now().UTC(), x.Code, proto.Started{}
@@ -238,6 +243,9 @@ func (m *monitor) stop(ctx context.Context, how proto.Stop) error {
 	if patience == 0 {
 		patience = m.spec.Life.StopTimeout
 	}
+	m.mu.Lock()
+	m.stopping = m.stopping || !how.Remove
+	m.mu.Unlock()
 	m.stopped()
 	if err := m.signal(sig); err != nil && !isNotRunning(err) {
 		return err
@@ -255,7 +263,9 @@ func (m *monitor) stop(ctx context.Context, how proto.Stop) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-late:
-			m.kill()
+			if err := m.signal(syscall.SIGKILL); err != nil && !isNotRunning(err) {
+				return err
+			}
 			late = nil
 		}
 	}
@@ -284,12 +294,16 @@ func (m *monitor) failed(ctx context.Context, req *wire.Message, err error) erro
 
 // end writes down how it ended, or removes what is left.
 func (m *monitor) end(x proto.Exited) error {
+	m.mu.Lock()
+	if m.stopping {
+		m.event(events.Stop)
+	}
 	if m.spec.Life.Keep {
-		m.mu.Lock()
 		m.state.Status = record.Exited
 		m.note("write the sandbox's state", m.save())
-		m.mu.Unlock()
-	} else {
+	}
+	m.mu.Unlock()
+	if !m.spec.Life.Keep {
 		m.remove()
 	}
 	x.Notes, x.Marks = m.notes, m.marks.List

@@ -21,6 +21,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"strconv"
 	"sync"
 	"syscall"
 
@@ -28,6 +29,7 @@ import (
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
+	"github.com/rootless-sbx/sbx/sandbox/internal/events"
 	"github.com/rootless-sbx/sbx/sandbox/internal/logfile"
 	"github.com/rootless-sbx/sbx/sandbox/internal/netd"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
@@ -39,13 +41,14 @@ import (
 )
 
 type monitor struct {
-	caller *wire.Conn
-	log    *slog.Logger // to the caller
-	spec   proto.Start
-	lock   *os.File        // the directory is ours until it is closed
-	logs   *logfile.Writer // nil: nothing is logged
-	server *server         // of the sandbox's socket
-	known  bool            // it has a record from before
+	caller  *wire.Conn
+	log     *slog.Logger // to the caller
+	spec    proto.Start
+	lock    *os.File        // the directory is ours until it is closed
+	logs    *logfile.Writer // nil: nothing is logged
+	journal *events.Journal
+	server  *server // of the sandbox's socket
+	known   bool    // it has a record from before
 	// published is what became of the record, if nobody has waited for that yet.
 	published chan error
 	over      chan struct{} // closed when all is over; exited says how
@@ -66,6 +69,7 @@ type monitor struct {
 	last     proto.Exited
 	started  bool
 	detached bool  // the caller may go
+	stopping bool  // by a request to stop, which is an event
 	failure  error // what init reported before it ended
 	execs    int   // that run now
 	leaving  bool  // nobody waits for anything any more
@@ -111,6 +115,7 @@ func Main(ctx context.Context, conn *wire.Conn) error {
 	if err := req.Decode(&m.spec); err != nil {
 		return err
 	}
+	m.journal = &events.Journal{Dir: m.spec.EventsDir, Logger: m.log}
 	if m.lock, err = req.Take("lock"); err != nil {
 		return err
 	}
@@ -182,7 +187,11 @@ func (m *monitor) signal(sig syscall.Signal) error {
 	if m.init == nil || !m.started {
 		return errNotRunning()
 	}
-	return m.init.Signal(sig)
+	err := m.init.Signal(sig)
+	if err == nil {
+		m.event(events.Kill, "signal", strconv.Itoa(int(sig)))
+	}
+	return err
 }
 
 // kill ends pid 1 and with it, by the kernel's rule, every process of the sandbox.
@@ -256,11 +265,13 @@ func (m *monitor) endRun() {
 
 // remove takes everything away that the sandbox has on the disk.
 func (m *monitor) remove() {
-	vols := &fsoverlay.Volumes{Root: m.spec.VolumesDir, Logger: m.log}
+	vols := m.volumes()
 	for _, v := range m.state.Volumes { // the anonymous ones
 		m.note("remove volume "+v, vols.Remove(context.Background(), v))
 	}
+	gone := m.newEvent(events.Destroy)
 	m.note("remove "+m.spec.Dir, boxdir.Remove(context.Background(), m.spec.Dir))
+	m.journal.Add(gone)
 	m.marks.Add("directory removed")
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxsock"
+	"github.com/rootless-sbx/sbx/sandbox/internal/events"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 )
 
@@ -148,6 +149,7 @@ func (s *session) handle(ctx context.Context, req *wire.Message) error {
 		if err := m.detach(); err != nil {
 			return err
 		}
+		m.event(events.Detach)
 		return s.conn.Reply(req, nil, nil)
 	case proto.MsgRenamed:
 		if err := m.renamed(ctx); err != nil {
@@ -220,11 +222,13 @@ func (s *session) attach(ctx context.Context, req *wire.Message) error {
 	if err != nil {
 		return err
 	}
+	s.m.event(events.Attach)
 	return s.later(func() error {
 		select {
 		case <-ended:
 			return s.conn.Send(proto.MsgExited, s.m.lastExit())
 		case <-ctx.Done():
+			s.m.event(events.Detach)
 			return nil
 		}
 	}, &wire.Message{})

@@ -71,6 +71,7 @@ func (m *monitor) start(ctx context.Context, stdio map[string]*os.File) (*proto.
 		return nil, err
 	}
 	m.marks.Add("workload runs")
+	m.startEvents()
 	st.Marks = append(m.marks.List, m.inits...)
 	m.marks.List = nil
 	return st, nil
@@ -270,7 +271,7 @@ func (m *monitor) buildRoot(ctx context.Context) error {
 // resolveVolumes turns named and anonymous volumes into directories. The anonymous
 // ones of the first run are those of every other.
 func (m *monitor) resolveVolumes(ctx context.Context) error {
-	vols := &fsoverlay.Volumes{Root: m.spec.VolumesDir, Logger: m.log}
+	vols := m.volumes()
 	names := map[string]string{}
 	for i := range m.spec.Mounts {
 		v := &m.spec.Mounts[i]

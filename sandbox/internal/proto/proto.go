@@ -108,12 +108,15 @@ type Start struct {
 	ID       string `json:"id"`
 	Name     string `json:"name"`
 	Hostname string `json:"hostname"`
+	// Image, as it was named, for events.
+	Image string `json:"image,omitempty"`
 	// Labels are the image's and the user's.
 	Labels map[string]string `json:"labels,omitempty"`
 	// Dir is the sandbox's own directory; the monitor removes it at the end.
 	Dir        string `json:"dir"`
 	RuntimeDir string `json:"runtimeDir"`
 	VolumesDir string `json:"volumesDir"`
+	EventsDir  string `json:"eventsDir"`
 
 	Driver string   `json:"driver"`
 	Lowers []string `json:"lowers"` // top first
@@ -242,6 +245,8 @@ type Signal struct {
 type Stop struct {
 	Signal  int           `json:"signal,omitempty"`  // 0: the sandbox's own
 	Timeout time.Duration `json:"timeout,omitempty"` // 0: the sandbox's own; negative: never
+	// Remove says that it is removed then, which is another event.
+	Remove bool `json:"remove,omitempty"`
 }
 
 // Attach adds a session: the pipes that come with it are written to.

@@ -1,6 +1,7 @@
 package record
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -54,6 +55,9 @@ type Config struct {
 	// directory knows the present one.
 	Start proto.Start `json:"start"`
 }
+
+// ImageName is what the sandbox was made of, as it was named.
+func (c *Config) ImageName() string { return cmp.Or(c.Image, c.RootFS) }
 
 // Statuses of a sandbox, Docker's.
 const (

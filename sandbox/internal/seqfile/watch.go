@@ -1,4 +1,4 @@
-package logfile
+package seqfile
 
 import (
 	"context"
@@ -8,18 +8,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// watch waits for a change in a directory.
-type watch struct {
+// Watch of one directory: files in it that are written to, made or removed.
+type Watch struct {
 	file *os.File
 	stop func() bool
 }
 
-func newWatch(ctx context.Context, dir string) (*watch, error) {
+// NewWatch begins to watch dir. A Wait ends with ctx.
+func NewWatch(ctx context.Context, dir string) (*Watch, error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return nil, os.NewSyscallError("inotify_init1", err)
 	}
-	w := &watch{file: os.NewFile(uintptr(fd), "inotify")}
+	w := &Watch{file: os.NewFile(uintptr(fd), "inotify")}
 	const events = unix.IN_MODIFY | unix.IN_CLOSE_WRITE | unix.IN_CREATE | unix.IN_DELETE | unix.IN_DELETE_SELF | unix.IN_ONLYDIR
 	if _, err := unix.InotifyAddWatch(fd, dir, events); err != nil {
 		w.file.Close()
@@ -29,8 +30,8 @@ func newWatch(ctx context.Context, dir string) (*watch, error) {
 	return w, nil
 }
 
-// wait returns after at least one change since the last wait.
-func (w *watch) wait(ctx context.Context) error {
+// Wait returns after at least one change since the last wait.
+func (w *Watch) Wait(ctx context.Context) error {
 	var buf [4096]byte
 	_, err := w.file.Read(buf[:])
 	if errors.Is(err, os.ErrClosed) && ctx.Err() != nil {
@@ -39,7 +40,8 @@ func (w *watch) wait(ctx context.Context) error {
 	return err
 }
 
-func (w *watch) close() {
+// Close ends the watch.
+func (w *Watch) Close() {
 	w.stop()
 	w.file.Close()
 }
