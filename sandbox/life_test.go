@@ -71,7 +71,7 @@ func TestSavedSandbox(t *testing.T) {
 	if err := s.Signal(t.Context(), syscall.SIGTERM); !errors.Is(err, sandbox.ErrNotRunning) {
 		t.Errorf("signal: %v", err)
 	}
-	for range 2 {
+	for run := range 2 {
 		a := w.open(s.ID()[:20])
 		if err := a.Start(t.Context()); err != nil {
 			t.Fatal(err)
@@ -88,10 +88,12 @@ func TestSavedSandbox(t *testing.T) {
 			t.Errorf("%+v, %v", list, err)
 		}
 		var out bytes.Buffer
-		if err := b.Logs(t.Context(), sandbox.LogOptions{Follow: true, Tail: 1}, func(r *sandbox.LogRecord) error {
-			out.Write(r.Log)
-			return io.EOF // enough
-		}); err != io.EOF || out.String() != "begun\n" {
+		if err := b.Logs(t.Context(), sandbox.LogOptions{Follow: true}, func(r *sandbox.LogRecord) error {
+			if out.Write(r.Log); out.Len() > run*len("begun\n") {
+				return io.EOF // enough: the signal is caught now
+			}
+			return nil
+		}); err != io.EOF || out.String() != strings.Repeat("begun\n", run+1) {
 			t.Errorf("logs: %q, %v", out.String(), err)
 		}
 		if err := b.Stop(t.Context()); err != nil {
