@@ -16,7 +16,7 @@ import (
 var (
 	ErrClosed        = errors.New("network is closed")
 	ErrAddressTaken  = errors.New("address is in use by another port of the network")
-	ErrNoSuchGuest   = errors.New("no port of the network has this address")
+	ErrNoSuchGuest   = errors.New("no port of the network has this address, or not in the gateway's VLAN")
 	ErrTooManyFlows  = errors.New("too many flows for this sandbox")
 	ErrTupleInUse    = errors.New("a flow between these addresses and ports exists")
 	ErrInvalidConfig = errors.New("invalid network configuration")
@@ -45,6 +45,22 @@ type Config struct {
 	// DNS answers queries on the gateway's port 53; nil means that the port is
 	// closed.
 	DNS DNSHandler
+	// Internal closes the network: its gateway leads to nobody outside, and to
+	// nothing of the host but PortConfig.HostPorts.
+	Internal bool
+	// Isolate keeps the host's own addresses out of reach, and with them what
+	// other networks publish there.
+	Isolate bool
+	// Private keeps members from each other (Docker's icc=false): they reach the
+	// gateway, what is behind it, and published ports.
+	Private bool
+	// Hairpin makes every port of the gateway lead to the same port of the host's
+	// own address, where it has one: published ports, and whatever else the host
+	// offers to its neighbours. Internal and Isolate go before it.
+	Hairpin bool
+	// VLAN of the gateway, and of ports that name none; 0 is that of frames
+	// without a tag.
+	VLAN uint16
 	// Redirect, if not nil, is asked for the real destination of each new flow
 	// that policy allows, e.g. to apply a policy of one's own. proto is "tcp",
 	// "udp" or "icmp" (port 0). An error refuses the flow; an errno in it
@@ -91,6 +107,10 @@ type Limits struct {
 	Pings int
 	// DNSQueries in flight (128).
 	DNSQueries int
+	// Flood is how many copies of its broadcasts and multicasts a port may cause
+	// in a second (100,000), a fifth of it at once. A copy of 4 KiB or more counts
+	// as several.
+	Flood int
 }
 
 func (l *Limits) complete() {
@@ -107,6 +127,7 @@ func (l *Limits) complete() {
 	set(&l.UDPPeers, 4096)
 	set(&l.Pings, 64)
 	set(&l.DNSQueries, 128)
+	set(&l.Flood, 100_000)
 	for _, d := range []struct {
 		p *time.Duration
 		v time.Duration
@@ -135,6 +156,9 @@ func (cfg Config) complete() (Config, error) {
 	}
 	if cfg.MTU < MinMTU || cfg.MTU > MaxMTU {
 		return cfg, fmt.Errorf("%w: MTU %d is out of range: %d to %d", ErrInvalidConfig, cfg.MTU, MinMTU, MaxMTU)
+	}
+	if cfg.VLAN > maxVLAN {
+		return cfg, fmt.Errorf("%w: VLAN %d is out of range: 0 to %d", ErrInvalidConfig, cfg.VLAN, maxVLAN)
 	}
 	cfg.Limits.complete()
 	if cfg.Logger == nil {
@@ -182,6 +206,13 @@ type PortConfig struct {
 	HdrLen int
 	// MTU of this link, if it is not that of the others.
 	MTU int
+	// VLAN of the guest's frames without a tag; 0 means the network's. In another
+	// one than the network's there is no gateway.
+	VLAN uint16
+	// Trunk lists VLANs of which the guest sends and gets frames with a tag. There
+	// it may use any address that no other member has. Frames with other tags are
+	// dropped.
+	Trunk []uint16
 	// HostPorts are TCP and UDP ports of the gateway that lead to the same
 	// port of the host's 127.0.0.1, or else [::1]. Empty means that the host's
 	// loopback is out of reach.

@@ -17,6 +17,7 @@ import (
 //
 //	Exchange   header checks, refusals              dns_query.go
 //	  zone     names and addresses of the network   dns_zone.go
+//	  peers    those of the client's other networks dns_peers.go
 //	  cache    answers still valid                  dns_cache.go
 //	  resolve  one upstream query per question      dns_flight.go
 //	  ask      the host's servers, as they are now  dns_forward.go
@@ -25,7 +26,7 @@ import (
 // Limits: a query of 4096 bytes, an answer by UDP of 4096; 256 unanswered queries
 // of one client, 512 questions upstream; a cache of 4096 answers and 4 MiB, each
 // answer of at most 16 KiB, for a day at most, an hour if negative, a second if a
-// failure; 4096 owners of records with 64 names and 16 addresses each. The host's
+// failure; 4096 owners of records with 64 names, 16 addresses and 256 services each. The host's
 // file is looked at once a second at most; three servers of it are asked. What is
 // over a bound is counted in ResolverStats.
 
@@ -36,8 +37,9 @@ const (
 	ednsSize = 1232
 	// maxUDPAnswer bounds an answer by UDP, whatever the client offers.
 	maxUDPAnswer = 4096
-	// localTTL is short: sandboxes come and go.
-	localTTL = 5
+	// localTTL: sandboxes come and go, so nobody is to keep what we say of them,
+	// not even that there is nothing.
+	localTTL = 0
 )
 
 // ResolverConfig describes a network's name server.
@@ -47,6 +49,17 @@ type ResolverConfig struct {
 	Gateway4, Gateway6 netip.Addr
 	// Subnets are the network's own. Reverse names within them never leave it.
 	Subnets []netip.Prefix
+	// Network is the network's name: NAME.NETWORK is the same as NAME. Empty: only
+	// NAME and NAME.sbx.internal are.
+	Network string
+	// Internal asks nobody outside: other names than those of the zone and of Peers
+	// fail (SERVFAIL).
+	Internal bool
+	// Peers, if not nil, is asked for what this zone does not have, before the
+	// host's servers are: with a query of one question, for what Local says on the
+	// client's other networks, or nil. It is called on many goroutines at once, and
+	// must return when ctx ends, a second later at most.
+	Peers func(ctx context.Context, query []byte, client netip.Addr) []byte
 	// ResolvConf is the file to follow. Empty: /etc/resolv.conf.
 	ResolvConf string
 	// Servers are asked in place of those in ResolvConf, if not empty.
@@ -75,7 +88,7 @@ type ResolverConfig struct {
 
 // ResolverStats counts what a Resolver did.
 type ResolverStats struct {
-	Queries, Local, CacheHits, Shared, Upstream, UpstreamFailed uint64
+	Queries, Local, Peers, CacheHits, Shared, Upstream, UpstreamFailed uint64
 	// Malformed counts what was no query; Refused what we do not do; Dropped
 	// what exceeded a bound; Spoofed upstream packets that answered no question.
 	Malformed, Refused, Dropped, Spoofed uint64
@@ -103,8 +116,8 @@ type Resolver struct {
 	clients map[netip.Addr]int
 
 	count struct {
-		queries, local, shared, upstream, failed    atomic.Uint64
-		malformed, refused, dropped, spoofed, cache atomic.Uint64
+		queries, local, peers, shared, upstream, failed atomic.Uint64
+		malformed, refused, dropped, spoofed, cache     atomic.Uint64
 	}
 }
 
@@ -186,7 +199,7 @@ func (r *Resolver) Close() error {
 func (r *Resolver) Stats() ResolverStats {
 	c := &r.count
 	s := ResolverStats{
-		Queries: c.queries.Load(), Local: c.local.Load(), CacheHits: c.cache.Load(), Shared: c.shared.Load(),
+		Queries: c.queries.Load(), Local: c.local.Load(), Peers: c.peers.Load(), CacheHits: c.cache.Load(), Shared: c.shared.Load(),
 		Upstream: c.upstream.Load(), UpstreamFailed: c.failed.Load(), Malformed: c.malformed.Load(),
 		Refused: c.refused.Load(), Dropped: c.dropped.Load(), Spoofed: c.spoofed.Load(),
 	}

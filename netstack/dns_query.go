@@ -30,9 +30,20 @@ func (r *Resolver) Exchange(ctx context.Context, query []byte, from netip.Addr, 
 		r.count.refused.Add(1)
 		return finish(req, &dns.Msg{MsgHdr: dns.MsgHdr{Rcode: rcode}}, tcp)
 	}
-	if m := r.zone.answer(q); m != nil {
+	m := r.zone.answer(q)
+	if !has(m) {
+		if other := r.askPeers(ctx, q, from); other != nil {
+			r.count.peers.Add(1)
+			return finish(req, other, tcp)
+		}
+	}
+	if m != nil {
 		r.count.local.Add(1)
 		return finish(req, m, tcp)
+	}
+	if r.cfg.Internal {
+		r.count.refused.Add(1)
+		return finish(req, &dns.Msg{MsgHdr: dns.MsgHdr{Rcode: dns.RcodeServerFailure}}, tcp)
 	}
 	if q.Qtype == dns.TypeANY {
 		// RFC 8482: no server gives all types, and the answer is an amplifier.

@@ -178,6 +178,7 @@ func TestDNSZone(t *testing.T) {
 				f := strings.Fields(rr.String())
 				got = append(got, f[len(f)-1])
 			}
+			slices.Sort(got) // those of a shared name come in turn
 			if a.Rcode != tt.rcode || strings.Join(got, " ") != tt.want || !a.Authoritative {
 				t.Errorf("rcode %d, %q, want %d, %q\n%v", a.Rcode, got, tt.rcode, tt.want, a)
 			}

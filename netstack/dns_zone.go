@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/miekg/dns"
 )
@@ -25,9 +26,10 @@ var hostNames = []string{
 
 // Bounds of the records.
 const (
-	maxRecordOwners = 4096
-	maxOwnerNames   = 64
-	maxOwnerAddrs   = 16
+	maxRecordOwners  = 4096
+	maxOwnerNames    = 64
+	maxOwnerAddrs    = 16
+	maxOwnerServices = 256
 )
 
 // ErrRecord says why a name cannot be served.
@@ -36,14 +38,18 @@ type ErrRecord struct{ Name, Reason string }
 func (e *ErrRecord) Error() string { return fmt.Sprintf("DNS name %q: %s", e.Name, e.Reason) }
 
 type ownerRecords struct {
-	names []string
-	addrs []netip.Addr
+	names    []string
+	addrs    []netip.Addr
+	services []Service
 }
 
 // zone holds the names of the network and its reverse names.
 type zone struct {
 	subnets []netip.Prefix
 	fixed   map[string][]netip.Addr // the host's names, localhost
+	// suffixes may follow a name, the longest first.
+	suffixes []string
+	turn     atomic.Uint32 // of a name's owners
 
 	mu     sync.RWMutex // guards what follows
 	owners map[string]ownerRecords
@@ -54,6 +60,10 @@ type zone struct {
 func (z *zone) init(cfg ResolverConfig) {
 	z.subnets = cfg.Subnets
 	z.owners, z.names, z.ptr = map[string]ownerRecords{}, map[string][]string{}, map[netip.Addr][]string{}
+	z.suffixes = []string{"." + Zone}
+	if n := strings.ToLower(cfg.Network); n != "" {
+		z.suffixes = []string{"." + n + "." + Zone, "." + Zone, "." + n + "."}
+	}
 	var gw []netip.Addr
 	for _, a := range []netip.Addr{cfg.Gateway4, cfg.Gateway6} {
 		if a.IsValid() {
@@ -104,6 +114,7 @@ func (r *Resolver) SetRecords(owner string, names []string, addrs []netip.Addr) 
 	if _, ok := z.owners[owner]; !ok && len(z.owners) >= maxRecordOwners {
 		return fmt.Errorf("DNS records of %s: %d owners have records, the limit", owner, maxRecordOwners)
 	}
+	rec.services = z.owners[owner].services
 	z.drop(owner)
 	z.owners[owner] = rec
 	for _, n := range rec.names {
@@ -150,6 +161,11 @@ func (z *zone) answer(q dns.Question) *dns.Msg {
 	if exists {
 		return addressAnswer(q, addrs)
 	}
+	if name[0] == '_' {
+		if m := z.serviceAnswer(q, name); m != nil {
+			return m
+		}
+	}
 	if name == Zone || strings.HasSuffix(name, "."+Zone) {
 		return negative(name == Zone)
 	}
@@ -159,6 +175,7 @@ func (z *zone) answer(q dns.Question) *dns.Msg {
 	return nil
 }
 
+// lookup returns the addresses of a name, those of another owner first each time.
 func (z *zone) lookup(name string) (addrs []netip.Addr, exists bool) {
 	if a, ok := z.fixed[name]; ok {
 		return a, true
@@ -168,24 +185,48 @@ func (z *zone) lookup(name string) (addrs []netip.Addr, exists bool) {
 	}
 	z.mu.RLock()
 	defer z.mu.RUnlock()
-	owners, ok := z.names[name]
-	for _, o := range owners {
+	for _, o := range z.inTurn(z.ownersOf(name)) {
 		addrs = append(addrs, z.owners[o].addrs...)
+		exists = true
 	}
-	return addrs, ok
+	return addrs, exists
+}
+
+// ownersOf returns who has a name, which may have one of the suffixes. z.mu is
+// held.
+func (z *zone) ownersOf(name string) []string {
+	if o, ok := z.names[name]; ok {
+		return o
+	}
+	for _, s := range z.suffixes {
+		if n := len(name) - len(s); n > 0 && name[n:] == s {
+			if o, ok := z.names[name[:n+1]]; ok {
+				return o
+			}
+		}
+	}
+	return nil
+}
+
+// maxSharers is how many owners of one name an answer has.
+const maxSharers = 64
+
+// inTurn puts another one first each time.
+func (z *zone) inTurn(owners []string) []string {
+	if len(owners) < 2 {
+		return owners
+	}
+	first := int(z.turn.Add(1) % uint32(len(owners)))
+	n := min(len(owners), maxSharers)
+	turned := append(make([]string, 0, n), owners[first:min(len(owners), first+n)]...)
+	return append(turned, owners[:n-len(turned)]...)
 }
 
 func addressAnswer(q dns.Question, addrs []netip.Addr) *dns.Msg {
 	m := &dns.Msg{}
 	for _, a := range addrs {
-		hdr := dns.RR_Header{Name: q.Name, Class: dns.ClassINET, Ttl: localTTL}
-		switch {
-		case a.Is4() && (q.Qtype == dns.TypeA || q.Qtype == dns.TypeANY):
-			hdr.Rrtype = dns.TypeA
-			m.Answer = append(m.Answer, &dns.A{Hdr: hdr, A: a.AsSlice()})
-		case a.Is6() && (q.Qtype == dns.TypeAAAA || q.Qtype == dns.TypeANY):
-			hdr.Rrtype = dns.TypeAAAA
-			m.Answer = append(m.Answer, &dns.AAAA{Hdr: hdr, AAAA: a.AsSlice()})
+		if q.Qtype == dns.TypeANY || q.Qtype == pick(a.Is6(), dns.TypeA, dns.TypeAAAA) {
+			m.Answer = append(m.Answer, addressRecord(q.Name, a))
 		}
 	}
 	if len(m.Answer) == 0 {

@@ -443,7 +443,7 @@ func TestHostileGuest(t *testing.T) {
 				t.Errorf("over its limits: %+v", s)
 			}
 			for name, n := range pv.Stats().Drops {
-				if name != DropNeighbor.String() && name != DropPolicy.String() && name != DropLinkWrite.String() {
+				if name != DropNeighbor.String() && name != DropGroup.String() && name != DropPolicy.String() && name != DropLinkWrite.String() {
 					t.Errorf("%d frames of the other sandbox dropped: %s", n, name)
 				}
 			}

@@ -61,7 +61,7 @@ func (n *Network) ForwardTCP(ctx context.Context, host *net.TCPConn, src, dst ne
 func (n *Network) connect(ctx context.Context, src, dst netip.AddrPort) (*Port, *tcpFlow, error) {
 	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
 	p := n.member(dst.Addr())
-	if p == nil {
+	if p == nil || !p.gated {
 		return nil, nil, ErrNoSuchGuest
 	}
 	from, err := n.visible(src, dst.Addr())
@@ -212,7 +212,7 @@ type udpForward struct {
 func (n *Network) OpenUDP(src, dst netip.AddrPort, reply func(segment int, pieces ...[]byte)) (UDPFlow, error) {
 	dst = netip.AddrPortFrom(dst.Addr().Unmap(), dst.Port())
 	p := n.member(dst.Addr())
-	if p == nil {
+	if p == nil || !p.gated {
 		return nil, fmt.Errorf("open a UDP flow to %s: %w", dst, ErrNoSuchGuest)
 	}
 	from, err := n.visible(src, dst.Addr())

@@ -19,6 +19,7 @@ const (
 	etherIPv6 = 0x86dd
 
 	protoICMP   = 1
+	protoIGMP   = 2
 	protoTCP    = 6
 	protoUDP    = 17
 	protoICMPv6 = 58
@@ -41,6 +42,11 @@ type frame struct {
 	raw  []byte // the virtio-net header, always vnetHdrLen bytes
 	head []byte // the first bytes from the Ethernet header on, at most headLen
 	tail []byte // the rest
+
+	// Of its 802.1Q tag, which the reader has taken out.
+	tagged bool
+	tci    uint16
+	qinq   bool // it was a provider's
 }
 
 func (f *frame) size() int { return len(f.head) + len(f.tail) }

@@ -68,7 +68,12 @@ func hotPaths(t testing.TB) []hotPath {
 	reader := linkReader{link: lk}
 	t.Cleanup(func() { reader.view.Release() })
 	wire := append(append(append([]byte{}, largeFrame.raw...), largeFrame.head...), largeFrame.tail...)
-	request := arpRequest(a.mac, a.a4, b.a4)
+	arp := ethernetFrame(everyone, a.mac, etherARP, arpRequest(a.mac, a.a4, b.a4))
+	c, d := l.wireWith(t, 2, func(c *PortConfig) { c.VLAN = 10 }), l.wireWith(t, 3, func(c *PortConfig) { c.Trunk = []uint16{10} })
+	fromD := drain(d)
+	tagged := asRead(d.mac, udpDatagram(netip.AddrPortFrom(c.a4, 4000), netip.AddrPortFrom(d.a4, 4000), make([]byte, large)))
+	copy(tagged.head[6:], c.mac[:])
+	request := &frame{raw: make([]byte, vnetHdrLen), head: arp}
 
 	// The flow's first datagram makes its mapping; its echo is left to the cable.
 	a.port.input(asRead(a.port.net.gwMAC, udpDatagram(src, to, make([]byte, 1))))
@@ -104,6 +109,7 @@ func hotPaths(t testing.TB) []hotPath {
 		}},
 		{"switch-1400", small, func() { a.port.input(smallFrame); fromB() }},
 		{"switch-60000", large, func() { a.port.input(largeFrame); fromB() }},
+		{"switch-to-trunk", large, func() { c.port.input(tagged); fromD() }},
 		{"nat-lookup", 0, func() {
 			if a.port.nat.get(a.port, protoUDP, src).lookup(to) == nil {
 				t.Fatal("no peer")
@@ -124,7 +130,7 @@ func hotPaths(t testing.TB) []hotPath {
 			fromB()
 		}},
 		{"arp-answer", 0, func() {
-			a.port.inputARP(request)
+			a.port.input(request)
 			fromA()
 		}},
 	}

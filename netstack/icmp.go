@@ -56,16 +56,9 @@ func (p *Port) inputEcho(ip *packet) {
 	}
 	src := netip.AddrPortFrom(ip.src, binary.BigEndian.Uint16(l4[4:]))
 	dst := netip.AddrPortFrom(ip.dst, 0)
-	switch p.check(dst) {
-	case allow:
-	case nobody:
-		p.sendError(gw, ip.src, errHost(v6), ip.head)
+	if v := p.check(dst); p.refuse(v, ip.src, ip.dst, ip.head) {
 		return
-	case deny:
-		p.count.drop(DropPolicy)
-		p.sendError(gw, ip.src, errAdmin(v6), ip.head)
-		return
-	default:
+	} else if v != allow {
 		p.count.drop(DropPolicy)
 		return
 	}

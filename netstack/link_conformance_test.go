@@ -53,7 +53,7 @@ func TestConformance(t *testing.T) {
 					})
 				}
 				for name, n := range p.Stats().Drops {
-					if name != DropNeighbor.String() && name != DropPolicy.String() {
+					if name != DropNeighbor.String() && name != DropGroup.String() && name != DropPolicy.String() {
 						t.Errorf("%d frames dropped: %s", n, name)
 					}
 				}

@@ -1,6 +1,7 @@
 package netstack
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -24,6 +25,9 @@ type link struct {
 	file   *os.File
 	raw    syscall.RawConn
 	hdrLen int
+	// aux tells that the kernel takes tags of VLANs out of frames, and says so
+	// beside them: the link is a packet socket.
+	aux bool
 	// noTrains tells that the kernel does not cut what is written to the link
 	// into datagrams.
 	noTrains atomic.Bool
@@ -63,6 +67,14 @@ func newLink(f *os.File, hdrLen int) (*link, error) {
 		l.file.Close()
 		return nil, fmt.Errorf("link descriptor: %w", err)
 	}
+	// A TAP is no socket, and has no domain.
+	if domain, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN); err == nil && domain == unix.AF_PACKET {
+		if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_AUXDATA, 1); err != nil {
+			l.file.Close()
+			return nil, os.NewSyscallError("setsockopt(PACKET_AUXDATA)", err)
+		}
+		l.aux = true
+	}
 	return l, nil
 }
 
@@ -96,20 +108,11 @@ func (l *link) write(iov []unix.Iovec) error {
 	return nil
 }
 
-// iovecOf is one piece of a frame. Unlike what iovec appends, it leaves b where it
-// is, on the caller's stack.
+// iovecOf is one piece of a frame. It leaves b where it is, on the caller's stack.
 func iovecOf(b []byte) unix.Iovec {
 	v := unix.Iovec{Base: unsafe.SliceData(b)}
 	v.SetLen(len(b))
 	return v
-}
-
-// iovec appends b to the pieces of a frame. Empty pieces are left out.
-func iovec(iov []unix.Iovec, b []byte) []unix.Iovec {
-	if len(b) == 0 {
-		return iov
-	}
-	return append(iov, iovecOf(b))
 }
 
 // linkReader reads the frames of one link.
@@ -121,6 +124,10 @@ type linkReader struct {
 	// views, and is handed on with its contents when they are large.
 	view *buffer.View
 	cur  frame
+	iov  [3]unix.Iovec
+	// Of a packet socket.
+	msg     unix.Msghdr
+	control [auxSpace]byte
 	// emptied counts how often there was nothing left to read.
 	emptied uint64
 }
@@ -183,14 +190,20 @@ func (r *linkReader) read(fd int) (*frame, unix.Errno) {
 	if r.view == nil {
 		r.view = buffer.NewViewSize(viewLen)
 	}
-	var iov [3]unix.Iovec
+	iov := &r.iov
 	iov[0].Base = &r.raw[0]
 	iov[0].SetLen(r.link.hdrLen)
 	iov[1].Base = &r.head[0]
 	iov[1].SetLen(headLen)
 	iov[2].Base = r.view.BasePtr()
 	iov[2].SetLen(viewLen)
-	n, _, errno := unix.RawSyscall(unix.SYS_READV, uintptr(fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)))
+	var n uintptr
+	var errno unix.Errno
+	if r.link.aux {
+		n, errno = r.receive(fd)
+	} else {
+		n, _, errno = unix.RawSyscall(unix.SYS_READV, uintptr(fd), uintptr(unsafe.Pointer(&iov[0])), uintptr(len(iov)))
+	}
 	if errno != 0 {
 		return nil, errno
 	}
@@ -206,7 +219,44 @@ func (r *linkReader) read(fd int) (*frame, unix.Errno) {
 	if size > headLen {
 		f.tail = r.view.AsSlice()[:size-headLen]
 	}
+	if r.link.aux {
+		r.auxTag(f)
+	}
+	f.untag()
 	return f, 0
+}
+
+// auxSpace is what the kernel says about a frame: struct tpacket_auxdata in a
+// control message.
+const auxSpace = 16 + 24
+
+// receive reads one frame from a packet socket.
+func (r *linkReader) receive(fd int) (uintptr, unix.Errno) {
+	r.msg.Iov, r.msg.Control = &r.iov[0], &r.control[0]
+	r.msg.SetIovlen(len(r.iov))
+	r.msg.SetControllen(len(r.control))
+	n, _, errno := unix.RawSyscall(unix.SYS_RECVMSG, uintptr(fd), uintptr(unsafe.Pointer(&r.msg)), 0)
+	return n, errno
+}
+
+// auxTag notes the tag that the kernel took out of the frame just read.
+func (r *linkReader) auxTag(f *frame) {
+	const (
+		auxLen         = 20
+		statusTag      = 0x10 // TP_STATUS_VLAN_VALID
+		statusProtocol = 0x40 // TP_STATUS_VLAN_TPID_VALID
+	)
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&r.control[0]))
+	if r.msg.Controllen < unix.SizeofCmsghdr+auxLen || h.Level != unix.SOL_PACKET || h.Type != unix.PACKET_AUXDATA {
+		return
+	}
+	aux := r.control[unix.SizeofCmsghdr:]
+	status := binary.NativeEndian.Uint32(aux)
+	if status&statusTag == 0 {
+		return
+	}
+	f.tagged, f.tci = true, binary.NativeEndian.Uint16(aux[16:])
+	f.qinq = status&statusProtocol != 0 && binary.NativeEndian.Uint16(aux[18:]) != etherVLAN
 }
 
 // take returns the datagram p, whose bytes are in the reader's buffers, as a

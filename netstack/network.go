@@ -44,6 +44,7 @@ type members struct {
 	byMAC map[macAddr]*Port
 	byIP  map[netip.Addr]*Port
 	byID  map[string]*Port
+	lanes map[uint16]*lane // by VLAN
 }
 
 // New makes a network without ports. Close must be called.
@@ -144,6 +145,7 @@ func (n *Network) addMember(p *Port) error {
 		t.byIP[a] = p
 	}
 	t.byMAC[p.mac], t.byID[p.cfg.ID] = p, p
+	t.lanes = old.withLanes(p, true)
 	n.members.Store(t)
 	return nil
 }
@@ -158,6 +160,7 @@ func (n *Network) removeMember(p *Port) {
 	for _, a := range p.addrs {
 		delete(t.byIP, a)
 	}
+	t.lanes = old.withLanes(p, false)
 	n.members.Store(t)
 }
 

@@ -162,8 +162,8 @@ func errTooBig(v6 bool, mtu uint32) unreachable {
 	return pick(v6, unreachable{3, 4, mtu & 0xffff}, unreachable{2, 0, mtu})
 }
 
-func pick(v6 bool, a, b unreachable) unreachable {
-	if v6 {
+func pick[T any](second bool, a, b T) T {
+	if second {
 		return b
 	}
 	return a

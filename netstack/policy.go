@@ -13,9 +13,11 @@ const (
 	allow    verdict = iota // a host on the outside
 	service                 // the gateway itself, a port of it that is open
 	hostPort                // a port of the gateway that leads to the host's loopback
+	ownPort                 // a port of the gateway that leads to the host's own address
 	closed                  // the gateway, nothing there: refused
 	nobody                  // the network's own subnet, no member: host unreachable
 	deny                    // out of reach for guests: prohibited
+	noRoute                 // outside an internal network: network unreachable
 	ignore                  // no host at all: no answer
 )
 
@@ -52,19 +54,56 @@ func outside(a netip.Addr) verdict {
 func (p *Port) check(dst netip.AddrPort) verdict {
 	n := p.net
 	a := dst.Addr()
-	if n.isGateway(a) {
-		if dst.Port() == 53 && n.cfg.DNS != nil {
+	switch {
+	case n.isGateway(a):
+		switch {
+		case dst.Port() == 53 && n.cfg.DNS != nil:
 			return service
-		}
-		if p.hostPort(dst.Port()) {
+		case p.hostPort(dst.Port()):
 			return hostPort
+		case n.cfg.Hairpin && !n.cfg.Internal && !n.cfg.Isolate && dst.Port() != 0:
+			return ownPort
 		}
 		return closed
-	}
-	if n.inSubnet(a) {
+	case n.inSubnet(a):
+		if n.cfg.Private && n.member(a) != nil {
+			return deny
+		}
 		return nobody
 	}
-	return outside(a)
+	v := outside(a)
+	switch {
+	case v != allow:
+	case n.cfg.Internal:
+		return noRoute
+	case n.cfg.Isolate && isHostAddr(a):
+		return deny
+	}
+	return v
+}
+
+// refuse tells the guest why a datagram of it goes nowhere, and returns false if
+// it may go on. A closed port is not its affair: each protocol has its own answer.
+func (p *Port) refuse(v verdict, src, dst netip.Addr, cause []byte) bool {
+	v6 := dst.Is6()
+	var u unreachable
+	switch v {
+	case nobody:
+		u = errHost(v6)
+	case deny:
+		p.count.drop(DropPolicy)
+		u = errAdmin(v6)
+	case noRoute:
+		p.count.drop(DropPolicy)
+		u = errNet(v6)
+	case ignore:
+		p.count.drop(DropPolicy)
+		return true
+	default:
+		return false
+	}
+	p.sendError(p.net.gateway(v6), src, u, cause)
+	return true
 }
 
 // redirect asks the embedder for the real destination of a flow.

@@ -22,6 +22,11 @@ type Port struct {
 	link *link
 	// addrs are those under which the switch knows the port.
 	addrs []netip.Addr
+	// vlan of frames without a tag, trunk those with one, sorted.
+	vlan  uint16
+	trunk []uint16
+	// gated: the gateway is in the port's VLAN.
+	gated bool
 	// hostPorts is sorted.
 	hostPorts []uint16
 
@@ -29,6 +34,7 @@ type Port struct {
 	frags  reassembler // used by the reader alone, but for expiry
 	mtus   mtuAdvice   // likewise
 	trains trains      // likewise
+	floods budget      // likewise
 	count  counters
 
 	flows   flowTable    // TCP
@@ -88,6 +94,10 @@ func (n *Network) newPort(cfg PortConfig) (*Port, error) {
 	if len(p.addrs) == 0 {
 		return nil, bad("no address")
 	}
+	if err := p.setVLANs(); err != nil {
+		return nil, bad("%v", err)
+	}
+	p.gated = p.vlan == n.cfg.VLAN
 	p.hostPorts = slices.Sorted(slices.Values(cfg.HostPorts))
 	p.dns = make(chan struct{}, n.cfg.Limits.DNSQueries)
 	p.frags.init()

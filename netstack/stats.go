@@ -11,7 +11,12 @@ const (
 	DropMalformed   Drop = iota // headers or virtio header make no sense
 	DropSpoofed                 // source MAC, IP, ARP or ND address is not the port's
 	DropEtherType               // neither IPv4, IPv6 nor ARP
-	DropNeighbor                // ARP, ND or group reports nobody may answer, or that may not cross the switch
+	DropVLAN                    // tag of a VLAN that the port does not carry
+	DropQinQ                    // more than one tag, or a tag of a provider's bridge
+	DropNeighbor                // ARP, ND or DHCP nobody may answer, or that may not cross the switch
+	DropGroup                   // IGMP and MLD: the switch has no use for them
+	DropFlood                   // too many broadcasts and multicasts
+	DropPrivate                 // for another member of a private network
 	DropNoMember                // destination MAC or IP that no port has
 	DropChecksum                // wrong IP or transport checksum
 	DropFragments               // fragment table full, fragment too old or overlapping
@@ -29,7 +34,8 @@ const (
 )
 
 var dropNames = [numDrops]string{
-	"malformed", "spoofed", "ethertype", "neighbor", "no-member", "checksum", "fragments", "policy", "protocol",
+	"malformed", "spoofed", "ethertype", "vlan", "qinq", "neighbor",
+	"group", "flood", "private", "no-member", "checksum", "fragments", "policy", "protocol",
 	"link-write", "tcp-dials", "tcp-flows", "udp-flows", "udp-filtered", "udp-send", "ping", "dns",
 }
 

@@ -3,8 +3,6 @@ package netstack
 import (
 	"encoding/binary"
 	"net/netip"
-
-	"golang.org/x/sys/unix"
 )
 
 // input is the switch: it takes one frame from the guest. It runs on the
@@ -18,119 +16,161 @@ func (p *Port) input(f *frame) {
 		return
 	}
 	eth := f.head
-	if macAddr(eth[6:12]) != p.mac {
+	if !p.mayBe(macAddr(eth[6:12])) {
 		p.count.drop(DropSpoofed)
+		return
+	}
+	v, ok := p.vlanOf(f)
+	if !ok || f.qinq {
+		p.count.drop(pick(f.qinq, DropVLAN, DropQinQ))
 		return
 	}
 	dst := macAddr(eth[:6])
 	switch etherType := binary.BigEndian.Uint16(eth[12:]); etherType {
 	case etherARP:
-		p.inputARP(eth[ethLen:])
+		p.inputARP(f, v)
 	case etherIPv4, etherIPv6:
 		ip, ok := parseIP(etherType, eth[ethLen:], f.tail)
 		if !ok {
 			p.count.drop(DropMalformed)
 			return
 		}
-		// Neighbour discovery must not cross the switch, whatever it is
-		// addressed to: one guest could take over another's gateway.
-		if ip.proto == protoICMPv6 && ip.v6() && isNeighborDiscovery(&ip) {
-			p.inputND(&ip)
-			return
-		}
-		if !p.owns(ip.src) {
-			if ip.v6() && ip.src.IsUnspecified() {
-				// A group membership report: the kernel sends one before its
-				// interface has an address.
-				p.count.drop(DropNeighbor)
-			} else {
-				p.count.drop(DropSpoofed)
+		// What makes other hosts believe something about the network must not
+		// cross the switch, whatever it is addressed to: one guest could take
+		// over another's gateway.
+		if ip.proto == protoICMPv6 || ip.proto == protoIGMP {
+			if ip.v6() && isNeighborDiscovery(&ip) {
+				p.inputND(f, &ip, v)
+				return
 			}
+			if kind := parseGroup(&ip); kind != noGroupMessage {
+				p.inputGroup(kind)
+				return
+			}
+		}
+		if !p.mayUse(v, ip.src) {
+			p.count.drop(DropSpoofed)
 			return
 		}
-		if dst == p.net.gwMAC {
+		if dst == p.net.gwMAC && p.gated && v == p.vlan {
 			p.net.route(p, f, &ip)
 			return
 		}
-		p.forward(dst, f)
+		p.forward(dst, f, v)
+	case etherVLAN, etherQinQ, etherQinQOld:
+		p.count.drop(DropQinQ)
 	default:
 		p.count.drop(DropEtherType)
 	}
 }
 
+// mayBe tells whether frames of the guest may come from an address.
+func (p *Port) mayBe(mac macAddr) bool { return mac == p.mac }
+
+// inputGroup takes IGMP and MLD. Frames for groups go to every member, whose
+// kernel knows what it wants: nobody has to be told. A query would make all of
+// them talk, and whoever sent it the one to be told.
+func (p *Port) inputGroup(groupMessage) { p.count.drop(DropGroup) }
+
 // forward writes a frame to the member with the MAC, or to every other one.
-func (p *Port) forward(dst macAddr, f *frame) {
+func (p *Port) forward(dst macAddr, f *frame, v uint16) {
 	t := p.net.members.Load()
 	if dst.group() {
-		for _, q := range t.byMAC {
-			if q != p {
-				q.writeFrame(f)
-			}
-		}
+		p.flood(t.lanes[v].ports, f, v)
 		return
 	}
 	q := t.byMAC[dst]
-	if q == nil || q == p {
+	if q == nil || q == p || !q.carries(v) {
 		p.count.drop(DropNoMember)
 		return
 	}
-	q.writeFrame(f)
+	if p.apart(q) {
+		p.count.drop(DropPrivate)
+		return
+	}
+	q.writeFrame(f, v)
 }
 
-// writeFrame sends another port's frame to the guest as it came, virtio header
-// included.
-func (p *Port) writeFrame(f *frame) {
-	var arr [3]unix.Iovec
-	iov := iovec(arr[:0], f.raw)
-	iov = iovec(iov, f.head)
-	iov = iovec(iov, f.tail)
-	_ = p.write(iov, f.size()) // counted as a drop of the receiver
+// seek passes on what looks for an address, or tells one, to those whose
+// addresses the switch does not know.
+func (p *Port) seek(dst macAddr, f *frame, v uint16) {
+	t := p.net.members.Load()
+	l := t.lanes[v]
+	if l == nil || len(l.loose) == 0 {
+		p.count.drop(DropNeighbor)
+		return
+	}
+	if dst.group() {
+		p.flood(l.loose, f, v)
+		return
+	}
+	p.forward(dst, f, v)
 }
+
+const (
+	arpLen   = 28
+	arpQuery = 1
+	arpReply = 2
+)
 
 // inputARP answers for the gateway and the other members. ARP packets are
-// never passed on.
-func (p *Port) inputARP(b []byte) {
-	const arpLen = 28
+// passed on only to and from those whose addresses the switch does not know.
+func (p *Port) inputARP(f *frame, v uint16) {
+	b := f.head[ethLen:]
 	if len(b) < arpLen || [6]byte(b[:6]) != [6]byte{0, 1, 8, 0, 6, 4} {
 		p.count.drop(DropMalformed)
 		return
 	}
 	spa, tpa := netip.AddrFrom4([4]byte(b[14:18])), netip.AddrFrom4([4]byte(b[24:28]))
-	if macAddr(b[8:14]) != p.mac || spa != p.cfg.Addr4 && !spa.IsUnspecified() {
+	if !p.mayBe(macAddr(b[8:14])) || !spa.IsUnspecified() && !p.mayUse(v, spa) {
 		p.count.drop(DropSpoofed)
 		return
 	}
-	mac, ok := p.neighbor(tpa)
-	if op := binary.BigEndian.Uint16(b[6:]); op != 1 || !ok {
-		p.count.drop(DropNeighbor)
+	op := binary.BigEndian.Uint16(b[6:])
+	mac, ok := p.neighbor(tpa, v)
+	if op != arpQuery || !ok {
+		if op == arpQuery || op == arpReply && !p.pinned(v, false) {
+			p.seek(macAddr(f.head[:6]), f, v)
+		} else {
+			p.count.drop(DropNeighbor)
+		}
 		return
 	}
 	var r [vnetHdrLen + ethLen + arpLen]byte
-	a := p.ethernet(r[:], mac, etherARP)
+	a := answerTo(f, r[:], mac, etherARP)
 	copy(a, b[:6])
-	a[7] = 2
+	a[7] = arpReply
 	copy(a[8:], mac[:])
 	copy(a[14:], b[24:28])
 	copy(a[18:], b[8:18])
-	p.writeBytes(r[:])
+	p.writeAnswer(r[:], v)
 }
 
-// neighbor returns the MAC of the gateway or of another member.
-func (p *Port) neighbor(a netip.Addr) (macAddr, bool) {
-	if p.net.isGateway(a) {
+// neighbor returns the MAC of the gateway or of another member. The members of
+// a private network are sent to the gateway, which says no.
+func (p *Port) neighbor(a netip.Addr, v uint16) (macAddr, bool) {
+	gated := p.gated && v == p.vlan
+	if gated && p.net.isGateway(a) {
 		return p.net.gwMAC, true
 	}
-	if q := p.net.member(a); q != nil && q != p {
-		return q.mac, true
+	q := p.net.member(a)
+	switch {
+	case q == nil || q == p || q.vlan != v:
+		return macAddr{}, false
+	case p.apart(q):
+		return p.net.gwMAC, gated
 	}
-	return macAddr{}, false
+	return q.mac, true
 }
 
 const (
 	ndRouterSolicit   = 133
+	ndRouterAdvert    = 134
 	ndNeighborSolicit = 135
 	ndNeighborAdvert  = 136
 	ndRedirect        = 137
+
+	ndTargetLen = 24 // of a message with a target, before its options
 )
 
 // isNeighborDiscovery tells whether an ICMPv6 packet is one of router or
@@ -141,62 +181,94 @@ func isNeighborDiscovery(ip *packet) bool {
 }
 
 // inputND answers neighbour solicitations for the gateway and the other
-// members, and drops everything else.
-func (p *Port) inputND(ip *packet) {
-	const nsLen = 24
-	m := ip.l4()
-	if ip.frag || ip.ttl != 255 || len(m) < nsLen || ip.hdrLen != ip6Len || !ip.checksumOK() {
+// members. Like ARP, the rest is passed on only to and from those whose
+// addresses the switch does not know, and nobody inside is a router.
+func (p *Port) inputND(f *frame, ip *packet, v uint16) {
+	m, loose := ip.l4(), !p.pinned(v, true)
+	dst := macAddr(f.head[:6])
+	if m[0] != ndNeighborSolicit && (m[0] != ndNeighborAdvert || !loose) {
+		p.count.drop(DropNeighbor)
+		return
+	}
+	if ip.frag || ip.ttl != 255 || len(m) < ndTargetLen || ip.hdrLen != ip6Len || !ip.checksumOK() {
 		p.count.drop(DropMalformed)
 		return
 	}
-	if m[0] != ndNeighborSolicit {
-		p.count.drop(DropNeighbor)
+	if !ip.src.IsUnspecified() && !p.mayUse(v, ip.src) || !p.linkOptionsOK(m[ndTargetLen:]) {
+		p.count.drop(DropSpoofed)
 		return
-	}
-	if !p.owns(ip.src) {
-		// From :: it would be duplicate address detection: addresses are
-		// pinned, so the answer is silence.
-		if ip.src.IsUnspecified() {
-			p.count.drop(DropNeighbor)
-		} else {
-			p.count.drop(DropSpoofed)
-		}
-		return
-	}
-	// The source link-layer address option, if there, must be the port's.
-	for opts := m[nsLen:]; len(opts) >= 8; {
-		n := int(opts[1]) * 8
-		if n == 0 || n > len(opts) {
-			p.count.drop(DropMalformed)
-			return
-		}
-		if opts[0] == 1 && macAddr(opts[2:8]) != p.mac {
-			p.count.drop(DropSpoofed)
-			return
-		}
-		opts = opts[n:]
 	}
 	target := netip.AddrFrom16([16]byte(m[8:24]))
-	mac, ok := p.neighbor(target)
-	if !ok {
-		p.count.drop(DropNeighbor)
+	if m[0] == ndNeighborAdvert {
+		if !p.mayUse(v, target) {
+			p.count.drop(DropSpoofed)
+			return
+		}
+		p.seek(dst, f, v)
 		return
 	}
-	const naLen = nsLen + 8
+	if ip.src.IsUnspecified() {
+		// Duplicate address detection: pinned addresses are nobody else's, so
+		// the answer is silence.
+		if loose {
+			p.seek(dst, f, v)
+		} else {
+			p.count.drop(DropNeighbor)
+		}
+		return
+	}
+	mac, ok := p.neighbor(target, v)
+	if !ok {
+		p.seek(dst, f, v)
+		return
+	}
+	const naLen = ndTargetLen + 8
 	var r [vnetHdrLen + ethLen + ip6Len + naLen]byte
-	h := p.ethernet(r[:], mac, etherIPv6)
+	h := answerTo(f, r[:], mac, etherIPv6)
 	putIPv6(h, target, ip.src, protoICMPv6, 255, naLen)
 	na := h[ip6Len:]
 	na[0] = ndNeighborAdvert
 	na[4] = 0x60 // solicited, override
-	if p.net.isGateway(target) {
+	if mac == p.net.gwMAC {
 		na[4] |= 0x80 // router
 	}
 	copy(na[8:], m[8:24])
 	na[24], na[25] = 2, 1
 	copy(na[26:], mac[:])
 	binary.BigEndian.PutUint16(na[2:], ^sum(pseudoSum(target, ip.src, protoICMPv6, naLen), na))
-	p.writeBytes(r[:])
+	p.writeAnswer(r[:], v)
+}
+
+// linkOptionsOK tells whether the link-layer addresses in the options of neighbour
+// discovery are the port's.
+func (p *Port) linkOptionsOK(opts []byte) bool {
+	for len(opts) >= 8 {
+		n := int(opts[1]) * 8
+		if n == 0 || n > len(opts) {
+			return false
+		}
+		if (opts[0] == 1 || opts[0] == 2) && !p.mayBe(macAddr(opts[2:8])) {
+			return false
+		}
+		opts = opts[n:]
+	}
+	return true
+}
+
+// answerTo writes an empty virtio header and an Ethernet header for the sender of
+// a frame, and returns what follows.
+func answerTo(f *frame, b []byte, src macAddr, etherType uint16) []byte {
+	e := b[vnetHdrLen:]
+	copy(e, f.head[6:12])
+	copy(e[6:], src[:])
+	binary.BigEndian.PutUint16(e[12:], etherType)
+	return e[ethLen:]
+}
+
+// writeAnswer sends a frame with its virtio header in one piece.
+func (p *Port) writeAnswer(b []byte, v uint16) {
+	f := frame{raw: b[:vnetHdrLen], head: b[vnetHdrLen:]}
+	p.writeFrame(&f, v)
 }
 
 // ethernet writes an empty virtio header and an Ethernet header to the guest,
@@ -207,10 +279,4 @@ func (p *Port) ethernet(b []byte, src macAddr, etherType uint16) []byte {
 	copy(e[6:], src[:])
 	binary.BigEndian.PutUint16(e[12:], etherType)
 	return e[ethLen:]
-}
-
-// writeBytes sends a frame with its virtio header in one piece.
-func (p *Port) writeBytes(b []byte) {
-	iov := [...]unix.Iovec{iovecOf(b[:vnetHdrLen]), iovecOf(b[vnetHdrLen:])}
-	_ = p.write(iov[:], len(b)-vnetHdrLen) // counted as a drop
 }

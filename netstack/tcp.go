@@ -62,18 +62,10 @@ func (g *tcpGateway) handle(id stack.TransportEndpointID, pkt *stack.PacketBuffe
 	}
 	syn := append(append([]byte{}, pkt.NetworkHeader().Slice()...), h...)
 	a := &dialAttempt{port: p, src: src, dst: dst, verdict: p.check(dst), syn: syn, gateway: g}
-	switch a.verdict {
-	case closed:
+	if a.verdict == closed {
 		return false
-	case nobody:
-		p.sendError(g.net.gateway(dst.Addr().Is6()), src.Addr(), errHost(dst.Addr().Is6()), syn)
-		return true
-	case deny:
-		p.count.drop(DropPolicy)
-		p.sendError(g.net.gateway(dst.Addr().Is6()), src.Addr(), errAdmin(dst.Addr().Is6()), syn)
-		return true
-	case ignore:
-		p.count.drop(DropPolicy)
+	}
+	if p.refuse(a.verdict, src.Addr(), dst.Addr(), syn) {
 		return true
 	}
 
@@ -168,15 +160,9 @@ func (a *dialAttempt) establish(host *hostConn) *tcpFlow {
 
 // dial connects on the host.
 func (g *tcpGateway) dial(p *Port, a *dialAttempt) (*hostConn, error) {
-	var targets []netip.AddrPort
-	if a.verdict == hostPort {
-		targets = hostLoopback(a.dst.Port())
-	} else {
-		real, err := g.net.redirect("tcp", a.src, a.dst)
-		if err != nil {
-			return nil, err
-		}
-		targets = []netip.AddrPort{real}
+	targets, err := g.net.targets("tcp", a.verdict, a.src, a.dst)
+	if err != nil {
+		return nil, err
 	}
 	var first error
 	for _, t := range targets {
@@ -189,14 +175,6 @@ func (g *tcpGateway) dial(p *Port, a *dialAttempt) (*hostConn, error) {
 		}
 	}
 	return nil, first
-}
-
-// hostLoopback are the host's own addresses for a port, in order.
-func hostLoopback(port uint16) []netip.AddrPort {
-	return []netip.AddrPort{
-		netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), port),
-		netip.AddrPortFrom(netip.IPv6Loopback(), port),
-	}
 }
 
 // abortHandshakes ends the guest's side of a port's attempts; the host's side

@@ -302,7 +302,7 @@ func TestTransfers(t *testing.T) {
 			for _, s := range []*station{tap, packet} {
 				for name, n := range s.port.Stats().Drops {
 					switch name {
-					case DropNeighbor.String(), DropPolicy.String(): // what any kernel sends by itself
+					case DropNeighbor.String(), DropGroup.String(), DropPolicy.String(): // what any kernel sends by itself
 					case DropLinkWrite.String(), DropFragments.String(): // a full queue: TCP and the test send again
 					default:
 						t.Errorf("%s: %d frames dropped: %s", s.info.Driver, n, name)

@@ -71,17 +71,10 @@ func (p *Port) find(ip *packet, src, dst netip.AddrPort, segment int) (udpFlow, 
 	v6 := dst.Addr().Is6()
 	gw := p.net.gateway(v6)
 	v := p.check(dst)
+	if p.refuse(v, src.Addr(), dst.Addr(), ip.head) {
+		return udpFlow{}, false
+	}
 	switch v {
-	case ignore:
-		p.count.drop(DropPolicy)
-		return udpFlow{}, false
-	case deny:
-		p.count.drop(DropPolicy)
-		p.sendError(gw, src.Addr(), errAdmin(v6), ip.head)
-		return udpFlow{}, false
-	case nobody:
-		p.sendError(gw, src.Addr(), errHost(v6), ip.head)
-		return udpFlow{}, false
 	case closed:
 		p.sendError(gw, src.Addr(), errPort(v6), ip.head)
 		return udpFlow{}, false
@@ -92,25 +85,20 @@ func (p *Port) find(ip *packet, src, dst netip.AddrPort, segment int) (udpFlow, 
 		})
 		return udpFlow{}, false
 	}
-	real := dst
-	if v == hostPort {
-		real = hostLoopback(dst.Port())[0]
-	} else {
-		var err error
-		if real, err = p.net.redirect("udp", src, dst); err != nil {
-			p.count.drop(DropPolicy)
-			if u, ok := explain(err, v6); ok {
-				p.sendError(gw, src.Addr(), u, ip.head)
-			}
-			return udpFlow{}, false
+	targets, err := p.net.targets("udp", v, src, dst)
+	if err != nil {
+		p.count.drop(DropPolicy)
+		if u, ok := explain(err, v6); ok {
+			p.sendError(gw, src.Addr(), u, ip.head)
 		}
+		return udpFlow{}, false
 	}
 	m := p.nat.get(p, protoUDP, src)
 	if m == nil {
 		p.count.drop(DropUDPFlows)
 		return udpFlow{}, false
 	}
-	pr := m.addPeer(dst, real)
+	pr := m.addPeer(dst, targets[0])
 	if pr == nil {
 		p.count.drop(DropUDPFlows)
 		return udpFlow{}, false

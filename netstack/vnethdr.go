@@ -47,6 +47,17 @@ func (h *vnetHdr) put(b []byte) {
 	b[10], b[11] = 0, 0
 }
 
+// move says that the headers after Ethernet's addresses are n bytes further on.
+func (h *vnetHdr) move(n int) {
+	shift := func(v uint16) uint16 { return uint16(min(max(0, int(v)+n), 0xffff)) }
+	if h.needsCsum() {
+		h.csumStart = shift(h.csumStart)
+	}
+	if h.hdrLen != 0 {
+		h.hdrLen = shift(h.hdrLen)
+	}
+}
+
 // needsCsum tells that the transport checksum is still partial: the sender's
 // kernel vouches for the contents.
 func (h *vnetHdr) needsCsum() bool { return h.flags&unix.VIRTIO_NET_HDR_F_NEEDS_CSUM != 0 }
@@ -62,7 +73,7 @@ func (h *vnetHdr) segment() uint8 { return h.gsoType &^ unix.VIRTIO_NET_HDR_GSO_
 // sane tells whether the header fits a frame of n bytes. A super-segment
 // always needs its checksum done, and has a size to be cut to.
 func (h *vnetHdr) sane(n int) bool {
-	if h.needsCsum() && int(h.csumStart)+int(h.csumOffset)+2 > n {
+	if h.needsCsum() && (h.csumStart < ethLen || int(h.csumStart)+int(h.csumOffset)+2 > n) {
 		return false
 	}
 	switch h.segment() {

@@ -172,10 +172,12 @@ func (s *server) makeNetwork() error {
 	if sub6.IsValid() {
 		subnets = append(subnets, sub6)
 	}
-	if s.dns, err = netstack.NewResolver(netstack.ResolverConfig{Gateway4: g4, Gateway6: g6, Subnets: subnets, ResolvConf: s.cfg.ResolvConf, Logger: s.log}); err != nil {
+	if s.dns, err = netstack.NewResolver(netstack.ResolverConfig{Gateway4: g4, Gateway6: g6, Subnets: subnets, Network: s.cfg.Name, Internal: s.cfg.Internal,
+		ResolvConf: s.cfg.ResolvConf, Logger: s.log}); err != nil {
 		return err
 	}
-	s.net, err = netstack.New(netstack.Config{Name: s.cfg.Name, Subnet4: sub4, Subnet6: sub6, Gateway4: g4, Gateway6: g6, MTU: s.cfg.MTU, DNS: s.dns, Logger: s.log})
+	s.net, err = netstack.New(netstack.Config{Name: s.cfg.Name, Subnet4: sub4, Subnet6: sub6, Gateway4: g4, Gateway6: g6, MTU: s.cfg.MTU, DNS: s.dns, Logger: s.log,
+		Internal: s.cfg.Internal, Isolate: s.cfg.Isolate, Private: s.cfg.Private, VLAN: s.cfg.VLAN, Hairpin: true})
 	return err
 }
 

@@ -52,14 +52,15 @@ const (
 // Codes of wire.Error. Those of published ports are portfwd's ("port-in-use",
 // "port-privileged", ...).
 const (
-	CodeBusy       = "netd-busy"       // another process serves the network
-	CodeLeaseTaken = "lease-in-use"    // the sandbox is attached already
-	CodeAddrTaken  = "address-in-use"  // the wanted address is another sandbox's
-	CodeAddrBad    = "bad-address"     // the wanted address is not to be had
-	CodeNoAddress  = "no-address"      // the network is full
-	CodeNoSubnet   = "no-subnet"       // every subnet clashes with the host's routes
-	CodeTooMany    = "too-many"        // a bound of this process
-	CodeMisuse     = "protocol-misuse" // a request out of order or malformed
+	CodeBusy       = "netd-busy"        // another process serves the network
+	CodeLeaseTaken = "lease-in-use"     // the sandbox is attached already
+	CodeAddrTaken  = "address-in-use"   // the wanted address is another sandbox's
+	CodeAddrBad    = "bad-address"      // the wanted address is not to be had
+	CodeNoAddress  = "no-address"       // the network is full
+	CodeNoSubnet   = "no-subnet"        // every subnet clashes with the host's routes
+	CodeInternal   = "internal-network" // an internal network publishes nothing
+	CodeTooMany    = "too-many"         // a bound of this process
+	CodeMisuse     = "protocol-misuse"  // a request out of order or malformed
 )
 
 // Bounds; see doc.go.
@@ -83,6 +84,12 @@ type StartConfig struct {
 	Subnet6 netip.Prefix `json:"subnet6,omitzero"`
 	// MTU of the links. Zero: netstack's default.
 	MTU int `json:"mtu,omitempty"`
+	// Internal, Isolate, Private and VLAN are netstack.Config's. On an internal
+	// network no port is published.
+	Internal bool   `json:"internal,omitempty"`
+	Isolate  bool   `json:"isolate,omitempty"`
+	Private  bool   `json:"private,omitempty"`
+	VLAN     uint16 `json:"vlan,omitempty"`
 	// ResolvConf is the file with the host's name servers. Empty:
 	// /etc/resolv.conf.
 	ResolvConf string `json:"resolv_conf,omitempty"`
@@ -158,6 +165,9 @@ type AttachRequest struct {
 	HdrLen int    `json:"hdrlen"`
 	// MTU of the link; 0 is the network's.
 	MTU int `json:"mtu,omitempty"`
+	// VLAN and Trunk are netstack.PortConfig's.
+	VLAN  uint16   `json:"vlan,omitempty"`
+	Trunk []uint16 `json:"trunk,omitempty"`
 	// HostPorts of the host's loopback that the sandbox may reach.
 	HostPorts []uint16 `json:"host_ports,omitempty"`
 	// Publish lists ports to publish; either all of them are or none.

@@ -293,7 +293,7 @@ func (x *session) doAttach(r request) (any, error) {
 		return nil, err
 	}
 	cfg := netstack.PortConfig{ID: x.id, Name: x.lease.Name, MAC: x.lease.MAC, Addr4: x.lease.Addr4, Addr6: x.lease.Addr6,
-		Link: r.link, Driver: req.Driver, HdrLen: req.HdrLen, MTU: req.MTU, HostPorts: req.HostPorts}
+		Link: r.link, Driver: req.Driver, HdrLen: req.HdrLen, MTU: req.MTU, HostPorts: req.HostPorts, VLAN: req.VLAN, Trunk: req.Trunk}
 	var err error
 	if x.port, err = x.s.net.Attach(cfg); err != nil {
 		x.port = nil
@@ -337,6 +337,10 @@ func (x *session) publish(req AttachRequest, sockets *os.File) (Ports, error) {
 		}
 	}
 	out := Ports{Ports: []port.Status{}}
+	if x.s.cfg.Internal && len(req.Publish) > 0 {
+		x.log.Info("the network is internal: ports are not published", "ports", len(req.Publish))
+		return out, nil
+	}
 	for _, spec := range req.Publish {
 		st, err := x.addPort(x.ctx, spec)
 		if err != nil {
@@ -362,6 +366,9 @@ func (x *session) doPorts(m *wire.Message) (any, error) {
 		var spec port.Spec
 		if err := m.Decode(&spec); err != nil {
 			return nil, err
+		}
+		if x.s.cfg.Internal {
+			return nil, &wire.Error{Code: CodeInternal, Step: "publish a port", Path: x.s.cfg.Name, Msg: "the network is internal", Fix: "connect the sandbox to another network, too"}
 		}
 		return x.addPort(x.ctx, spec)
 	case msgRmPort:

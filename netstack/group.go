@@ -1,0 +1,118 @@
+package netstack
+
+import (
+	"encoding/binary"
+	"time"
+)
+
+// budget bounds what one port may do in a second. Its reader alone uses it.
+type budget struct {
+	left int
+	at   time.Time
+}
+
+// take spends n of a budget of so many a second, a fifth of which may be saved
+// up. What is left decides, not what is asked for: the most expensive frame may
+// pass, and what it costs is paid back before the next one.
+func (b *budget) take(n, rate int, now time.Time) bool {
+	most := rate / 5
+	if b.at.IsZero() {
+		b.left = most
+	} else {
+		gain := int(int64(min(now.Sub(b.at), time.Minute)) * int64(rate) / int64(time.Second))
+		if gain == 0 {
+			now = b.at // not lost
+		}
+		b.left = min(most, b.left+gain)
+	}
+	b.at = now
+	if b.left <= 0 {
+		return false
+	}
+	b.left -= n
+	return true
+}
+
+// flood writes a group frame to every one of the ports but this one.
+func (p *Port) flood(to []*Port, f *frame, v uint16) {
+	// A copy costs a system call, and as much again for each page of it.
+	cost := len(to) * (1 + f.size()>>12)
+	if !p.floods.take(cost, p.net.cfg.Limits.Flood, time.Now()) {
+		p.count.drop(DropFlood)
+		return
+	}
+	apart := false
+	for _, q := range to {
+		switch {
+		case q == p:
+		case p.apart(q):
+			apart = true
+		default:
+			q.writeFrame(f, v)
+		}
+	}
+	if apart {
+		p.count.drop(DropPrivate)
+	}
+}
+
+// apart tells whether two members may not talk to each other.
+func (p *Port) apart(q *Port) bool { return p.net.cfg.Private }
+
+// groupMessage is what a message about groups wants.
+type groupMessage int
+
+const (
+	noGroupMessage groupMessage = iota
+	groupQuery
+	groupReport
+	groupOther // malformed, unknown, or of another protocol for multicast routers
+)
+
+// parseGroup reads a message of IGMP (RFC 9776), MLD (RFC 9777) or multicast
+// router discovery (RFC 4286).
+func parseGroup(ip *packet) groupMessage {
+	const minLen, minLen6 = 8, 24
+	l4 := ip.l4()
+	switch {
+	case ip.proto == protoIGMP && !ip.v6():
+		if ip.frag || len(l4) < minLen || ^sum2(0, l4, ip.tail) != 0 {
+			return groupOther
+		}
+		switch l4[0] {
+		case 0x11:
+			return groupQuery
+		case 0x12, 0x16, 0x17, 0x22:
+			return groupReport
+		}
+		return groupOther
+	case ip.proto == protoICMPv6 && ip.v6() && ip.offset == 0 && len(l4) > 0:
+		switch l4[0] {
+		case 130, 131, 132, 143, 151, 152, 153:
+		default:
+			return noGroupMessage
+		}
+		// Of hosts on the link alone.
+		if ip.frag || ip.ttl != 1 || len(l4) < minLen || l4[0] < 140 && len(l4) < minLen6 || !ip.checksumOK() {
+			return groupOther
+		}
+		switch l4[0] {
+		case 130:
+			return groupQuery
+		case 131, 132, 143:
+			return groupReport
+		}
+		return groupOther
+	}
+	return noGroupMessage
+}
+
+// isServerAnswer tells whether a datagram is one of a DHCP server.
+func isServerAnswer(ip *packet) bool {
+	l4 := ip.l4()
+	if ip.proto != protoUDP || ip.offset != 0 || len(l4) < 2 {
+		return false
+	}
+	port := binary.BigEndian.Uint16(l4)
+	return !ip.v6() && port == 67 || ip.v6() && port == 547
+}
