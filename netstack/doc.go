@@ -9,9 +9,11 @@
 // gives each one to the switch:
 //
 //	link.read -> Port.input: MAC, IP, ARP and ND sources are the port's own, or drop
-//	  ARP, ND          answered here for the gateway and for members, never passed on
+//	  802.1Q tag       taken out: it says which VLAN the frame belongs to
+//	  ARP, ND          answered here for the gateway and for members, not passed on
+//	  IGMP, MLD        dropped: every member gets every group
 //	  MAC of a member  written to its link as it is, super-segments included
-//	  group address    written to every other link
+//	  group address    written to every other link of the VLAN, within a budget
 //	  MAC of gateway   Network.route: fragments joined, checksum verified, policy, then
 //	     TCP           gVisor; its SYN starts a dial on the host, and the answer decides
 //	                   what the guest sees: SYN-ACK, RST, ICMP unreachable, or silence
@@ -57,18 +59,30 @@
 // IP_PMTUDISC_PROBE above 1500 bytes may thus succeed once in five minutes where
 // the path is not that wide.
 //
+// # VLANs
+//
+// A port belongs to one VLAN with its frames without a tag (PortConfig.VLAN), and
+// may be a trunk of others. Where the switch does not know the addresses that a
+// guest has in a VLAN, i.e. on trunks, ARP and neighbour discovery are passed on
+// to it and from it; it may use what no other member and not the gateway has. The
+// gateway is in the network's own VLAN. Inside the switch no frame has a tag, and
+// the offsets in its virtio header are those without one. A frame with two tags,
+// or one of a provider's bridge, is dropped.
+//
 // # Limits
 //
 // See Limits for the bounds of one port and Stats for the counter that goes up
 // when one is reached. A datagram has at most 65,507 bytes of payload (65,487
 // over IPv6 with 40 bytes of header). Joining fragments takes up to 64
-// datagrams or 1 MiB per port, for 15 seconds. A frame that cannot be written
-// at once is dropped: there are no queues here besides those of the kernel and
-// of TCP.
+// datagrams or 1 MiB per port, for 15 seconds. A port is a trunk of at most 64
+// VLANs. A frame that cannot be written at once is dropped: there are no queues
+// here besides those of the kernel and of TCP.
 //
 // # What a guest cannot reach
 //
 // Loopback, link-local, multicast and unspecified addresses in every notation,
 // addresses of its own subnet that no member has, and the gateway except for
-// port 53 and the ports in PortConfig.HostPorts.
+// port 53, the ports in PortConfig.HostPorts and, with Config.Hairpin, what
+// listens on the host's own address, which it reaches under that address as well.
+// See Internal, Isolate and Private of Config for what else may be closed.
 package netstack

@@ -284,31 +284,86 @@ func TestPolicy(t *testing.T) {
 		{"fd99::77", "1/3"}, {"fd99::1", "1/4"}, {"2001:db8::9", "host"},
 	} {
 		t.Run(c.dst, func(t *testing.T) {
-			dst := netip.MustParseAddr(c.dst)
-			src, etherType := a.a4, uint16(etherIPv4)
-			if dst.Is6() {
-				src, etherType = a.a6, etherIPv6
-			}
-			a.send(vnetHdr{}, ethernetFrame(l.gwMAC, a.mac, etherType, udpDatagram(netip.AddrPortFrom(src, 1234), netip.AddrPortFrom(dst, 9), []byte("x"))))
-			got := ""
-			wait := 2 * time.Second
-			if c.want == "" {
-				wait = 10 * time.Millisecond
-			}
-			if r := a.receive(wait); r != nil {
-				ip, ok := parseIP(etherType, r[ethLen:], nil)
-				if !ok || !ip.checksumOK() {
-					t.Fatalf("malformed answer % x", r)
-				}
-				got = string(rune('0'+ip.l4()[0])) + "/" + itoa(ip.l4()[1])
-			}
-			select {
-			case <-asked:
-				got = "host"
-			default:
-			}
-			if got != c.want {
+			if got := a.ask(asked, netip.AddrPortFrom(netip.MustParseAddr(c.dst), 9)); got != c.want {
 				t.Errorf("answer %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+// ask sends a datagram to the gateway and says what becomes of it: the ICMP type
+// and code that come back, that the host was asked, or nothing.
+func (w *wireGuest) ask(asked chan netip.AddrPort, dst netip.AddrPort) string {
+	w.t.Helper()
+	src, etherType := w.a4, uint16(etherIPv4)
+	if dst.Addr().Is6() {
+		src, etherType = w.a6, etherIPv6
+	}
+	// The one behind it always has an answer, so that silence is not waited for.
+	w.send(vnetHdr{}, ethernetFrame(w.port.net.gwMAC, w.mac, etherType, udpDatagram(netip.AddrPortFrom(src, 1234), dst, []byte("x"))))
+	w.send(vnetHdr{}, ethernetFrame(everyone, w.mac, etherARP, arpRequest(w.mac, w.a4, w.port.net.cfg.Gateway4)))
+	got := ""
+	for {
+		r := w.receive(2 * time.Second)
+		if len(r) < ethLen {
+			w.t.Fatal("the switch is silent")
+		}
+		if binary.BigEndian.Uint16(r[12:]) == etherARP {
+			break
+		}
+		ip, ok := parseIP(etherType, r[ethLen:], nil)
+		if !ok || !ip.checksumOK() {
+			w.t.Fatalf("malformed answer % x", r)
+		}
+		got = string(rune('0'+ip.l4()[0])) + "/" + itoa(ip.l4()[1])
+	}
+	select {
+	case <-asked:
+		got = "host"
+	default:
+	}
+	return got
+}
+
+// TestPolicyOptions is what the options of a network open and close.
+func TestPolicyOptions(t *testing.T) {
+	own, have := hostAddr(false)
+	if !have {
+		own = netip.MustParseAddr("198.51.100.7") // and the gateway's ports lead nowhere
+	}
+	const gw = "10.99.0.1"
+	hairpin := "3/3"
+	if have {
+		hairpin = "host"
+	}
+	for _, c := range []struct {
+		name string
+		edit func(*Config)
+		want map[string]string
+	}{
+		{"hairpin", func(c *Config) { c.Hairpin = true }, map[string]string{gw: hairpin, "8.8.8.8": "host", "10.99.0.77": "3/1"}},
+		{"internal", func(c *Config) { c.Hairpin, c.Internal = true, true },
+			map[string]string{gw: "3/3", "8.8.8.8": "3/0", own.String(): "3/0", "2001:db8::9": "1/0", "127.0.0.1": "3/13", "10.99.0.77": "3/1"}},
+		{"isolate", func(c *Config) { c.Hairpin, c.Isolate = true, true },
+			map[string]string{gw: "3/3", own.String(): map[bool]string{true: "3/13", false: "host"}[have], "8.8.8.8": "host"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			asked := make(chan netip.AddrPort, 16)
+			l := newLAN(t, func(cfg *Config) {
+				c.edit(cfg)
+				cfg.Redirect = func(_ string, _, dst netip.AddrPort) (netip.AddrPort, error) {
+					if dst.Addr().Is4() && (dst.Addr() != own) != (dst.Addr() == netip.MustParseAddr("8.8.8.8")) {
+						t.Errorf("asked for %s", dst)
+					}
+					asked <- dst
+					return dst, unix.ENETUNREACH
+				}
+			})
+			a := l.wire(t, 0)
+			for dst, want := range c.want {
+				if got := a.ask(asked, netip.AddrPortFrom(netip.MustParseAddr(dst), 9)); got != want {
+					t.Errorf("%s: answer %q, want %q", dst, got, want)
+				}
 			}
 		})
 	}
