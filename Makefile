@@ -15,7 +15,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 export GOFLAGS := -buildvcs=false
 
-.PHONY: build setup demo test test-packages test-fuzz fuzz test-e2e test-world test-vm test-race bench bench-quick bench-setup bench-micro lint fmt install uninstall clean
+.PHONY: build setup demo test test-packages test-fuzz fuzz test-e2e test-security test-world test-vm test-race bench bench-quick bench-setup bench-micro lint fmt install uninstall clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -tags $(TAGS) -trimpath -ldflags '$(LDFLAGS)' -o bin/sbx ./cmd/sbx
@@ -41,6 +41,10 @@ fuzz: test-fuzz
 
 test-e2e: setup build
 	@scripts/test.sh e2e
+
+# The catalogue of attempts to get out of a sandbox; make test runs it too.
+test-security: setup build
+	@scripts/test.sh security
 
 test-world: setup build
 	@scripts/test.sh world

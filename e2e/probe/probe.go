@@ -19,7 +19,7 @@ type command struct {
 	run   func(args []string) error
 }
 
-// Commands are grouped by file: serve.go, client.go, process.go.
+// Commands are grouped by file: serve.go, client.go, process.go, try.go.
 func commands() map[string]command {
 	return map[string]command{
 		"serve":   {"serve PORT...: HTTP on each port; see serve.go", 1, serve},
@@ -36,7 +36,9 @@ func commands() map[string]command {
 		"status":  {"status KEY...: lines of /proc/self/status", 1, status},
 		"fds":     {"fds: the open descriptors", 0, fds},
 		"ids":     {"ids: real and effective ids and groups", 0, ids},
-		"calls":   {"calls NAME...: make system calls, print their errno", 1, calls},
+		"calls":   {"calls NAME...: attempts without arguments; print the errno of each", 1, calls},
+		"try":     {"try NAME [ARG...]: an attempt to get out or to do harm; see try.go", 1, try},
+		"listen":  {"listen: print the marks of frames that arrive; see try_packet.go", 0, listen},
 		"rlimit":  {"rlimit: the open-files limit", 0, rlimit},
 		"stdin":   {"stdin: count and sum what comes in", 0, stdin},
 		"flood":   {"flood N: N bytes to stdout, N to stderr", 1, flood},

@@ -156,6 +156,9 @@ func (m *monitor) serveInit(child *userns.Child) {
 // prepareRoot makes the directories and the init layer and starts the storage driver.
 func (m *monitor) prepareRoot(ctx context.Context) error {
 	s := &m.spec
+	if err := limitShare(); err != nil { // /proc/sys is read-only in some containers
+		m.log.Debug("the sandbox's share of what its user may have is not limited", "err", err)
+	}
 	dirs := map[string]string{}
 	for _, d := range []string{"upper", "work", "merged", "init"} {
 		dirs[d] = filepath.Join(s.Dir, d)

@@ -34,5 +34,9 @@
 //     is compared, whatever the architecture. libseccomp compares 64 bits, so
 //     that socket(AF_VSOCK + 1<<32) passes a filter that forbids AF_VSOCK.
 //
+// The default profile is Docker's, except that without CAP_NET_ADMIN sockets are those
+// of five families: Unix, IPv4, IPv6, netlink and packet. 32-bit programs on x86 that
+// use socketcall get around this, as around Docker's own rules for sockets.
+//
 // SCMP_ACT_NOTIFY and a listener are not supported.
 package seccomp

@@ -317,6 +317,15 @@ func TestDefaultProfileDecisions(t *testing.T) {
 		{"socket", [6]uint64{unix.AF_VSOCK, 1}, eperm, eperm},
 		{"socket", [6]uint64{unix.AF_VSOCK | 1<<32, 1}, eperm, eperm},
 		{"socket", [6]uint64{unix.AF_ALG, 5}, eperm, eperm},
+		{"socket", [6]uint64{unix.AF_UNIX, 1}, allow, allow},
+		{"socket", [6]uint64{unix.AF_INET6, 2}, allow, allow},
+		{"socket", [6]uint64{unix.AF_NETLINK, 3}, allow, allow},
+		{"socket", [6]uint64{unix.AF_PACKET, 3}, allow, allow},
+		{"socket", [6]uint64{unix.AF_TIPC, 1}, eperm, eperm},
+		{"socket", [6]uint64{unix.AF_XDP, 3}, eperm, eperm},
+		{"socket", [6]uint64{1000, 3}, eperm, eperm},
+		{"socketpair", [6]uint64{unix.AF_UNIX, 1}, allow, allow},
+		{"socketpair", [6]uint64{unix.AF_TIPC, 1}, eperm, eperm},
 		{"personality", [6]uint64{0}, allow, allow},
 		{"personality", [6]uint64{0xffffffff}, allow, allow},
 		{"personality", [6]uint64{0x40000}, eperm, eperm},
@@ -327,6 +336,9 @@ func TestDefaultProfileDecisions(t *testing.T) {
 		if got := decide(t, admin, a.audit, nr(tt.call), tt.args); got != tt.admin {
 			t.Errorf("%s%v with CAP_SYS_ADMIN: %#x, want %#x", tt.call, tt.args, got, tt.admin)
 		}
+	}
+	if got := decide(t, filter("CAP_NET_ADMIN"), a.audit, nr("socket"), [6]uint64{unix.AF_CAN, 3}); got != allow {
+		t.Errorf("a manager of networks: %#x", got)
 	}
 	for _, n := range []uint32{600, 5000, maxNr} {
 		if got := decide(t, plain, a.audit, n, [6]uint64{}); got != nosys {
