@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/rootless-sbx/sbx/internal/inroot"
 	"golang.org/x/sys/unix"
 )
 
@@ -31,7 +32,7 @@ func OpenTerminal() (master, slave *os.File, err error) {
 		return nil, nil, fail(step, "/dev", err)
 	}
 	defer unix.Close(dev)
-	ptmx, err := openIn(dev, "pts/ptmx", lookup{noLinks: true})
+	ptmx, err := inroot.Open(dev, "pts/ptmx", inroot.Lookup{NoLinks: true})
 	if err != nil {
 		return nil, nil, fail(step, "/dev/pts/ptmx", err)
 	}
@@ -40,7 +41,7 @@ func OpenTerminal() (master, slave *os.File, err error) {
 	if err := unix.Fstatfs(ptmx, &st); err != nil || st.Type != unix.DEVPTS_SUPER_MAGIC {
 		return nil, nil, failf(CodeTarget, step, "/dev/pts/ptmx", "", "not on a devpts (type %#x, %v)", st.Type, err)
 	}
-	m, err := unix.Open(fdPath(ptmx), unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	m, err := unix.Open(inroot.FdPath(ptmx), unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, fail(step, "/dev/pts/ptmx", err)
 	}

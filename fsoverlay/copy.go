@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/rootless-sbx/sbx/internal/inroot"
 	"github.com/rootless-sbx/sbx/internal/rmtree"
 	"golang.org/x/sys/unix"
 )
@@ -60,7 +61,7 @@ func copyLayers(ctx context.Context, lowers []string, to string) ([]string, erro
 		return nil, err
 	}
 	defer src.close()
-	dst, err := openDir(to)
+	dst, err := inroot.OpenDir(to)
 	if err != nil {
 		return nil, err
 	}
@@ -81,7 +82,7 @@ func (copyDriver) Mount(s RootSpec) error {
 	if err := mkdirs(s.Merged); err != nil {
 		return err
 	}
-	target, err := openDir(s.Merged)
+	target, err := inroot.OpenDir(s.Merged)
 	if err != nil {
 		return fail(step, s.Merged, err)
 	}

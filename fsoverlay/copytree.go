@@ -7,8 +7,9 @@ import (
 	"io/fs"
 	"path"
 	"slices"
-	"strings"
 
+	"github.com/rootless-sbx/sbx/internal/archive"
+	"github.com/rootless-sbx/sbx/internal/inroot"
 	"golang.org/x/sys/unix"
 )
 
@@ -77,7 +78,7 @@ func (c *treeCopy) dir(ctx context.Context, dir node) (sub []node, err error) {
 	if err != nil {
 		return nil, err
 	}
-	to, err := openIn(c.dst, dir.rel, lookup{noLinks: true})
+	to, err := inroot.Open(c.dst, dir.rel, inroot.Lookup{NoLinks: true})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", dir.rel, err)
 	}
@@ -105,7 +106,7 @@ func (c *treeCopy) entry(ctx context.Context, n node, to int, name string) error
 	if n.st.Nlink > 1 {
 		key := linkKey{n.layers[0], n.st.Dev, n.st.Ino}
 		if first, ok := c.links[key]; ok {
-			dir, err := openIn(c.dst, path.Dir(first), lookup{noLinks: true})
+			dir, err := inroot.Open(c.dst, path.Dir(first), inroot.Lookup{NoLinks: true})
 			if err != nil {
 				return err
 			}
@@ -149,10 +150,10 @@ func (c *treeCopy) special(n node, to int, name string) error {
 			return err
 		}
 		defer unix.Close(fd)
-		if m, err := fdMode(fd); err != nil || m&unix.S_IFMT != n.st.Mode&unix.S_IFMT {
+		if m, err := inroot.Mode(fd); err != nil || m&unix.S_IFMT != n.st.Mode&unix.S_IFMT {
 			return errors.Join(err, unix.EAGAIN)
 		}
-		if err := unix.Chmod(fdPath(fd), n.st.Mode&0o7777); err != nil {
+		if err := unix.Chmod(inroot.FdPath(fd), n.st.Mode&0o7777); err != nil {
 			return err
 		}
 	}
@@ -190,7 +191,7 @@ func (c *treeCopy) attributes(n node, src, dst int) error {
 	if err := unix.Fchmod(dst, n.st.Mode&0o7777); err != nil {
 		return fmt.Errorf("chmod: %w", err)
 	}
-	return unix.UtimesNanoAt(unix.AT_FDCWD, fdPath(dst), []unix.Timespec{n.st.Atim, n.st.Mtim}, 0)
+	return unix.UtimesNanoAt(unix.AT_FDCWD, inroot.FdPath(dst), []unix.Timespec{n.st.Atim, n.st.Mtim}, 0)
 }
 
 // owner accepts that an id is not mapped here; the file then stays with root.
@@ -208,7 +209,7 @@ func (c *treeCopy) finishDir(n node) error {
 		return err
 	}
 	defer unix.Close(src)
-	p, err := openIn(c.dst, n.rel, lookup{noLinks: true})
+	p, err := inroot.Open(c.dst, n.rel, inroot.Lookup{NoLinks: true})
 	if err != nil {
 		return err
 	}
@@ -224,16 +225,15 @@ func (c *treeCopy) finishDir(n node) error {
 // xattrs copies extended attributes except the overlay's own marks. Those that a
 // user namespace may not write are left out and counted.
 func (c *treeCopy) xattrs(src, dst int) error {
-	names, err := listXattrs(src)
+	names, err := archive.ListXattrs(src)
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
-		if strings.HasPrefix(name, "user.overlay.") || strings.HasPrefix(name, "user.fuseoverlayfs.") ||
-			strings.HasPrefix(name, "trusted.") {
+		if archive.ReservedXattr(name) {
 			continue
 		}
-		val, err := getXattr(src, name)
+		val, err := archive.GetXattr(src, name)
 		if errors.Is(err, unix.ENODATA) {
 			continue
 		}
@@ -249,35 +249,4 @@ func (c *treeCopy) xattrs(src, dst int) error {
 		}
 	}
 	return nil
-}
-
-func listXattrs(fd int) ([]string, error) {
-	buf := make([]byte, 1024)
-	for {
-		n, err := unix.Flistxattr(fd, buf)
-		if errors.Is(err, unix.ERANGE) && len(buf) < 64<<10 {
-			buf = make([]byte, 64<<10) // XATTR_LIST_MAX
-			continue
-		}
-		if errors.Is(err, unix.EOPNOTSUPP) {
-			return nil, nil
-		}
-		if err != nil {
-			return nil, fmt.Errorf("list attributes: %w", err)
-		}
-		return strings.FieldsFunc(string(buf[:n]), func(r rune) bool { return r == 0 }), nil
-	}
-}
-
-func getXattr(fd int, name string) ([]byte, error) {
-	buf := make([]byte, 1024)
-	n, err := unix.Fgetxattr(fd, name, buf)
-	if errors.Is(err, unix.ERANGE) {
-		buf = make([]byte, 64<<10) // XATTR_SIZE_MAX
-		n, err = unix.Fgetxattr(fd, name, buf)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return buf[:n], nil
 }

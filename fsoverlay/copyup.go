@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/rootless-sbx/sbx/internal/flock"
+	"github.com/rootless-sbx/sbx/internal/inroot"
 	"github.com/rootless-sbx/sbx/internal/rmtree"
 	"golang.org/x/sys/unix"
 )
@@ -22,12 +23,12 @@ const (
 // copyUp fills an empty volume with what the image has at the target, as Docker
 // does. It runs before the volume is mounted there.
 func (a *applier) copyUp(op Op) error {
-	src, err := a.target(op, makeNothing)
+	src, err := a.target(op, inroot.Nothing)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(src)
-	if dir, err := isDirFd(src); err != nil || !dir {
+	if dir, err := inroot.IsDir(src); err != nil || !dir {
 		return err // the bind that follows explains it
 	}
 	notes, err := fillVolume(context.Background(), op.Source, src)
@@ -73,7 +74,9 @@ func fillVolume(ctx context.Context, data string, src int) (notes []string, err 
 	if err := m.Close(); err != nil {
 		return nil, err
 	}
-	c := &treeCopy{src: &stack{roots: []int{src}, plain: true}, dst: dst}
+	from := &stack{roots: []int{src}, plain: true}
+	defer from.forget()
+	c := &treeCopy{src: from, dst: dst}
 	if err := c.run(ctx); err != nil {
 		return nil, err // the marker stays: the next sandbox starts over
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/rootless-sbx/sbx/internal/inroot"
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"golang.org/x/sys/unix"
 )
@@ -143,7 +144,7 @@ func openLowers(s *RootSpec) (fds []int, err error) {
 		}
 	}()
 	for _, l := range s.Lowers {
-		fd, err := openDir(l)
+		fd, err := inroot.OpenDir(l)
 		if err != nil {
 			return fds, fail("open a layer", l, err)
 		}

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/rootless-sbx/sbx/internal/inroot"
 	"golang.org/x/sys/unix"
 )
 
@@ -142,12 +143,12 @@ func fuseCommand(prog string, s *RootSpec) (*exec.Cmd, error) {
 		}
 	}()
 	add := func(path string) (string, error) {
-		fd, err := openDir(path)
+		fd, err := inroot.OpenDir(path)
 		if err != nil {
 			return "", err
 		}
 		cmd.ExtraFiles = append(cmd.ExtraFiles, os.NewFile(uintptr(fd), path))
-		return fdPath(2 + len(cmd.ExtraFiles)), nil
+		return inroot.FdPath(2 + len(cmd.ExtraFiles)), nil
 	}
 	names := make([]string, len(s.Lowers))
 	for i, l := range s.Lowers {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/rootless-sbx/sbx/internal/inroot"
 	"golang.org/x/sys/unix"
 )
 
@@ -24,7 +25,7 @@ type InitLayerConfig struct {
 // point is a mount point to make.
 type point struct {
 	path string
-	kind nodeKind
+	kind inroot.Kind
 	mode uint32
 	// real must not be reached through a link.
 	real bool
@@ -48,7 +49,7 @@ func BuildInitLayer(dir string, c InitLayerConfig) error {
 		return fail(step, dir, err)
 	}
 	defer unix.Close(fd)
-	if names, err := dirNames(fd, "."); err != nil {
+	if names, err := inroot.Names(fd, "."); err != nil {
 		return fail(step, dir, err)
 	} else if len(names) > 0 {
 		return fail(step, dir, unix.ENOTEMPTY)
@@ -60,6 +61,7 @@ func BuildInitLayer(dir string, c InitLayerConfig) error {
 	}
 	defer image.close()
 	l := &initLayer{view: image, dir: fd, image: &stack{roots: image.roots[1:]}}
+	defer l.image.forget()
 	if len(c.Lowers) > 0 {
 		top, err := l.image.root()
 		if err == nil {
@@ -79,22 +81,22 @@ func BuildInitLayer(dir string, c InitLayerConfig) error {
 
 func initPoints(c InitLayerConfig) []point {
 	ps := []point{
-		{path: "/proc", kind: makeDir, real: true}, {path: "/sys", kind: makeDir, real: true}, {path: "/dev", kind: makeDir, real: true},
-		{path: "/dev/pts", kind: makeDir, real: true}, {path: "/dev/shm", kind: makeDir, real: true}, {path: "/dev/mqueue", kind: makeDir, real: true},
-		{path: "/etc", kind: makeDir},
-		{path: "/etc/hosts", kind: makeFile, etc: true}, {path: "/etc/hostname", kind: makeFile, etc: true},
-		{path: "/etc/resolv.conf", kind: makeFile, etc: true},
+		{path: "/proc", kind: inroot.Dir, real: true}, {path: "/sys", kind: inroot.Dir, real: true}, {path: "/dev", kind: inroot.Dir, real: true},
+		{path: "/dev/pts", kind: inroot.Dir, real: true}, {path: "/dev/shm", kind: inroot.Dir, real: true}, {path: "/dev/mqueue", kind: inroot.Dir, real: true},
+		{path: "/etc", kind: inroot.Dir},
+		{path: "/etc/hosts", kind: inroot.File, etc: true}, {path: "/etc/hostname", kind: inroot.File, etc: true},
+		{path: "/etc/resolv.conf", kind: inroot.File, etc: true},
 	}
 	covered := []string{"/proc", "/sys", "/dev"} // their contents are not the image's
 	for _, m := range byDepth(c.Mounts) {
 		t := path.Clean(m.Target)
-		p := point{path: t, kind: makeDir}
+		p := point{path: t, kind: inroot.Dir}
 		if m.Type == TypeTmpfs {
 			p.mode = 0o1777
 		}
 		if m.Type == TypeBind {
 			if st, err := os.Stat(m.Source); err == nil && !st.IsDir() {
-				p.kind = makeFile
+				p.kind = inroot.File
 			}
 		}
 		if !slices.ContainsFunc(covered, func(c string) bool { return strings.HasPrefix(t, c+"/") }) {
@@ -135,9 +137,9 @@ func (l *initLayer) make(p point) error {
 	}
 	at := parent.rel
 	for i, name := range missing {
-		kind, mode := makeDir, uint32(0o755)
+		kind, mode := inroot.Dir, uint32(0o755)
 		if i == len(missing)-1 {
-			if kind = p.kind; kind == makeFile {
+			if kind = p.kind; kind == inroot.File {
 				mode = 0o644
 			}
 			if p.mode != 0 {
@@ -173,7 +175,7 @@ func (l *initLayer) replace(p point) error {
 	if err := l.copyUp(found); err != nil {
 		return err
 	}
-	return l.node(path.Join(found[len(found)-1].rel, path.Base(p.path)), makeFile, 0o644)
+	return l.node(path.Join(found[len(found)-1].rel, path.Base(p.path)), inroot.File, 0o644)
 }
 
 // mtab makes /etc/mtab, as Docker does, where the image has none.
@@ -200,10 +202,10 @@ func (l *initLayer) copyUp(dirs []node) error {
 		if n.layers[0] == 0 {
 			continue // made before
 		}
-		if err := l.node(n.rel, makeDir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		if err := l.node(n.rel, inroot.Dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
-		p, err := openIn(l.dir, n.rel, lookup{noLinks: true})
+		p, err := inroot.Open(l.dir, n.rel, inroot.Lookup{NoLinks: true})
 		if err != nil {
 			return err
 		}
@@ -232,14 +234,14 @@ func (l *initLayer) like(fd int, s *stack, n node) error {
 }
 
 // node makes one file or directory of the layer, whose parent is there.
-func (l *initLayer) node(rel string, kind nodeKind, mode uint32) error {
+func (l *initLayer) node(rel string, kind inroot.Kind, mode uint32) error {
 	name := path.Base(rel)
 	return l.change(path.Dir(rel), func(dir int) error {
-		if kind == makeDir {
+		if kind == inroot.Dir {
 			if err := unix.Mkdirat(dir, name, 0o700); err != nil {
 				return err
 			}
-			return chmodDir(dir, name, mode)
+			return inroot.ChmodDir(dir, name, mode)
 		}
 		fd, err := unix.Openat(dir, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, mode)
 		if err != nil {
@@ -253,7 +255,7 @@ func (l *initLayer) node(rel string, kind nodeKind, mode uint32) error {
 // change makes a name in a directory of the layer and keeps the directory's
 // times, which are the image's.
 func (l *initLayer) change(rel string, f func(dir int) error) error {
-	dir, err := openIn(l.dir, rel, lookup{noLinks: true})
+	dir, err := inroot.Open(l.dir, rel, inroot.Lookup{NoLinks: true})
 	if err != nil {
 		return err
 	}
@@ -265,7 +267,7 @@ func (l *initLayer) change(rel string, f func(dir int) error) error {
 	if err := f(dir); err != nil {
 		return err
 	}
-	if err := unix.UtimesNanoAt(unix.AT_FDCWD, fdPath(dir), []unix.Timespec{st.Atim, st.Mtim}, 0); err != nil {
+	if err := unix.UtimesNanoAt(unix.AT_FDCWD, inroot.FdPath(dir), []unix.Timespec{st.Atim, st.Mtim}, 0); err != nil {
 		return fmt.Errorf("keep the time of %s: %w", rel, err)
 	}
 	return nil

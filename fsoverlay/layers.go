@@ -6,6 +6,7 @@ import (
 	"path"
 	"strings"
 
+	"github.com/rootless-sbx/sbx/internal/inroot"
 	"golang.org/x/sys/unix"
 )
 
@@ -23,12 +24,23 @@ const (
 	whOpaque = ".wh..wh..opq"
 )
 
-// stack is the merged view of layer directories, read without mounting them. The
-// layers do not change while it is used.
+// stack is the merged view of layer directories, read without mounting them. A
+// layer that somebody writes to meanwhile is read as far as that goes: what has gone
+// is an error, and no link leads out of it. One goroutine at a time.
 type stack struct {
 	roots []int // top first
 	// plain: one directory that is no layer, where no name has a meaning.
 	plain bool
+	// deviceMarks: the top layer is written to by the kernel's overlay, for which
+	// no name has a meaning either.
+	deviceMarks bool
+
+	dirs []openDir // by layer: the directory used last
+}
+
+type openDir struct {
+	path string
+	fd   int
 }
 
 // node is one name in the merged view.
@@ -50,7 +62,61 @@ func openStack(lowers []string) (*stack, error) {
 	return &stack{roots: fds}, nil
 }
 
-func (s *stack) close() { closeAll(s.roots) }
+func (s *stack) close() {
+	closeAll(s.roots)
+	s.forget()
+}
+
+// forget closes the directories that are kept open.
+func (s *stack) forget() {
+	for _, d := range s.dirs {
+		if d.path != "" {
+			unix.Close(d.fd)
+		}
+	}
+	s.dirs = nil
+}
+
+// at returns the directory of rel in a layer, good until the next call, and rel's
+// last name.
+func (s *stack) at(layer int, rel string) (dir int, base string, err error) {
+	parent := path.Dir(rel)
+	if parent == "." {
+		return s.roots[layer], rel, nil
+	}
+	if s.dirs == nil {
+		s.dirs = make([]openDir, len(s.roots))
+	}
+	d := &s.dirs[layer]
+	if d.path != parent {
+		fd, err := inroot.Open(s.roots[layer], parent, inroot.Lookup{NoLinks: true})
+		if err != nil {
+			return -1, "", err
+		}
+		if d.path != "" {
+			unix.Close(d.fd)
+		}
+		*d = openDir{parent, fd}
+	}
+	return d.fd, path.Base(rel), nil
+}
+
+func (s *stack) stat(layer int, rel string) (st unix.Stat_t, err error) {
+	dir, base, err := s.at(layer, rel)
+	if err == nil {
+		err = unix.Fstatat(dir, base, &st, unix.AT_SYMLINK_NOFOLLOW)
+	}
+	return st, err
+}
+
+// openAt opens rel of a layer for reading. It never blocks on a fifo.
+func (s *stack) openAt(layer int, rel string, flags int) (int, error) {
+	dir, base, err := s.at(layer, rel)
+	if err != nil {
+		return -1, err
+	}
+	return unix.Openat(dir, base, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC|flags, 0)
+}
 
 // root is the top directory. One layer may hide all below it.
 func (s *stack) root() (node, error) { return s.merge(".", s.all()) }
@@ -69,16 +135,18 @@ func (s *stack) lookup(dir node, name string) (node, error) {
 }
 
 // merge applies the overlay's rules to rel in the given layers. Every component
-// of rel but the last is known to be a directory in each of them, so no link is
-// followed on the way.
+// of rel but the last is known to be a directory in each of them.
 func (s *stack) merge(rel string, layers []int) (node, error) {
 	n := node{rel: rel}
 	if !s.plain && strings.HasPrefix(path.Base(rel), whPrefix) {
-		layers = nil // a mark is no file
+		if !s.deviceMarks || len(layers) == 0 || layers[0] != 0 {
+			layers = nil // a mark is no file
+		} else {
+			layers = layers[:1]
+		}
 	}
 	for _, i := range layers {
-		var st unix.Stat_t
-		err := unix.Fstatat(s.roots[i], rel, &st, unix.AT_SYMLINK_NOFOLLOW)
+		st, err := s.stat(i, rel)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return n, &fs.PathError{Op: "stat", Path: rel, Err: err}
 		}
@@ -118,7 +186,8 @@ func (s *stack) hides(layer int, rel string, dir bool) (bool, error) {
 	if layer == len(s.roots)-1 {
 		return false, nil // nothing below to hide
 	}
-	if rel != "." {
+	fileMarks := !s.deviceMarks || layer > 0
+	if rel != "." && fileMarks {
 		whiteout, err := s.exists(layer, path.Join(path.Dir(rel), whPrefix+path.Base(rel)))
 		if err != nil || whiteout {
 			return whiteout, err
@@ -127,14 +196,18 @@ func (s *stack) hides(layer int, rel string, dir bool) (bool, error) {
 	if !dir {
 		return false, nil
 	}
-	if opaque, err := s.exists(layer, path.Join(rel, whOpaque)); err != nil || opaque {
-		return opaque, err
-	}
-	fd, err := unix.Openat(s.roots[layer], rel, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := s.openAt(layer, rel, unix.O_DIRECTORY)
 	if err != nil {
 		return false, &fs.PathError{Op: "open", Path: rel, Err: err}
 	}
 	defer unix.Close(fd)
+	if fileMarks {
+		var st unix.Stat_t
+		err := unix.Fstatat(fd, whOpaque, &st, unix.AT_SYMLINK_NOFOLLOW)
+		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return err == nil, err
+		}
+	}
 	var b [4]byte
 	n, err := unix.Fgetxattr(fd, opaqueXattr, b[:])
 	if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.EOPNOTSUPP) {
@@ -145,8 +218,7 @@ func (s *stack) hides(layer int, rel string, dir bool) (bool, error) {
 
 // exists looks for a mark. A name so long that a mark for it cannot exist has none.
 func (s *stack) exists(layer int, rel string) (bool, error) {
-	var st unix.Stat_t
-	err := unix.Fstatat(s.roots[layer], rel, &st, unix.AT_SYMLINK_NOFOLLOW)
+	_, err := s.stat(layer, rel)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENAMETOOLONG) {
 		return false, nil
 	}
@@ -162,7 +234,11 @@ func (s *stack) list(dir node) ([]string, error) {
 	var out []string
 	seen := map[string]bool{}
 	for _, i := range dir.layers {
-		names, err := dirNames(s.roots[i], dir.rel)
+		parent, base, err := s.at(i, dir.rel)
+		var names []string
+		if err == nil {
+			names, err = inroot.Names(parent, base)
+		}
 		if err != nil {
 			return nil, &fs.PathError{Op: "list", Path: dir.rel, Err: err}
 		}
@@ -179,13 +255,15 @@ func (s *stack) list(dir node) ([]string, error) {
 	return out, nil
 }
 
-// open opens what n shows, for reading. It never blocks on a fifo.
-func (s *stack) open(n node) (int, error) {
-	return unix.Openat(s.roots[n.layers[0]], n.rel, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-}
+// open opens what n shows, for reading.
+func (s *stack) open(n node) (int, error) { return s.openAt(n.layers[0], n.rel, 0) }
 
 func (s *stack) readlink(n node) (string, error) {
-	return readlinkAt(s.roots[n.layers[0]], n.rel)
+	dir, base, err := s.at(n.layers[0], n.rel)
+	if err != nil {
+		return "", err
+	}
+	return inroot.ReadlinkAt(dir, base)
 }
 
 // resolve follows p inside the view as a process with this root would. It
@@ -197,7 +275,7 @@ func (s *stack) resolve(p string) (found []node, missing []string, err error) {
 		return nil, nil, err
 	}
 	found = []node{top}
-	todo := splitPath(p)
+	todo := inroot.Split(p)
 	for links := 0; len(todo) > 0; {
 		name := todo[0]
 		todo = todo[1:]
@@ -227,7 +305,7 @@ func (s *stack) resolve(p string) (found []node, missing []string, err error) {
 			return nil, nil, err
 		}
 		if n.isLink() {
-			if links++; links > maxLinks {
+			if links++; links > inroot.MaxLinks {
 				return nil, nil, unix.ELOOP
 			}
 			target, err := s.readlink(n)
@@ -237,8 +315,8 @@ func (s *stack) resolve(p string) (found []node, missing []string, err error) {
 			if path.IsAbs(target) {
 				found = found[:1]
 			}
-			todo = append(splitPath(target), todo...)
-			if len(todo) > 2*maxDepth {
+			todo = append(inroot.Split(target), todo...)
+			if len(todo) > 2*inroot.MaxDepth {
 				return nil, nil, unix.ENAMETOOLONG
 			}
 			continue

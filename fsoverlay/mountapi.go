@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
+	"github.com/rootless-sbx/sbx/internal/inroot"
 	"golang.org/x/sys/unix"
 )
 
@@ -187,7 +188,7 @@ func remount(fd int, a Attr, propagation uint64, recursive bool) error {
 		if recursive {
 			f |= unix.MS_REC
 		}
-		if err := unix.Mount("", fdPath(fd), "", f, ""); err != nil {
+		if err := unix.Mount("", inroot.FdPath(fd), "", f, ""); err != nil {
 			return fmt.Errorf("mount propagation: %w", err)
 		}
 	}
@@ -200,7 +201,7 @@ func remount(fd int, a Attr, propagation uint64, recursive bool) error {
 	if !recursive {
 		return nil
 	}
-	top, err := readlinkAt(unix.AT_FDCWD, fdPath(fd))
+	top, err := inroot.ReadlinkAt(unix.AT_FDCWD, inroot.FdPath(fd))
 	if err != nil {
 		return fmt.Errorf("path of the mount: %w", err)
 	}
@@ -241,7 +242,7 @@ func remountOne(fd int, a Attr) error {
 			flags |= k.ms
 		}
 	}
-	if err := unix.Mount("", fdPath(fd), "", flags, ""); err != nil {
+	if err := unix.Mount("", inroot.FdPath(fd), "", flags, ""); err != nil {
 		return fmt.Errorf("remount: %w", err)
 	}
 	return nil

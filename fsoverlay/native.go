@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/rootless-sbx/sbx/internal/inroot"
 	"golang.org/x/sys/unix"
 )
 
@@ -37,7 +38,7 @@ func (nativeDriver) Mount(s RootSpec) error {
 	if err := mkdirs(s.Merged); err != nil {
 		return err
 	}
-	target, err := openDir(s.Merged)
+	target, err := inroot.OpenDir(s.Merged)
 	if err != nil {
 		return fail(step, s.Merged, err)
 	}
@@ -80,7 +81,7 @@ func overlayTree(s *RootSpec) (int, error) {
 		}
 	}
 	for _, o := range s.upperOptions() {
-		fd, err := openDir(o.path)
+		fd, err := inroot.OpenDir(o.path)
 		if err != nil {
 			return -1, err
 		}
@@ -127,19 +128,19 @@ func overlayMount(s *RootSpec) error {
 	defer closeAll(fds)
 	names := make([]string, len(fds))
 	for i, fd := range fds {
-		names[i] = fdPath(fd)
+		names[i] = inroot.FdPath(fd)
 	}
 	opts := []string{"userxattr", "index=off", "lowerdir=" + strings.Join(names, ":")}
 	if s.volatile() {
 		opts = append(opts, "volatile")
 	}
 	for _, o := range s.upperOptions() {
-		fd, err := openDir(o.path)
+		fd, err := inroot.OpenDir(o.path)
 		if err != nil {
 			return err
 		}
 		defer unix.Close(fd)
-		opts = append(opts, o.key+"="+fdPath(fd))
+		opts = append(opts, o.key+"="+inroot.FdPath(fd))
 	}
 	var flags uintptr
 	if s.ReadOnly {
@@ -168,7 +169,7 @@ func (s *RootSpec) upperOptions() []pathOption {
 // overlay has its own ideas about backslashes.
 func plainOr(path string, fd int) string {
 	if len(path) > 255 || strings.ContainsAny(path, "\\:,\n\t \"") {
-		return fdPath(fd)
+		return inroot.FdPath(fd)
 	}
 	return path
 }

@@ -7,6 +7,7 @@ import (
 	"path"
 	"strings"
 
+	"github.com/rootless-sbx/sbx/internal/inroot"
 	"golang.org/x/sys/unix"
 )
 
@@ -95,12 +96,12 @@ func openSource(op Op) (int, error) {
 		}
 		return fd, wrap(err)
 	}
-	dir, err := openDir(op.Source)
+	dir, err := inroot.OpenDir(op.Source)
 	if err != nil {
 		return -1, wrap(err)
 	}
 	defer unix.Close(dir)
-	sub, err := openIn(dir, op.Subpath, lookup{}) // the volume's contents are a guest's
+	sub, err := inroot.Open(dir, op.Subpath, inroot.Lookup{}) // the volume's contents are a guest's
 	if err != nil {
 		return -1, wrap(fmt.Errorf("subpath %s: %w", op.Subpath, err))
 	}
@@ -153,7 +154,7 @@ func (a *applier) exec(op Op, source int) error {
 	case KindSymlink:
 		return fail("make a link", op.Target, a.symlink(op))
 	case KindFile:
-		fd, err := openIn(a.root, op.Target, lookup{create: makeFile, noLinks: op.NoLinks})
+		fd, err := inroot.Open(a.root, op.Target, inroot.Lookup{Create: inroot.File, NoLinks: op.NoLinks})
 		if err == nil {
 			unix.Close(fd)
 		}
@@ -173,7 +174,7 @@ func (a *applier) exec(op Op, source int) error {
 // takeRoot binds the root on itself, since pivot_root wants a mount point and
 // the copy driver makes a plain directory.
 func (a *applier) takeRoot(dir string) error {
-	target, err := openDir(dir)
+	target, err := inroot.OpenDir(dir)
 	if err != nil {
 		return err
 	}
@@ -219,11 +220,11 @@ func (a *applier) finish(tree, target int, attrs Attr, propagation uint64, attrs
 }
 
 // target opens the place of a mount, making it if it is missing.
-func (a *applier) target(op Op, create nodeKind) (int, error) {
+func (a *applier) target(op Op, create inroot.Kind) (int, error) {
 	if op.IfExists {
-		create = makeNothing
+		create = inroot.Nothing
 	}
-	fd, err := openIn(a.root, op.Target, lookup{create: create, noLinks: op.NoLinks})
+	fd, err := inroot.Open(a.root, op.Target, inroot.Lookup{Create: create, NoLinks: op.NoLinks})
 	if err != nil {
 		switch {
 		case errors.Is(err, unix.ELOOP) && op.NoLinks:
@@ -260,16 +261,16 @@ func (a *applier) refuseKernelFS(fd int, target string) error {
 
 func (a *applier) mountFS(op Op) error {
 	keep := op.KeepMode
-	target, err := a.target(op, makeNothing)
+	target, err := a.target(op, inroot.Nothing)
 	if errors.Is(err, fs.ErrNotExist) && !op.IfExists {
 		keep = false
-		target, err = a.target(op, makeDir)
+		target, err = a.target(op, inroot.Dir)
 	}
 	if err != nil {
 		return err
 	}
 	defer unix.Close(target)
-	dir, err := isDirFd(target)
+	dir, err := inroot.IsDir(target)
 	if err != nil {
 		return err
 	}
@@ -279,7 +280,7 @@ func (a *applier) mountFS(op Op) error {
 	opts := op.Options
 	if keep {
 		var mode uint32
-		if mode, err = fdMode(target); err != nil {
+		if mode, err = inroot.Mode(target); err != nil {
 			return err
 		}
 		opts = append([]string{fmt.Sprintf("mode=%04o", mode&0o7777)}, opts...)
@@ -301,20 +302,20 @@ func (a *applier) bind(op Op, tree int) error {
 		defer unix.Close(fd)
 		tree = fd
 	}
-	dir, err := isDirFd(tree)
+	dir, err := inroot.IsDir(tree)
 	if err != nil {
 		return err
 	}
-	create := makeFile
+	create := inroot.File
 	if dir {
-		create = makeDir
+		create = inroot.Dir
 	}
 	target, err := a.target(op, create)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(target)
-	tdir, err := isDirFd(target)
+	tdir, err := inroot.IsDir(target)
 	if err != nil {
 		return err
 	}
@@ -342,7 +343,7 @@ func (a *applier) device(op Op) error {
 		return err
 	}
 	defer unix.Close(tree)
-	target, err := a.target(op, makeFile)
+	target, err := a.target(op, inroot.File)
 	if err != nil {
 		return err
 	}
@@ -370,7 +371,7 @@ func openDevice(source, number string) (int, error) {
 
 // symlink makes a link in a directory of ours (/dev is a fresh tmpfs).
 func (a *applier) symlink(op Op) error {
-	dir, err := openIn(a.root, path.Dir(op.Target), lookup{noLinks: true})
+	dir, err := inroot.Open(a.root, path.Dir(op.Target), inroot.Lookup{NoLinks: true})
 	if err != nil {
 		return err
 	}
@@ -387,7 +388,7 @@ func (a *applier) readonly(op Op) error {
 		}
 		return remount(a.root, ReadOnly, 0, false)
 	}
-	target, err := a.target(op, makeNothing)
+	target, err := a.target(op, inroot.Nothing)
 	if err != nil {
 		return err
 	}
@@ -402,12 +403,12 @@ func (a *applier) readonly(op Op) error {
 
 // mask hides a file behind /dev/null and a directory behind an empty tmpfs.
 func (a *applier) mask(op Op) error {
-	target, err := a.target(op, makeNothing)
+	target, err := a.target(op, inroot.Nothing)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(target)
-	dir, err := isDirFd(target)
+	dir, err := inroot.IsDir(target)
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"strconv"
 
+	"github.com/rootless-sbx/sbx/internal/inroot"
 	"golang.org/x/sys/unix"
 )
 
@@ -30,7 +31,7 @@ const maxHidden = 512
 
 // hideOuter covers what a bind of the outer /proc or /sys shows too much of.
 func (a *applier) hideOuter(target string) error {
-	top, err := openIn(a.root, target, lookup{noLinks: true})
+	top, err := inroot.Open(a.root, target, inroot.Lookup{NoLinks: true})
 	if err != nil {
 		return err
 	}
@@ -43,11 +44,11 @@ func (a *applier) hideOuter(target string) error {
 		}
 		return nil
 	}
-	self, err := readlinkAt(top, "self")
+	self, err := inroot.ReadlinkAt(top, "self")
 	if err != nil {
 		return &fs.PathError{Op: "readlink", Path: "/proc/self", Err: err}
 	}
-	names, err := dirNames(top, ".")
+	names, err := inroot.Names(top, ".")
 	if err != nil {
 		return err
 	}
@@ -68,7 +69,7 @@ func (a *applier) hideOuter(target string) error {
 
 // cover puts an empty directory over rel, unless it is gone: processes end.
 func (a *applier) cover(dir int, rel string) error {
-	target, err := openIn(dir, rel, lookup{noLinks: true})
+	target, err := inroot.Open(dir, rel, inroot.Lookup{NoLinks: true})
 	if err == nil {
 		defer unix.Close(target)
 		var tree int
@@ -86,7 +87,7 @@ func (a *applier) cover(dir int, rel string) error {
 // ownProcess gives pid 1 its own directory back as it was, to write for example its
 // oom_score_adj.
 func (a *applier) ownProcess(proc int, self string) error {
-	target, err := openIn(proc, self, lookup{noLinks: true})
+	target, err := inroot.Open(proc, self, inroot.Lookup{NoLinks: true})
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/rootless-sbx/sbx/internal/inroot"
 	"github.com/rootless-sbx/sbx/internal/rmtree"
 	"golang.org/x/sys/unix"
 
@@ -196,7 +197,7 @@ func TestFillVolume(t *testing.T) {
 	must(t, os.Chown(src, 33, 34))
 	must(t, os.Chmod(src, 0o2750))
 	must(t, os.Chown(src+"/sub/f", 7, 8))
-	fd, err := openDir(src)
+	fd, err := inroot.OpenDir(src)
 	must(t, err)
 	defer unix.Close(fd)
 	fill := func() {
@@ -224,7 +225,7 @@ func TestFillVolume(t *testing.T) {
 	must(t, rmtree.Empty(vol.DataDir))
 	write(t, dir+"/outside/f", "safe")
 	c := &treeCopy{src: &stack{roots: []int{fd}}, links: map[linkKey]string{}, skipped: map[string]int{}}
-	c.dst, err = openDir(vol.DataDir)
+	c.dst, err = inroot.OpenDir(vol.DataDir)
 	must(t, err)
 	defer unix.Close(c.dst)
 	top, err := c.src.root()
@@ -313,7 +314,7 @@ func TestMarksBeside(t *testing.T) {
 	wantFile(t, dir+"/out/file", "1")
 	wantFile(t, dir+"/out/file-to-dir/x", "1")
 	// A directory that is no layer keeps such names.
-	fd, err := openDir(high)
+	fd, err := inroot.OpenDir(high)
 	must(t, err)
 	defer unix.Close(fd)
 	vol, err := (&Volumes{Root: dir + "/volumes"}).Create(t.Context(), "vol", nil)

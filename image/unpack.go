@@ -7,10 +7,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"github.com/rootless-sbx/sbx/internal/rmtree"
 	"io"
 	"os"
 	"strings"
+
+	"github.com/rootless-sbx/sbx/internal/archive"
+	"github.com/rootless-sbx/sbx/internal/rmtree"
 )
 
 // Unpacking a layer, in the order of things:
@@ -166,9 +168,9 @@ func (u *unpacker) layer(ctx context.Context) error {
 			return err
 		}
 		if err := u.entry(h, tr); err != nil {
-			var se *sourceError
+			var se *archive.SourceError
 			if errors.As(err, &se) {
-				return u.at(in, se.err)
+				return u.at(in, se.Err)
 			}
 			return err
 		}
@@ -195,12 +197,6 @@ func (u *unpacker) at(in *meter, err error) error {
 	return &Error{Kind: ErrArchive, Op: "unpack layer", Subject: u.job.DiffID, Err: err,
 		Msg: fmt.Sprintf("near byte %d of the blob", in.n)}
 }
-
-// sourceError is a failure to read the layer, not to write the tree.
-type sourceError struct{ err error }
-
-func (e *sourceError) Error() string { return e.err.Error() }
-func (e *sourceError) Unwrap() error { return e.err }
 
 // count one more file or directory.
 func (u *unpacker) count(path string) error {

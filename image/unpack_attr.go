@@ -8,8 +8,8 @@ import (
 	"path"
 	"slices"
 	"strings"
-	"time"
 
+	"github.com/rootless-sbx/sbx/internal/archive"
 	"golang.org/x/sys/unix"
 )
 
@@ -38,13 +38,13 @@ func (u *unpacker) attrs(fd, dirfd int, base, name string, h *tar.Header) error 
 	if err := u.xattrs(fd, name, h, false); err != nil {
 		return err
 	}
-	if err := unix.Fchmod(fd, modeOf(h)); err != nil {
+	if err := unix.Fchmod(fd, archive.Mode(h)); err != nil {
 		return &os.PathError{Op: "chmod", Path: name, Err: err}
 	}
 	if err := u.xattrs(fd, name, h, true); err != nil {
 		return err
 	}
-	return setTimes(dirfd, base, name, timesOf(h))
+	return setTimes(dirfd, base, name, archive.Times(h))
 }
 
 func setTimes(dirfd int, base, name string, ts []unix.Timespec) error {
@@ -61,7 +61,7 @@ func (u *unpacker) attrsAt(dirfd int, base, name string, h *tar.Header) error {
 		return err
 	}
 	if h.Typeflag == tar.TypeFifo {
-		if err := unix.Fchmodat(dirfd, base, modeOf(h), 0); err != nil {
+		if err := unix.Fchmodat(dirfd, base, archive.Mode(h), 0); err != nil {
 			return &os.PathError{Op: "chmod", Path: name, Err: err}
 		}
 	}
@@ -70,7 +70,7 @@ func (u *unpacker) attrsAt(dirfd int, base, name string, h *tar.Header) error {
 			u.note("%s: xattr %s not kept on this type of file", name, key[len(paxXattr):])
 		}
 	}
-	return setTimes(dirfd, base, name, timesOf(h))
+	return setTimes(dirfd, base, name, archive.Times(h))
 }
 
 // dirAttrs gives a directory its owner and xattrs now, mode and times at the
@@ -95,7 +95,7 @@ func (u *unpacker) dirAttrs(fd int, real string, h *tar.Header) error {
 	if err := u.xattrs(rfd, real, h, false); err != nil {
 		return err
 	}
-	m.mode, m.times, m.implied = modeOf(h), timesOf(h), false
+	m.mode, m.times, m.implied = archive.Mode(h), archive.Times(h), false
 	return nil
 }
 
@@ -163,22 +163,6 @@ func (u *unpacker) finishDir(ino uint64, m *dirMeta) error {
 	return nil
 }
 
-func modeOf(h *tar.Header) uint32 { return uint32(h.Mode) & 0o7777 }
-
-// timesOf gives access and modification time; the kernel clamps what the file
-// system cannot hold.
-func timesOf(h *tar.Header) []unix.Timespec {
-	conv := func(t time.Time) unix.Timespec {
-		return unix.Timespec{Sec: t.Unix(), Nsec: int64(t.Nanosecond())}
-	}
-	m := conv(h.ModTime)
-	a := m
-	if !h.AccessTime.IsZero() {
-		a = conv(h.AccessTime)
-	}
-	return []unix.Timespec{a, m}
-}
-
 // chown the file of dirfd and base, or fd itself if base is empty.
 func (u *unpacker) chown(fd int, base, name string, h *tar.Header) error {
 	const maxID = 1<<32 - 2 // the last one means "unchanged"
@@ -212,7 +196,7 @@ func (u *unpacker) xattrs(fd int, name string, h *tar.Header, late bool) error {
 		if !ok || (attr == xattrCaps) != late {
 			continue
 		}
-		if reserved(attr) {
+		if archive.ReservedXattr(attr) {
 			u.note("%s: xattr %s refused: it would steer the overlay", name, attr)
 			continue
 		}
@@ -243,19 +227,10 @@ func (u *unpacker) setXattr(fd int, name, attr string, val []byte) error {
 		return nil
 	case unix.ENOSPC:
 		// ext4 keeps all xattrs of a file in one block.
-		if len(val) >= holeSize/2 {
+		if len(val) >= 2048 {
 			u.note("%s: xattr %s not kept: too large for the file system", name, attr)
 			return nil
 		}
 	}
 	return &os.PathError{Op: "setxattr " + attr, Path: name, Err: err}
-}
-
-// reserved are xattrs with which a layer could redirect or fake what the
-// overlay shows of others.
-func reserved(attr string) bool {
-	return strings.HasPrefix(attr, "user.overlay.") || strings.HasPrefix(attr, "trusted.overlay.") ||
-		strings.HasPrefix(attr, "user.fuseoverlayfs.") || strings.HasPrefix(attr, "user.containers.") ||
-		strings.HasPrefix(attr, "security.selinux") || strings.HasPrefix(attr, "security.ima") ||
-		strings.HasPrefix(attr, "security.evm")
 }

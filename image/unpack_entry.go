@@ -2,13 +2,13 @@ package image
 
 import (
 	"archive/tar"
-	"bytes"
 	"errors"
 	"io"
 	"os"
 	"path"
 	"strings"
 
+	"github.com/rootless-sbx/sbx/internal/archive"
 	"golang.org/x/sys/unix"
 )
 
@@ -213,7 +213,7 @@ func (u *unpacker) file(dirfd int, base, name string, h *tar.Header, body io.Rea
 		return &os.PathError{Op: "create", Path: name, Err: err}
 	}
 	f := os.NewFile(uintptr(fd), name)
-	if err := u.write(f, body, h.Size); err != nil {
+	if err := archive.WriteSparse(f, body, h.Size, u.buf); err != nil {
 		f.Close()
 		return err
 	}
@@ -222,47 +222,4 @@ func (u *unpacker) file(dirfd int, base, name string, h *tar.Header, body io.Rea
 		return err
 	}
 	return f.Close()
-}
-
-const holeSize = 4096
-
-var zeros [holeSize]byte
-
-// write copies the content, leaving holes for blocks of zeros.
-func (u *unpacker) write(f *os.File, r io.Reader, size int64) error {
-	var off, end int64
-	for off < size {
-		n, err := io.ReadFull(r, u.buf[:min(int64(len(u.buf)), size-off)])
-		if err != nil {
-			return &sourceError{err}
-		}
-		for b := u.buf[:n]; len(b) > 0; {
-			run := dataRun(b)
-			if run > 0 {
-				if _, err := f.WriteAt(b[:run], off); err != nil {
-					return err
-				}
-				b, off = b[run:], off+int64(run)
-				end = off
-			}
-			if hole := min(len(b), holeSize); hole > 0 {
-				b, off = b[hole:], off+int64(hole)
-			}
-		}
-	}
-	if end < size {
-		return f.Truncate(size)
-	}
-	return nil
-}
-
-// dataRun is how much of b comes before its first block of zeros.
-func dataRun(b []byte) int {
-	for i := 0; i < len(b); i += holeSize {
-		blk := b[i:min(i+holeSize, len(b))]
-		if bytes.Equal(blk, zeros[:len(blk)]) {
-			return i
-		}
-	}
-	return len(b)
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/rootless-sbx/sbx/internal/archive"
 	"golang.org/x/sys/unix"
 )
 
@@ -107,15 +108,15 @@ func (u *unpacker) inherit(fd int, m *dirMeta) error {
 
 // copyXattrs copies all but those of the overlay.
 func (u *unpacker) copyXattrs(from, to int, name string) error {
-	list, err := readXattr(func(b []byte) (int, error) { return unix.Flistxattr(from, b) })
+	list, err := archive.ListXattrs(from)
 	if err != nil {
 		return &os.PathError{Op: "listxattr", Path: name, Err: err}
 	}
-	for attr := range strings.SplitSeq(string(list), "\x00") {
-		if attr == "" || reserved(attr) {
+	for _, attr := range list {
+		if archive.ReservedXattr(attr) {
 			continue
 		}
-		val, err := readXattr(func(b []byte) (int, error) { return unix.Fgetxattr(from, attr, b) })
+		val, err := archive.GetXattr(from, attr)
 		if err != nil {
 			return &os.PathError{Op: "getxattr " + attr, Path: name, Err: err}
 		}
@@ -124,18 +125,4 @@ func (u *unpacker) copyXattrs(from, to int, name string) error {
 		}
 	}
 	return nil
-}
-
-// readXattr calls get with a buffer that is large enough. No xattrs are no error.
-func readXattr(get func([]byte) (int, error)) ([]byte, error) {
-	n, err := get(nil)
-	if err == unix.ENOTSUP || err == unix.ENODATA {
-		return nil, nil
-	}
-	if err != nil || n == 0 {
-		return nil, err
-	}
-	buf := make([]byte, n)
-	n, err = get(buf)
-	return buf[:max(n, 0)], err
 }

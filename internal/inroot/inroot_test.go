@@ -1,4 +1,4 @@
-package fsoverlay
+package inroot
 
 import (
 	"errors"
@@ -52,15 +52,15 @@ func TestWalkAgreesWithOpenat2(t *testing.T) {
 				os.Symlink(path(5), p)
 			}
 		}
-		root, err := openDir(dir)
+		root, err := OpenDir(dir)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for range 200 {
 			p := path(6)
-			l := lookup{noLinks: rnd.IntN(4) == 0}
+			l := Lookup{NoLinks: rnd.IntN(4) == 0}
 			how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
-			if l.noLinks {
+			if l.NoLinks {
 				how.Resolve |= unix.RESOLVE_NO_SYMLINKS
 			}
 			rel := strings.TrimLeft(p, "/")
@@ -71,7 +71,7 @@ func TestWalkAgreesWithOpenat2(t *testing.T) {
 			for errors.Is(werr, unix.EAGAIN) { // a rename elsewhere raced with ".."
 				want, werr = unix.Openat2(root, rel, &how)
 			}
-			got, gerr := walkIn(root, p, l)
+			got, gerr := walk(root, p, l)
 			switch {
 			case werr == nil && gerr == nil:
 				found++
@@ -110,7 +110,7 @@ func TestOpenInCreates(t *testing.T) {
 	old := syscall.Umask(0o077)
 	defer syscall.Umask(old)
 	dir, outside := t.TempDir(), t.TempDir()
-	root, err := openDir(dir)
+	root, err := OpenDir(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,24 +124,24 @@ func TestOpenInCreates(t *testing.T) {
 	}
 	for _, c := range []struct {
 		path  string
-		kind  nodeKind
+		kind  Kind
 		lands string
 		err   error
 	}{
-		{"/new/dir", makeDir, "new/dir", nil},
-		{"/new/file", makeFile, "new/file", nil},
-		{"/abs/x", makeDir, outside + "/x", nil},
-		{"/up/y", makeFile, outside + "/y", nil},
-		{"/dangling/d", makeDir, "some/where/d", nil},
-		{"/dangling/../f", makeFile, "some/f", nil},
-		{"/file-link", makeFile, "x/y/z", nil},
-		{"/../../top", makeDir, "top", nil},
-		{"/loop/x", makeDir, "", unix.ELOOP},
-		{"/new/file/x", makeDir, "", unix.ENOTDIR},
-		{"/" + strings.Repeat("d/", 300), makeDir, "", unix.ENAMETOOLONG},
-		{"/" + strings.Repeat("n", 300), makeDir, "", unix.ENAMETOOLONG},
+		{"/new/dir", Dir, "new/dir", nil},
+		{"/new/file", File, "new/file", nil},
+		{"/abs/x", Dir, outside + "/x", nil},
+		{"/up/y", File, outside + "/y", nil},
+		{"/dangling/d", Dir, "some/where/d", nil},
+		{"/dangling/../f", File, "some/f", nil},
+		{"/file-link", File, "x/y/z", nil},
+		{"/../../top", Dir, "top", nil},
+		{"/loop/x", Dir, "", unix.ELOOP},
+		{"/new/file/x", Dir, "", unix.ENOTDIR},
+		{"/" + strings.Repeat("d/", 300), Dir, "", unix.ENAMETOOLONG},
+		{"/" + strings.Repeat("n", 300), Dir, "", unix.ENAMETOOLONG},
 	} {
-		fd, err := openIn(root, c.path, lookup{create: c.kind})
+		fd, err := Open(root, c.path, Lookup{Create: c.kind})
 		if c.err != nil {
 			if !errors.Is(err, c.err) {
 				t.Errorf("%.20s: %v, want %v", c.path, err, c.err)
@@ -154,7 +154,7 @@ func TestOpenInCreates(t *testing.T) {
 		}
 		unix.Close(fd)
 		st, err := os.Lstat(filepath.Join(dir, c.lands))
-		if err != nil || st.IsDir() != (c.kind == makeDir) {
+		if err != nil || st.IsDir() != (c.kind == Dir) {
 			t.Errorf("%s did not land at %s: %v", c.path, c.lands, err)
 			continue
 		}
@@ -165,7 +165,7 @@ func TestOpenInCreates(t *testing.T) {
 	if es, _ := os.ReadDir(outside); len(es) != 0 {
 		t.Errorf("outside: %v", es)
 	}
-	if _, err := openIn(root, "/abs", lookup{create: makeDir, noLinks: true}); !errors.Is(err, unix.ELOOP) {
-		t.Errorf("noLinks: %v", err)
+	if _, err := Open(root, "/abs", Lookup{Create: Dir, NoLinks: true}); !errors.Is(err, unix.ELOOP) {
+		t.Errorf("NoLinks: %v", err)
 	}
 }

@@ -1,4 +1,7 @@
-package fsoverlay
+// Package inroot opens paths below a directory as if that were "/", whatever links
+// are on the way and whoever moves them meanwhile. It is for trees that somebody
+// hostile has filled: links, also absolute ones and "..", never lead out.
+package inroot
 
 import (
 	"errors"
@@ -10,34 +13,36 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// nodeKind is what to make where a looked-up path ends in nothing.
-type nodeKind int
+// Kind is what to make where a looked-up path ends in nothing.
+type Kind int
 
+// What Open makes.
 const (
-	makeNothing nodeKind = iota
-	makeDir
-	makeFile
+	Nothing Kind = iota
+	Dir
+	File
 )
 
+// Limits of a walk.
 const (
-	maxLinks = 40  // as the kernel
-	maxDepth = 256 // descriptors held by a walk
+	MaxLinks = 40  // as the kernel
+	MaxDepth = 256 // descriptors held
 )
 
-// lookup says how openIn treats what it finds.
-type lookup struct {
-	// create makes the last component, and any missing directory before it.
-	create nodeKind
-	// noLinks refuses a path that leads through a symbolic link (ELOOP).
-	noLinks bool
+// Lookup says how Open treats what it finds.
+type Lookup struct {
+	// Create makes the last component, and any missing directory before it.
+	Create Kind
+	// NoLinks refuses a path that leads through a symbolic link (ELOOP).
+	NoLinks bool
 }
 
-// openIn opens path below the directory root as O_PATH. Links, also absolute
+// Open opens path below the directory root as O_PATH. Links, also absolute
 // ones and "..", are resolved as if root were "/", so the result is always
 // inside. The last component is followed too. Mounts are crossed.
-func openIn(root int, path string, l lookup) (int, error) {
+func Open(root int, path string, l Lookup) (int, error) {
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
-	if l.noLinks {
+	if l.NoLinks {
 		how.Resolve |= unix.RESOLVE_NO_SYMLINKS
 	}
 	rel := strings.TrimLeft(path, "/")
@@ -51,7 +56,7 @@ func openIn(root int, path string, l lookup) (int, error) {
 			return fd, nil
 		case errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR):
 			continue // a rename elsewhere raced with the ".." check
-		case errors.Is(err, unix.ENOENT) && l.create == makeNothing:
+		case errors.Is(err, unix.ENOENT) && l.Create == Nothing:
 			return -1, err
 		case errors.Is(err, unix.ELOOP), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ENAMETOOLONG), errors.Is(err, unix.EACCES):
 			return -1, err
@@ -60,13 +65,13 @@ func openIn(root int, path string, l lookup) (int, error) {
 	}
 	// Something has to be made, or the kernel (before 5.6) or a seccomp filter
 	// above us does not know openat2.
-	return walkIn(root, path, l)
+	return walk(root, path, l)
 }
 
-// walkIn is openIn without openat2. It never asks the kernel to resolve more
+// walk is Open without openat2. It never asks the kernel to resolve more
 // than one name and keeps the directories it came through on a stack, so ".."
 // cannot leave root whatever moves meanwhile.
-func walkIn(root int, path string, l lookup) (int, error) {
+func walk(root int, path string, l Lookup) (int, error) {
 	var stack []int
 	defer func() {
 		for _, fd := range stack {
@@ -79,7 +84,7 @@ func walkIn(root int, path string, l lookup) (int, error) {
 		}
 		stack = stack[:0]
 	}
-	todo := splitPath(path)
+	todo := Split(path)
 	for links := 0; len(todo) > 0; {
 		name := todo[0]
 		todo = todo[1:]
@@ -94,7 +99,7 @@ func walkIn(root int, path string, l lookup) (int, error) {
 		if n := len(stack); n > 0 {
 			dir = stack[n-1]
 		}
-		fd, err := stepIn(dir, name, l, len(todo) == 0)
+		fd, err := step(dir, name, l, len(todo) == 0)
 		if err != nil {
 			return -1, err
 		}
@@ -104,7 +109,7 @@ func walkIn(root int, path string, l lookup) (int, error) {
 			return -1, err
 		}
 		if st.Mode&unix.S_IFMT == unix.S_IFLNK {
-			target, err := readlinkFd(fd)
+			target, err := ReadlinkFd(fd)
 			if onProc(fd) {
 				err = unix.ELOOP // may be one that jumps, like /proc/1/root
 			}
@@ -112,15 +117,15 @@ func walkIn(root int, path string, l lookup) (int, error) {
 			if err != nil {
 				return -1, err
 			}
-			if links++; l.noLinks || links > maxLinks {
+			if links++; l.NoLinks || links > MaxLinks {
 				return -1, unix.ELOOP
 			}
 			if strings.HasPrefix(target, "/") {
 				popAll()
 			}
 			rest := todo
-			todo = append(splitPath(target), rest...)
-			if len(todo) > 2*maxDepth {
+			todo = append(Split(target), rest...)
+			if len(todo) > 2*MaxDepth {
 				return -1, unix.ENAMETOOLONG
 			}
 			continue
@@ -129,7 +134,7 @@ func walkIn(root int, path string, l lookup) (int, error) {
 		if len(todo) > 0 && st.Mode&unix.S_IFMT != unix.S_IFDIR {
 			return -1, unix.ENOTDIR
 		}
-		if len(stack) > maxDepth {
+		if len(stack) > MaxDepth {
 			return -1, unix.ENAMETOOLONG
 		}
 	}
@@ -146,14 +151,14 @@ func onProc(fd int) bool {
 	return unix.Fstatfs(fd, &st) != nil || st.Type == unix.PROC_SUPER_MAGIC
 }
 
-// stepIn opens one name, making it if it is missing and that was asked for.
-func stepIn(dir int, name string, l lookup, last bool) (int, error) {
+// step opens one name, making it if it is missing and that was asked for.
+func step(dir int, name string, l Lookup, last bool) (int, error) {
 	for range 16 {
 		fd, err := unix.Openat(dir, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-		if err == nil || !errors.Is(err, unix.ENOENT) || l.create == makeNothing {
+		if err == nil || !errors.Is(err, unix.ENOENT) || l.Create == Nothing {
 			return fd, err
 		}
-		if last && l.create == makeFile {
+		if last && l.Create == File {
 			var f int
 			f, err = unix.Openat(dir, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o644)
 			if err == nil {
@@ -161,7 +166,7 @@ func stepIn(dir int, name string, l lookup, last bool) (int, error) {
 				unix.Close(f)
 			}
 		} else if err = unix.Mkdirat(dir, name, 0o755); err == nil {
-			err = chmodDir(dir, name, 0o755)
+			err = ChmodDir(dir, name, 0o755)
 		}
 		if err != nil && !errors.Is(err, unix.EEXIST) {
 			return -1, err
@@ -170,9 +175,9 @@ func stepIn(dir int, name string, l lookup, last bool) (int, error) {
 	return -1, unix.EAGAIN // somebody removes what we make
 }
 
-// chmodDir sets the mode of a directory that was just made, without following a
+// ChmodDir sets the mode of a directory that was just made, without following a
 // link that took its place.
-func chmodDir(dir int, name string, mode uint32) error {
+func ChmodDir(dir int, name string, mode uint32) error {
 	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
@@ -181,8 +186,8 @@ func chmodDir(dir int, name string, mode uint32) error {
 	return unix.Fchmod(fd, mode)
 }
 
-// splitPath cuts a path into its names; "" and "." are left out, ".." is kept.
-func splitPath(p string) []string {
+// Split cuts a path into its names; "" and "." are left out, ".." is kept.
+func Split(p string) []string {
 	var out []string
 	for _, s := range strings.Split(p, "/") {
 		if s != "" && s != "." {
@@ -192,11 +197,12 @@ func splitPath(p string) []string {
 	return out
 }
 
-// readlinkFd returns the text of the link that an O_PATH|O_NOFOLLOW descriptor
+// ReadlinkFd returns the text of the link that an O_PATH|O_NOFOLLOW descriptor
 // refers to.
-func readlinkFd(fd int) (string, error) { return readlinkAt(fd, "") }
+func ReadlinkFd(fd int) (string, error) { return ReadlinkAt(fd, "") }
 
-func readlinkAt(dir int, name string) (string, error) {
+// ReadlinkAt returns the text of the link name in dir.
+func ReadlinkAt(dir int, name string) (string, error) {
 	buf := make([]byte, unix.PathMax)
 	n, err := unix.Readlinkat(dir, name, buf)
 	if err != nil {
@@ -211,10 +217,11 @@ func readlinkAt(dir int, name string) (string, error) {
 	return string(buf[:n]), nil
 }
 
-// fdPath is a path to what fd refers to, for calls that take no descriptor.
-func fdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+// FdPath is a path to what fd refers to, for calls that take no descriptor.
+func FdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 
-func fdMode(fd int) (uint32, error) {
+// Mode is the type and mode of what fd refers to.
+func Mode(fd int) (uint32, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return 0, err
@@ -222,13 +229,14 @@ func fdMode(fd int) (uint32, error) {
 	return st.Mode, nil
 }
 
-func isDirFd(fd int) (bool, error) {
-	m, err := fdMode(fd)
+// IsDir says whether fd refers to a directory.
+func IsDir(fd int) (bool, error) {
+	m, err := Mode(fd)
 	return m&unix.S_IFMT == unix.S_IFDIR, err
 }
 
-// openDir opens a directory of ours, by a path that is trusted, as O_PATH.
-func openDir(path string) (int, error) {
+// OpenDir opens a directory of ours, by a path that is trusted, as O_PATH.
+func OpenDir(path string) (int, error) {
 	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, &fs.PathError{Op: "open", Path: path, Err: err}
@@ -236,9 +244,9 @@ func openDir(path string) (int, error) {
 	return fd, nil
 }
 
-// dirNames lists the directory dirfd (not O_PATH); it does not move the offset of
+// Names lists the directory dirfd (not O_PATH); it does not move the offset of
 // other descriptors.
-func dirNames(dir int, rel string) ([]string, error) {
+func Names(dir int, rel string) ([]string, error) {
 	fd, err := unix.Openat(dir, rel, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
