@@ -590,4 +590,7 @@ var conformanceTests = []struct {
 			t.Errorf("remove: %v", err)
 		}
 	}},
+	{"changes", false, testChanges},
+	{"export", false, testExport},
+	{"owners from outside", true, testOwners},
 }
