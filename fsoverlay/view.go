@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/rootless-sbx/sbx/internal/archive"
+	"github.com/rootless-sbx/sbx/internal/inroot"
 	"golang.org/x/sys/unix"
 )
 
@@ -28,7 +29,8 @@ type View struct {
 type ViewSpec struct {
 	Driver string   `json:"driver"`
 	Lowers []string `json:"lowers"` // top first
-	// Upper is the writable directory; empty: nothing has been written yet.
+	// Upper is the writable directory. While it does not exist, and before its
+	// driver has filled it, nothing has been written.
 	Upper string `json:"upper,omitempty"`
 }
 
@@ -39,10 +41,17 @@ func OpenView(s ViewSpec) (*View, error) {
 		return nil, err
 	}
 	v := &View{before: before, now: before}
-	if s.Upper == "" {
+	upper, err := openStack([]string{s.Upper})
+	var names []string
+	if err == nil && s.Driver == DriverCopy {
+		if names, err = inroot.Names(upper.roots[0], "."); len(names) == 0 {
+			upper.close()
+			return v, err
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) {
 		return v, nil
 	}
-	upper, err := openStack([]string{s.Upper})
 	if err != nil {
 		before.close()
 		return nil, err

@@ -170,12 +170,9 @@ func isHex(s string) bool {
 
 // Tag gives the image src the name dst, taking it away from another.
 func (s *Store) Tag(ctx context.Context, src, dst string) error {
-	r, err := ParseReference(dst)
+	r, err := newName(dst)
 	if err != nil {
 		return err
-	}
-	if r.Digest != "" || r.IsDemo() {
-		return &Error{Kind: ErrReference, Subject: fmt.Sprintf("%q", dst), Msg: "a new name is a repository with a tag"}
 	}
 	return s.update(ctx, func(x *index) error {
 		rec, _, err := x.find(src)

@@ -149,12 +149,9 @@ func (s *Store) load(ctx context.Context, name string, src source, f *os.File, o
 		return nil, err
 	}
 	if o.Name != "" {
-		r, err := ParseReference(o.Name)
+		r, err := newName(o.Name)
 		if err != nil {
 			return nil, err
-		}
-		if r.Digest != "" || r.IsDemo() {
-			return nil, &Error{Kind: ErrReference, Subject: fmt.Sprintf("%q", o.Name), Msg: "a new name is a repository with a tag"}
 		}
 		l.opts.Name = r.String()
 	}

@@ -165,3 +165,12 @@ func (r Reference) remote(insecure bool) (name.Reference, error) {
 	}
 	return ref, nil
 }
+
+// newName reads the name for an image that is made here.
+func newName(name string) (Reference, error) {
+	r, err := ParseReference(name)
+	if err == nil && (r.Digest != "" || r.IsDemo()) {
+		err = &Error{Kind: ErrReference, Subject: fmt.Sprintf("%q", name), Msg: "a new name is a repository with a tag"}
+	}
+	return r, err
+}

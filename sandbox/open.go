@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/rootless-sbx/sbx/fsoverlay"
+	"github.com/rootless-sbx/sbx/image"
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
 	"github.com/rootless-sbx/sbx/sandbox/internal/events"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
@@ -214,16 +215,8 @@ func (s *Sandbox) prepareAgain(ctx context.Context) error {
 	}
 	switch {
 	case s.rec.ImageID != "":
-		store, err := s.e.Images()
-		if err != nil {
+		if s.lease, err = s.acquire(ctx, s.mapping); err != nil {
 			return err
-		}
-		img, err := store.Get(ctx, s.rec.ImageID)
-		if err != nil {
-			return fmt.Errorf("the sandbox's image: %w", err)
-		}
-		if s.lease, err = store.Acquire(ctx, img, s.mapping.Key()); err != nil {
-			return fmt.Errorf("unpack %s: %w", s.rec.Image, err)
 		}
 		s.lowers = s.lease.Layers
 	default:
@@ -244,6 +237,23 @@ func (s *Sandbox) prepareAgain(ctx context.Context) error {
 	}
 	s.stdio, err = newStdio(s.cfg.streams(), s.cfg.TTY, true)
 	return err
+}
+
+// acquire takes the layers of the sandbox's image.
+func (s *Sandbox) acquire(ctx context.Context, m *userns.Mapping) (*image.Lease, error) {
+	store, err := s.e.Images()
+	if err != nil {
+		return nil, err
+	}
+	img, err := store.Get(ctx, s.rec.ImageID)
+	if err != nil {
+		return nil, fmt.Errorf("the sandbox's image: %w", err)
+	}
+	lease, err := store.Acquire(ctx, img, m.Key())
+	if err != nil {
+		return nil, fmt.Errorf("unpack %s: %w", s.rec.Image, err)
+	}
+	return lease, nil
 }
 
 // RemoveOptions say what may go.

@@ -188,6 +188,8 @@ func work(ctx context.Context, m *wire.Message) (any, error) {
 			return nil, err
 		}
 		return fsoverlay.Probe(ctx, req.Path), nil
+	case proto.MsgTree:
+		return writeTree(ctx, m)
 	}
 	return nil, fmt.Errorf("unknown request %q", m.Type)
 }

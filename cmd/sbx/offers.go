@@ -24,7 +24,7 @@ var flagValues = map[string][]string{
 }
 
 // pathFlags take a file or directory, for which the shell's own completion is best.
-var pathFlags = []string{"cidfile", "env-file", "label-file", "input", "volume", "mount"}
+var pathFlags = []string{"cidfile", "env-file", "label-file", "input", "output", "volume", "mount"}
 
 // flagOffers are the values of a flag.
 func flagOffers(f *pflag.Flag) offers {

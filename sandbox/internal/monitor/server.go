@@ -160,6 +160,8 @@ func (s *session) handle(ctx context.Context, req *wire.Message) error {
 		return s.attach(ctx, req)
 	case proto.MsgExec:
 		return s.exec(ctx, req)
+	case proto.MsgHold:
+		return s.hold(ctx, req)
 	case proto.MsgNetNS:
 		return s.netns(req)
 	}

@@ -19,6 +19,8 @@
 //	anybody   monitor   exec          Exec           stdin stdout       Executed; pty with a terminal;
 //	                                                 stderr             exited follows
 //	anybody   monitor   netns                                           NetNS; netns userns
+//	anybody   monitor   hold                                            empty; pid 1 and all stand still
+//	                                                                    until the connection ends
 //	monitor   joined    join          Join           pid1               empty; pty with a terminal
 //	monitor   joined    exec          workload.Spec                     the end of the connection, or an error
 //	monitor   init      net           Net                               Link; link netns
@@ -30,6 +32,7 @@
 //	caller    worker    remove-tree   Path                              empty
 //	caller    worker    remove-box    Path                              empty
 //	caller    worker    probe         Path                              []fsoverlay.ProbeResult
+//	caller    worker    tree          Tree           out                archive.Stats, when all is written
 //
 // Anybody is the caller, or who connects to the monitor's socket (BoxSocket); an
 // exec takes a connection of its own.
@@ -73,6 +76,8 @@ const (
 	MsgRemoveTree = "remove-tree"
 	MsgRemoveBox  = "remove-box"
 	MsgProbe      = "probe"
+	MsgTree       = "tree"
+	MsgHold       = "hold"
 )
 
 // Codes of errors that a caller tells apart.
@@ -331,6 +336,20 @@ type Rooted struct {
 type Path struct {
 	Path string `json:"path"`
 }
+
+// Tree asks for the files of a sandbox's root, as they are on the disk.
+type Tree struct {
+	What string             `json:"what"` // one of those below
+	View fsoverlay.ViewSpec `json:"view"`
+}
+
+// What a worker writes: a tar stream of the whole root, one of the changes as a layer,
+// or the changes themselves, each one a byte for its kind, its path and a NUL.
+const (
+	TreeAll     = "all"
+	TreeLayer   = "layer"
+	TreeChanges = "changes"
+)
 
 // Unpack is a layer for a worker; the blob comes as a descriptor.
 type Unpack struct {
