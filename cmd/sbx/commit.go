@@ -19,10 +19,10 @@ func commitCommand(g *globals) *command {
 	)
 	c := &command{
 		Use: "commit [OPTIONS] SANDBOX [NAME[:TAG]]", Short: "Make an image of a sandbox", Args: wantArgs(1, 2),
-		Long: "The image has the sandbox's configuration and a new layer with what has changed in\n" +
-			"its files; what is in volumes is left out. --change takes the instructions CMD,\n" +
-			"ENTRYPOINT, ENV, EXPOSE, HEALTHCHECK, LABEL, ONBUILD, STOPSIGNAL, USER, VOLUME and\n" +
-			"WORKDIR.",
+		Long: "The image has the sandbox's configuration and a new layer with what has changed\n" +
+			"in its files; what is in volumes is left out. --change takes the instructions\n" +
+			"CMD, ENTRYPOINT, ENV, EXPOSE, HEALTHCHECK, LABEL, ONBUILD, STOPSIGNAL, USER,\n" +
+			"VOLUME and WORKDIR.",
 		Example:  "  sbx commit web web:patched\n  sbx commit -m 'with vim' -c 'CMD [\"bash\"]' -c 'ENV EDITOR=vim' box tools",
 		Complete: completeBoxes(1, nil),
 		RunE: withBox(g, func(ctx context.Context, c *command, s *sandbox.Sandbox, args []string) error {
