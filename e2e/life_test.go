@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/rootless-sbx/sbx/e2e/harness"
 	"github.com/rootless-sbx/sbx/e2e/probe"
 )
@@ -294,36 +292,6 @@ func TestKillMonitorDetached(t *testing.T) {
 		}
 		if got := e.Must("run", "--rm", "--name", "victim", harness.BB, "echo", "free"); got != "free\n" {
 			t.Errorf("%q", got)
-		}
-	}
-}
-
-// TestKillAnywhere kills what belongs to a sandbox at many moments of its life.
-func TestKillAnywhere(t *testing.T) {
-	e := harness.New(t, harness.BB)
-	for i := range 24 {
-		name := fmt.Sprintf("any%d", i)
-		p := e.Start("run", "-d", "--name", name, harness.BB, "sleep", "1000")
-		time.Sleep(time.Duration(i) * 2 * time.Millisecond)
-		switch i % 3 {
-		case 0:
-			p.Signal(unix.SIGKILL)
-		case 1:
-			for _, pid := range e.Role("sbx-monitor") {
-				_ = unix.Kill(pid, unix.SIGKILL) // it may have ended
-			}
-		case 2:
-			for _, pid := range e.Role("sbx-init") {
-				_ = unix.Kill(pid, unix.SIGKILL)
-			}
-		}
-		p.Wait(20 * time.Second)
-		if r := e.Run("ps", "-a", "--filter", "name="+name, "--format", "{{.State}}"); r.Code != 0 || !slices.Contains([]string{"", "running\n", "exited\n", "created\n"}, r.Stdout) {
-			t.Errorf("moment %d: %v", i, r)
-		}
-		e.Must("rm", "-f", name)
-		if got := e.Must("run", "--rm", "--name", name, harness.BB, "echo", "free"); got != "free\n" {
-			t.Errorf("moment %d: %q", i, got)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"slices"
 	"time"
@@ -75,11 +76,13 @@ func (s *Sandbox) prepare(ctx context.Context) error {
 	return err
 }
 
-// undoTime is how long a start that was given up may take to let go of its name.
+// undoTime is how long a sandbox that is removed, or whose start was given up, may take
+// to let go of its name.
 const undoTime = 2 * time.Second
 
 // claim makes the directory and takes the name. A name that only a killed sandbox
-// has is taken from it; one that is just being started, or given up, is waited for.
+// has is taken from it; one that is just being started, given up or removed is waited
+// for.
 func (s *Sandbox) claim(ctx context.Context) error {
 	for end := time.Now().Add(undoTime); ; {
 		holder := ""
@@ -102,6 +105,9 @@ func (s *Sandbox) claim(ctx context.Context) error {
 			return err
 		}
 		swept, serr := s.e.sweepOne(ctx, holder)
+		if _, nerr := boxdir.Name(s.e.containers(), holder); errors.Is(nerr, fs.ErrNotExist) {
+			continue // it is free now
+		}
 		if serr != nil || !swept && (!record.Starting(filepath.Join(s.e.containers(), holder)) || time.Now().After(end)) {
 			return errors.Join(err, serr)
 		}

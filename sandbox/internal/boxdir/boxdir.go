@@ -194,6 +194,10 @@ func Remove(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
+	// Its name is free from now on, however long the rest takes.
+	if err := os.Remove(filepath.Join(path, nameName)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	var errs []error
 	for _, e := range entries {
 		if e.Name() != lockName {

@@ -270,6 +270,8 @@ func (m *monitor) remove() {
 		m.note("remove volume "+v, vols.Remove(context.Background(), v))
 	}
 	gone := m.newEvent(events.Destroy)
+	// What is half removed is a killed create's.
+	m.note("forget the sandbox's state", record.Forget(m.spec.Dir))
 	m.note("remove "+m.spec.Dir, boxdir.Remove(context.Background(), m.spec.Dir))
 	m.journal.Add(gone)
 	m.marks.Add("directory removed")

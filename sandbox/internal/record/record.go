@@ -136,7 +136,7 @@ func Exists(dir string) bool {
 }
 
 // Starting says whether the directory is that of a sandbox that is being started for
-// the first time, or whose start is being undone.
+// the first time, whose start is being undone, or that is being removed.
 func Starting(dir string) bool {
 	_, err := os.Lstat(filepath.Join(dir, configName))
 	return err == nil && !Exists(dir)
