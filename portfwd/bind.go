@@ -28,22 +28,38 @@ const (
 
 // bindAll binds every address of a spec, all with the same port. A family that
 // this host's kernel does not have is left out of a wildcard.
-func (m *manager) bindAll(ctx context.Context, spec port.Spec, hostIP netip.Addr) ([]boundSocket, error) {
+func (m *manager) bindAll(ctx context.Context, spec Spec, hostIP netip.Addr) ([]boundSocket, error) {
 	addrs := families(spec.Proto, hostIP)
+	next := spec.Spec
 	for try := 0; ; try++ {
-		socks, err := m.bindOnce(ctx, spec, addrs)
+		var socks []boundSocket
+		at, err := netip.AddrPortFrom(addrs[0], uint16(next.ParentPort)), error(syscall.EADDRINUSE)
+		if _, own := m.clash(Spec{Spec: next}); !own {
+			socks, at, err = m.bindOnce(ctx, next, addrs)
+		}
 		if err == nil {
 			return socks, nil
 		}
-		// A random port that IPv4 gave may be taken for IPv6: take another.
-		if spec.ParentPort == 0 && errors.Is(err, syscall.EADDRINUSE) && try < randomTries && ctx.Err() == nil {
-			continue
+		if errors.Is(err, syscall.EADDRINUSE) && ctx.Err() == nil {
+			// A random port that IPv4 gave may be taken for IPv6: take another.
+			if spec.ParentPort == 0 && try < randomTries {
+				continue
+			}
+			if next.ParentPort < spec.ParentEnd {
+				next.ParentPort++
+				continue
+			}
+			if spec.ParentEnd != 0 {
+				at = netip.AddrPortFrom(at.Addr(), uint16(spec.ParentPort))
+				return nil, &ErrPortInUse{Proto: transport(spec.Proto), Addr: at, Last: uint16(spec.ParentEnd)}
+			}
 		}
-		return nil, err
+		return nil, m.explain(transport(spec.Proto), at, err)
 	}
 }
 
-func (m *manager) bindOnce(ctx context.Context, spec port.Spec, addrs []netip.Addr) (socks []boundSocket, err error) {
+// bindOnce also says where it failed.
+func (m *manager) bindOnce(ctx context.Context, spec port.Spec, addrs []netip.Addr) (socks []boundSocket, at netip.AddrPort, err error) {
 	defer func() {
 		if err != nil {
 			for _, s := range socks {
@@ -62,15 +78,15 @@ func (m *manager) bindOnce(ctx context.Context, spec port.Spec, addrs []netip.Ad
 				missing = err
 				continue
 			}
-			return socks, m.explain(transport(spec.Proto), ap, err)
+			return socks, ap, err
 		}
 		socks = append(socks, s)
 		num = s.localPort()
 	}
 	if len(socks) == 0 {
-		return nil, fmt.Errorf("publish %s: %w", describe(spec), missing)
+		return nil, netip.AddrPortFrom(addrs[0], num), missing
 	}
-	return socks, nil
+	return socks, netip.AddrPort{}, nil
 }
 
 func (m *manager) bindOne(ctx context.Context, spec port.Spec, ap netip.AddrPort) (boundSocket, error) {

@@ -159,6 +159,32 @@ func TestNoSuchAddress(t *testing.T) {
 	})
 }
 
+// Of several host ports the first is taken that is free for all addresses.
+func TestChoice(t *testing.T) {
+	forEach(t, func(t *testing.T, s *suite) {
+		ctx := context.Background()
+		s.publish(t, port.Spec{Proto: "tcp", ParentIP: "::1", ParentPort: 24500, ChildPort: 80})
+		choice := Spec{port.Spec{Proto: "tcp", ParentPort: 24500, ChildPort: 80}, 24502}
+		for _, want := range []int{24501, 24502} {
+			st, err := s.m.Publish(ctx, choice)
+			if err != nil || st.Spec.ParentPort != want {
+				t.Fatalf("want port %d: %+v, %v", want, st, err)
+			}
+		}
+		_, err := s.m.Publish(ctx, choice)
+		var used *ErrPortInUse
+		if !errors.As(err, &used) || used.Last != 24502 || !strings.Contains(err.Error(), "24500-24502/tcp: all of these") {
+			t.Errorf("%v", err)
+		}
+		for _, bad := range []Spec{{port.Spec{Proto: "tcp", ChildPort: 80}, 80}, {port.Spec{Proto: "tcp", ParentPort: 81, ChildPort: 80}, 80}, {port.Spec{Proto: "tcp", ParentPort: 81, ChildPort: 80}, 65536}} {
+			var e *SpecError
+			if _, err := s.m.Publish(ctx, bad); !errors.As(err, &e) {
+				t.Errorf("%+v: %v", bad, err)
+			}
+		}
+	})
+}
+
 func TestAddListRemove(t *testing.T) {
 	forEach(t, func(t *testing.T, s *suite) {
 		ctx := context.Background()
@@ -167,8 +193,8 @@ func TestAddListRemove(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i, spec := range specs {
-			st := s.publish(t, spec)
-			if st.ID != i+1 || st.Spec.ParentPort == 0 || spec.ParentPort != 0 && st.Spec != spec {
+			st := s.publish(t, spec.Spec)
+			if st.ID != i+1 || st.Spec.ParentPort == 0 || spec.ParentPort != 0 && st.Spec != spec.Spec {
 				t.Errorf("%+v became %+v", spec, st)
 			}
 		}
@@ -194,7 +220,7 @@ func TestAddListRemove(t *testing.T) {
 		if err := s.m.Close(); err != nil {
 			t.Error(err)
 		}
-		if _, err := s.m.AddPort(ctx, specs[0]); !errors.Is(err, ErrClosed) {
+		if _, err := s.m.AddPort(ctx, specs[0].Spec); !errors.Is(err, ErrClosed) {
 			t.Error("after Close:", err)
 		}
 		if err := s.m.Close(); err != nil {

@@ -3,8 +3,6 @@ package portfwd
 import (
 	"net/netip"
 	"strings"
-
-	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
 )
 
 // families returns the addresses that a spec listens on: the given one, or the
@@ -46,8 +44,8 @@ func newClashes() clashes { return clashes{} }
 
 // add records a spec under a label; if it clashes with an earlier one, it
 // records nothing and returns that one's label.
-func (c clashes) add(s port.Spec, label string) (other string, ok bool) {
-	if s.ParentPort == 0 {
+func (c clashes) add(s Spec, label string) (other string, ok bool) {
+	if s.ParentPort == 0 || s.ParentEnd != 0 { // whichever is free
 		return "", true
 	}
 	var ip netip.Addr

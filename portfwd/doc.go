@@ -19,7 +19,8 @@
 //
 // A port without host address listens on 0.0.0.0 and [::], as with Docker, by
 // one socket each; a host without IPv6 gets the first only. A host address
-// listens there only. Host port 0 takes a port that is free for both families.
+// listens there only. Host port 0 takes a port that is free for both families, and
+// a range of host ports for one container port the first such one of it.
 //
 // The target is the guest's address on its link, never its loopback, of the
 // client's family; if that refuses, the other family is tried.
@@ -55,7 +56,6 @@
 // 64 KiB buffer per UDP port and client, flows idle for 90 s, no counters, and UDP
 // replies leave from the host's first address.
 //
-// A range of host ports for one container port (8000-8010:80) is refused: a
-// port.Spec has no place for it. IPv6 addresses with a zone cannot be published
+// IPv6 addresses with a zone cannot be published
 // on. SCTP is not forwarded.
 package portfwd

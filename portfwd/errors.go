@@ -27,6 +27,8 @@ type ErrPortInUse struct {
 	Proto string
 	// Addr is what could not be bound.
 	Addr netip.AddrPort
+	// Last is the last of several ports, of which all were in use; 0 for one.
+	Last uint16
 	// Owner says who holds it, in words; empty if it is not known.
 	Owner string
 	// OwnerPID is the holder's, 0 if it belongs to another user or has gone.
@@ -46,7 +48,10 @@ func (e *ErrPortInUse) ToWire() *wire.Error {
 	if e.Owner != "" {
 		w.Msg = "in use by " + e.Owner
 	}
-	if e.Free != 0 {
+	if e.Last != 0 {
+		w.Path = fmt.Sprintf("%s-%d/%s", e.Addr, e.Last, e.Proto)
+		w.Msg, w.Fix = "all of these ports are in use", "choose other host ports, or stop a listener"
+	} else if e.Free != 0 {
 		w.Fix = fmt.Sprintf("choose another host port, for example %d, or stop the other listener", e.Free)
 	} else {
 		w.Fix = "choose another host port, or stop the other listener"

@@ -123,6 +123,8 @@ type Manager interface {
 	// port's live connections: a port that is no longer published is closed to
 	// everybody.
 	port.Manager
+	// Publish is AddPort for a spec that may leave a choice of host ports.
+	Publish(ctx context.Context, spec Spec) (*port.Status, error)
 	// Stats returns the counters.
 	Stats() Stats
 	// Close removes all ports. It returns when nothing of the Manager runs any more.
@@ -203,6 +205,9 @@ type published struct {
 	wg     sync.WaitGroup // accept loops, connections, flows
 }
 
+// String is the port as the user would write it.
+func (p *published) String() string { return Spec{Spec: p.spec}.String() }
+
 // boundSocket is one bound address of a published port.
 type boundSocket interface {
 	localPort() uint16
@@ -212,6 +217,10 @@ type boundSocket interface {
 }
 
 func (m *manager) AddPort(ctx context.Context, spec port.Spec) (*port.Status, error) {
+	return m.Publish(ctx, Spec{Spec: spec})
+}
+
+func (m *manager) Publish(ctx context.Context, spec Spec) (*port.Status, error) {
 	hostIP, childIP, err := validate(spec)
 	if err != nil {
 		return nil, err
@@ -229,15 +238,15 @@ func (m *manager) AddPort(ctx context.Context, spec port.Spec) (*port.Status, er
 	}
 	if m.builtin != nil {
 		if err := m.builtin.ready(ctx); err != nil {
-			return nil, fmt.Errorf("publish %s: %w", describe(spec), err)
+			return nil, fmt.Errorf("publish %s: %w", spec, err)
 		}
 	}
 	socks, err := m.bindAll(ctx, spec, hostIP)
 	if err != nil {
 		return nil, err
 	}
-	spec.ParentPort = int(socks[0].localPort())
-	p := &published{m: m, spec: spec, childIP: childIP, socks: socks, dials: make(chan struct{}, m.lim.DialsPerPort)}
+	spec.ParentPort, spec.ParentEnd = int(socks[0].localPort()), 0
+	p := &published{m: m, spec: spec.Spec, childIP: childIP, socks: socks, dials: make(chan struct{}, m.lim.DialsPerPort)}
 	p.ctx, p.cancel = context.WithCancel(m.ctx)
 	m.mu.Lock()
 	if m.closed {
@@ -257,20 +266,17 @@ func (m *manager) AddPort(ctx context.Context, spec port.Spec) (*port.Status, er
 }
 
 // admit refuses what needs no system call to refuse.
-func (m *manager) admit(spec port.Spec, hostIP netip.Addr) error {
+func (m *manager) admit(spec Spec, hostIP netip.Addr) error {
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.closed {
+	closed, n := m.closed, len(m.ports)
+	m.mu.Unlock()
+	if closed {
 		return ErrClosed
 	}
-	if len(m.ports) >= m.lim.Ports {
-		return fmt.Errorf("publish %s: %w: the limit is %d", describe(spec), ErrTooManyPorts, m.lim.Ports)
+	if n >= m.lim.Ports {
+		return fmt.Errorf("publish %s: %w: the limit is %d", spec, ErrTooManyPorts, m.lim.Ports)
 	}
-	seen := newClashes()
-	for _, p := range m.ports {
-		seen.add(p.spec, describe(p.spec))
-	}
-	if other, ok := seen.add(spec, ""); !ok {
+	if other, own := m.clash(spec); own {
 		addr := netip.AddrPortFrom(families(spec.Proto, hostIP)[0], uint16(spec.ParentPort))
 		return &ErrPortInUse{Proto: transport(spec.Proto), Addr: addr, Owner: "this sandbox, published as " + other,
 			OwnerPID: os.Getpid(), Free: m.freePort(transport(spec.Proto), addr)}
@@ -278,13 +284,25 @@ func (m *manager) admit(spec port.Spec, hostIP netip.Addr) error {
 	return nil
 }
 
+// clash says which of our own ports has the spec's host port, if one has.
+func (m *manager) clash(spec Spec) (other string, found bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	seen := newClashes()
+	for _, p := range m.ports {
+		seen.add(Spec{Spec: p.spec}, p.String())
+	}
+	other, ok := seen.add(spec, "")
+	return other, !ok
+}
+
 // checkChild refuses a container address that the driver cannot reach.
-func (m *manager) checkChild(spec port.Spec, ip netip.Addr) error {
+func (m *manager) checkChild(spec Spec, ip netip.Addr) error {
 	g := m.cfg.Guest
 	if !ip.IsValid() || m.cfg.Driver != DriverStack || ip == g.Addr4() || ip == g.Addr6() {
 		return nil
 	}
-	return &SpecError{Spec: describe(spec), Why: fmt.Sprintf("driver stack cannot reach container address %s", ip),
+	return &SpecError{Spec: spec.String(), Why: fmt.Sprintf("driver stack cannot reach container address %s", ip),
 		Fix: "leave the container address out, or use driver direct"}
 }
 

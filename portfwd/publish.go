@@ -13,6 +13,14 @@ import (
 // costs up to two listening sockets and two goroutines.
 const MaxSpecs = 4096
 
+// Spec is a port to publish.
+type Spec struct {
+	port.Spec
+	// ParentEnd, if it is not 0, is the last of several host ports, from ParentPort on,
+	// of which the first free one is taken.
+	ParentEnd int `json:"parentEnd,omitempty"`
+}
+
 // SpecError is a publish or expose spec that cannot be used.
 type SpecError struct {
 	// Spec is what the user wrote.
@@ -38,13 +46,14 @@ func (e *SpecError) Error() string {
 // and expands ranges. proto is tcp (the default) or udp, in any case, or one of
 // tcp4, tcp6, udp4, udp6 to listen on one family only. An IPv6 address stands in
 // brackets. A spec without host port, or with port 0, gets ParentPort 0: any
-// free port, chosen by AddPort. A spec without ip gets ParentIP "": all
-// addresses of the host, IPv4 and IPv6, as Docker does.
+// free port, chosen by AddPort. Several host ports for one container port stand for
+// the first of them that is free. A spec without ip gets ParentIP "": all addresses
+// of the host, IPv4 and IPv6, as Docker does.
 //
 // Specs that would meet on the same host port are refused here, before anything
 // is started.
-func ParsePublish(specs []string) ([]port.Spec, error) {
-	var out []port.Spec
+func ParsePublish(specs []string) ([]Spec, error) {
+	var out []Spec
 	seen := newClashes()
 	for _, raw := range specs {
 		got, err := parseOne(raw)
@@ -70,9 +79,9 @@ func ParsePublish(specs []string) ([]port.Spec, error) {
 // ParseExpose reads --expose and an image's ExposedPorts: containerPort[-end][/proto].
 // The result has no host side; ParentPort 0 makes it "publish on any free port",
 // which is what --publish-all does with it. Duplicates are merged.
-func ParseExpose(specs []string) ([]port.Spec, error) {
-	var out []port.Spec
-	seen := map[port.Spec]bool{}
+func ParseExpose(specs []string) ([]Spec, error) {
+	var out []Spec
+	seen := map[Spec]bool{}
 	for _, raw := range specs {
 		if strings.Contains(raw, ":") {
 			return nil, &SpecError{Spec: raw, Why: "an exposed port has no host side", Fix: "use --publish for that, or write 80 or 80/udp"}
@@ -94,8 +103,8 @@ func ParseExpose(specs []string) ([]port.Spec, error) {
 	return out, nil
 }
 
-func parseOne(raw string) ([]port.Spec, error) {
-	fail := func(fix, format string, args ...any) ([]port.Spec, error) {
+func parseOne(raw string) ([]Spec, error) {
+	fail := func(fix, format string, args ...any) ([]Spec, error) {
 		return nil, &SpecError{Spec: raw, Why: fmt.Sprintf(format, args...), Fix: fix}
 	}
 	rest, proto, found := strings.Cut(raw, "/")
@@ -145,7 +154,7 @@ func parseOne(raw string) ([]port.Spec, error) {
 		return fail("ports go from 1 to 65535", "container port 0")
 	}
 	n := c1 - c0 + 1
-	h0 := 0
+	h0, last := 0, 0
 	if hostPorts != "" {
 		var h1 int
 		if h0, h1, err = parseRange(hostPorts); err != nil {
@@ -157,7 +166,7 @@ func parseOne(raw string) ([]port.Spec, error) {
 		case h0 == 0 && n > 1:
 			h0 = 0 // "0:80-81": any free port for each, as with "80-81"
 		case h1-h0+1 != n && n == 1:
-			return fail("give one host port, or none for any free port", "%d host ports for one container port", h1-h0+1)
+			last = h1
 		case h1-h0+1 != n:
 			return fail("make both ranges equally long", "%d host ports for %d container ports", h1-h0+1, n)
 		}
@@ -165,9 +174,9 @@ func parseOne(raw string) ([]port.Spec, error) {
 	if n > MaxSpecs {
 		return fail("publish a smaller range", "a range of %d ports, the limit is %d", n, MaxSpecs)
 	}
-	out := make([]port.Spec, n)
+	out := make([]Spec, n)
 	for i := range out {
-		out[i] = port.Spec{Proto: proto, ParentIP: ip, ChildPort: c0 + i}
+		out[i] = Spec{Spec: port.Spec{Proto: proto, ParentIP: ip, ChildPort: c0 + i}, ParentEnd: last}
 		if h0 > 0 {
 			out[i].ParentPort = h0 + i
 		}
@@ -232,15 +241,18 @@ func validProto(p string) bool {
 func transport(proto string) string { return proto[:3] }
 
 // validate checks a spec that did not come from ParsePublish.
-func validate(s port.Spec) (hostIP, childIP netip.Addr, err error) {
+func validate(s Spec) (hostIP, childIP netip.Addr, err error) {
 	bad := func(format string, args ...any) (netip.Addr, netip.Addr, error) {
-		return netip.Addr{}, netip.Addr{}, &SpecError{Spec: describe(s), Why: fmt.Sprintf(format, args...)}
+		return netip.Addr{}, netip.Addr{}, &SpecError{Spec: s.String(), Why: fmt.Sprintf(format, args...)}
 	}
 	if !validProto(s.Proto) {
 		return bad("unknown protocol %q", s.Proto)
 	}
 	if s.ParentPort < 0 || s.ParentPort > 65535 {
 		return bad("host port %d is not between 0 and 65535", s.ParentPort)
+	}
+	if s.ParentEnd != 0 && (s.ParentPort == 0 || s.ParentEnd < s.ParentPort || s.ParentEnd > 65535) {
+		return bad("host ports %d-%d are no range", s.ParentPort, s.ParentEnd)
 	}
 	if s.ChildPort < 1 || s.ChildPort > 65535 {
 		return bad("container port %d is not between 1 and 65535", s.ChildPort)
@@ -267,8 +279,8 @@ func validate(s port.Spec) (hostIP, childIP netip.Addr, err error) {
 	return hostIP, childIP, nil
 }
 
-// describe renders a spec as the user would write it.
-func describe(s port.Spec) string {
+// String is the spec as the user would write it.
+func (s Spec) String() string {
 	out := ""
 	if s.ParentIP != "" {
 		out = s.ParentIP + ":"
@@ -276,7 +288,9 @@ func describe(s port.Spec) string {
 			out = "[" + s.ParentIP + "]:"
 		}
 	}
-	if s.ParentPort != 0 || out != "" {
+	if s.ParentEnd != 0 {
+		out += fmt.Sprintf("%d-%d:", s.ParentPort, s.ParentEnd)
+	} else if s.ParentPort != 0 || out != "" {
 		out += fmt.Sprintf("%d:", s.ParentPort)
 	}
 	return fmt.Sprintf("%s%d/%s", out, s.ChildPort, s.Proto)

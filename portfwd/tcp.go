@@ -54,7 +54,7 @@ func (s *tcpSocket) acceptAll(p *published) {
 			if errors.Is(err, syscall.ECONNABORTED) {
 				continue
 			}
-			p.m.cfg.Logger.Warn("accept on a published port", "port", describe(p.spec), "err", err, "retry_in", wait)
+			p.m.cfg.Logger.Warn("accept on a published port", "port", p.String(), "err", err, "retry_in", wait)
 			select {
 			case <-time.After(wait):
 			case <-p.ctx.Done():
@@ -218,7 +218,7 @@ func (p *published) failed(client netip.AddrPort, err error) {
 		p.m.count.dialErrors.Add(1)
 	}
 	p.m.cfg.Logger.LogAttrs(context.Background(), slog.LevelDebug, "published port: connection failed",
-		slog.String("port", describe(p.spec)), slog.Any("client", client), slog.Any("err", err))
+		slog.String("port", p.String()), slog.Any("client", client), slog.Any("err", err))
 }
 
 // loopbackCongestion is the congestion control for clients on the loopback, empty

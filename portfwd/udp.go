@@ -237,7 +237,7 @@ func (f *flow) run() {
 	p.m.count.flows.Add(-1)
 	if err != nil && p.ctx.Err() == nil {
 		p.m.cfg.Logger.LogAttrs(p.ctx, slog.LevelDebug, "published port: UDP flow failed",
-			slog.String("port", describe(p.spec)), slog.Any("client", f.key.client), slog.Any("err", err))
+			slog.String("port", p.String()), slog.Any("client", f.key.client), slog.Any("err", err))
 	}
 }
 
