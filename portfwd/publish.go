@@ -66,14 +66,32 @@ func ParsePublish(specs []string) ([]Spec, error) {
 		}
 		for _, s := range got {
 			if other, ok := seen.add(s, raw); !ok {
-				return nil, &SpecError{Spec: raw,
-					Why: fmt.Sprintf("host port %d/%s is already taken by %q", s.ParentPort, transport(s.Proto), other),
-					Fix: "give each its own host port or host address"}
+				return nil, meets(s, raw, other)
 			}
 			out = append(out, s)
 		}
 	}
 	return out, nil
+}
+
+// Check refuses specs that would meet on the same host port, and too many.
+func Check(specs []Spec) error {
+	if len(specs) > MaxSpecs {
+		return fmt.Errorf("%w: %d, limit %d", ErrTooManyPorts, len(specs), MaxSpecs)
+	}
+	seen := newClashes()
+	for _, s := range specs {
+		if other, ok := seen.add(s, s.String()); !ok {
+			return meets(s, s.String(), other)
+		}
+	}
+	return nil
+}
+
+func meets(s Spec, raw, other string) error {
+	return &SpecError{Spec: raw,
+		Why: fmt.Sprintf("host port %d/%s is already taken by %q", s.ParentPort, transport(s.Proto), other),
+		Fix: "give each its own host port or host address"}
 }
 
 // ParseExpose reads --expose and an image's ExposedPorts: containerPort[-end][/proto].

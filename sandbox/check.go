@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/image"
 	"github.com/rootless-sbx/sbx/portfwd"
@@ -218,12 +217,14 @@ func checkNetwork(c *Config) error {
 	return nil
 }
 
-func checkPort(p port.Spec) error {
+func checkPort(p portfwd.Spec) error {
 	switch proto, _ := strings.CutSuffix(strings.TrimRight(p.Proto, "46"), "/"); {
 	case proto != "tcp" && proto != "udp":
 		return fmt.Errorf("%q is not tcp or udp", p.Proto)
 	case p.ChildPort < 1 || p.ChildPort > 65535:
 		return fmt.Errorf("%d is not a port of the sandbox", p.ChildPort)
+	case p.ParentEnd != 0 && (p.ParentPort == 0 || p.ParentEnd < p.ParentPort || p.ParentEnd > 65535):
+		return fmt.Errorf("%d-%d is no range of ports of the host", p.ParentPort, p.ParentEnd)
 	case p.ParentPort < 0 || p.ParentPort > 65535:
 		return fmt.Errorf("%d is not a port of the host", p.ParentPort)
 	}

@@ -5,10 +5,10 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
-	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
 	"github.com/rootless-sbx/sbx/cgroup"
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/image"
+	"github.com/rootless-sbx/sbx/portfwd"
 	"github.com/rootless-sbx/sbx/userns"
 )
 
@@ -110,7 +110,7 @@ type Config struct {
 	// as host.sbx.internal.
 	HostAccess []uint16
 	// Publish are the published ports, see portfwd.ParsePublish.
-	Publish []port.Spec
+	Publish []portfwd.Spec
 	// PublishAll publishes the ports that the image exposes and those in Expose
 	// on random host ports.
 	PublishAll bool

@@ -17,6 +17,7 @@ import (
 	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/image"
+	"github.com/rootless-sbx/sbx/portfwd"
 	"github.com/rootless-sbx/sbx/sandbox"
 )
 
@@ -45,7 +46,7 @@ func TestBadConfig(t *testing.T) {
 		"dns":               {func(c *sandbox.Config) { c.DNS = []string{"example.org"} }},
 		"host":              {func(c *sandbox.Config) { c.AddHost = []string{"x"} }, func(c *sandbox.Config) { c.AddHost = []string{"x:host-gateway"} }},
 		"host access":       {func(c *sandbox.Config) { c.HostAccess = []uint16{0} }},
-		"published port":    {func(c *sandbox.Config) { c.Publish = []port.Spec{{Proto: "sctp", ChildPort: 1}} }, func(c *sandbox.Config) { c.Publish = []port.Spec{{Proto: "tcp", ChildPort: 70000}} }},
+		"published port":    {func(c *sandbox.Config) { c.Publish = []portfwd.Spec{{Spec: port.Spec{Proto: "sctp", ChildPort: 1}}} }, func(c *sandbox.Config) { c.Publish = []portfwd.Spec{{Spec: port.Spec{Proto: "tcp", ChildPort: 70000}}} }},
 		"exposed port":      {func(c *sandbox.Config) { c.Expose = []string{"x"} }},
 		"sysctl":            {func(c *sandbox.Config) { c.Sysctls = map[string]string{"vm.swappiness": "1"} }},
 		"security option":   {func(c *sandbox.Config) { c.SecurityOpt = []string{"apparmor=x"} }, func(c *sandbox.Config) { c.SecurityOpt = []string{"nothing"} }},

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"path/filepath"
 	"slices"
@@ -12,9 +13,9 @@ import (
 	"time"
 
 	"github.com/docker/go-units"
-	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
 	"github.com/rootless-sbx/sbx/cgroup"
 	"github.com/rootless-sbx/sbx/fsoverlay"
+	"github.com/rootless-sbx/sbx/portfwd"
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/sandbox/internal/record"
@@ -136,7 +137,10 @@ type InspectConfig struct {
 }
 
 // PortBinding is one host port.
-type PortBinding struct{ HostIP, HostPort string }
+type PortBinding struct {
+	HostIP   string `json:"HostIp"`
+	HostPort string
+}
 
 // InspectNetwork is how it is connected.
 type InspectNetwork struct {
@@ -276,7 +280,7 @@ func inspectHost(rec *record.Config) InspectHost {
 	n, life := &start.Network, &start.Life
 	h := InspectHost{
 		Limits:      rec.Resources,
-		NetworkMode: n.Mode, AutoRemove: !life.Keep, PortBindings: bindings(n.Ports),
+		NetworkMode: n.Mode, AutoRemove: !life.Keep, PortBindings: wantedBindings(n.Ports),
 		RestartPolicy: InspectRestart{life.Restart.Name, life.Restart.Max},
 		CapAdd:        start.Process.CapAdd, CapDrop: start.Process.CapDrop, DNS: n.DNS, DNSOptions: n.DNSOptions, DNSSearch: n.DNSSearch,
 		ExtraHosts: n.AddHost, GroupAdd: start.Process.ExtraGroups, IpcMode: "private", ReadonlyRootfs: start.ReadOnly,
@@ -372,11 +376,11 @@ func inspectNetwork(name string, rec *record.Config, st *record.State) InspectNe
 		for _, p := range rec.Exposed {
 			n.Ports[p] = nil
 		}
-		var specs []port.Spec
+		var specs []portfwd.Spec
 		for _, p := range st.Ports {
-			specs = append(specs, p.Spec)
+			specs = append(specs, portfwd.Spec{Spec: p.Spec})
 		}
-		for k, v := range bindings(specs) {
+		for k, v := range Bindings(specs...) {
 			n.Ports[k] = v
 		}
 	}
@@ -391,11 +395,11 @@ func inspectNetwork(name string, rec *record.Config, st *record.State) InspectNe
 	return n
 }
 
-// bindings are published ports by the sandbox's port.
-func bindings(specs []port.Spec) map[string][]PortBinding {
+// Bindings are published ports by the sandbox's port.
+func Bindings(specs ...portfwd.Spec) map[string][]PortBinding {
 	out := map[string][]PortBinding{}
 	for _, p := range specs {
-		key := strconv.Itoa(p.ChildPort) + "/" + strings.TrimRight(p.Proto, "46")
+		key := portKey(p)
 		hosts := []string{p.ParentIP}
 		if p.ParentIP == "" {
 			hosts = []string{"0.0.0.0", "::"}
@@ -405,4 +409,26 @@ func bindings(specs []port.Spec) map[string][]PortBinding {
 		}
 	}
 	return out
+}
+
+// wantedBindings are the same as they were asked for: what was left open is empty.
+func wantedBindings(specs []portfwd.Spec) map[string][]PortBinding {
+	out := map[string][]PortBinding{}
+	for _, p := range specs {
+		host := ""
+		switch {
+		case p.ParentEnd != 0:
+			host = fmt.Sprintf("%d-%d", p.ParentPort, p.ParentEnd)
+		case p.ParentPort != 0:
+			host = strconv.Itoa(p.ParentPort)
+		}
+		key := portKey(p)
+		out[key] = append(out[key], PortBinding{p.ParentIP, host})
+	}
+	return out
+}
+
+// portKey is Docker's name of a port of the sandbox.
+func portKey(p portfwd.Spec) string {
+	return strconv.Itoa(p.ChildPort) + "/" + strings.TrimRight(p.Proto, "46")
 }

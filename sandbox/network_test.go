@@ -9,12 +9,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
 	"github.com/rootless-sbx/sbx/portfwd"
 	"github.com/rootless-sbx/sbx/sandbox"
 )
 
-func ports(t testing.TB, specs ...string) []port.Spec {
+func ports(t testing.TB, specs ...string) []portfwd.Spec {
 	t.Helper()
 	p, err := portfwd.ParsePublish(specs)
 	if err != nil {

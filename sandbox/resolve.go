@@ -10,7 +10,6 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/portfwd"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
@@ -148,16 +147,16 @@ func (s *Sandbox) hostname() string {
 }
 
 // ports are the published ones and, with PublishAll, those that are exposed.
-func (s *Sandbox) ports(exposed []string) ([]port.Spec, error) {
+func (s *Sandbox) ports(exposed []string) ([]portfwd.Spec, error) {
 	c := &s.cfg
-	specs := append([]port.Spec(nil), c.Publish...)
+	specs := append([]portfwd.Spec(nil), c.Publish...)
 	if c.PublishAll {
 		more, err := portfwd.ParseExpose(exposed)
 		if err != nil {
 			return nil, &ConfigError{Field: "exposed port", Err: err}
 		}
 		have := map[string]bool{}
-		key := func(p port.Spec) string { return p.Proto + strconv.Itoa(p.ChildPort) }
+		key := func(p portfwd.Spec) string { return p.Proto + strconv.Itoa(p.ChildPort) }
 		for _, p := range specs {
 			have[key(p)] = true
 		}

@@ -11,8 +11,8 @@ import (
 	"strconv"
 	"sync"
 
-	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
 	"github.com/rootless-sbx/sbx/fsoverlay"
+	"github.com/rootless-sbx/sbx/portfwd"
 	"github.com/rootless-sbx/sbx/sandbox"
 )
 
@@ -21,7 +21,7 @@ type callerConfig struct {
 	RootFS, Name, PortDriver string
 	Networks                 []sandbox.Attachment
 	Cmd                      []string
-	Publish                  []port.Spec
+	Publish                  []portfwd.Spec
 	Mounts                   []fsoverlay.Mount
 }
 

@@ -27,7 +27,9 @@ type command struct {
 	OptionsFirst         bool       // flags end at the first argument
 	Args                 argsCheck  // nil takes any
 	Complete             completion // nil offers nothing
-	RunE                 func(c *command, args []string) error
+	// RunE of a group runs for arguments that name none of its commands; nil refuses
+	// them.
+	RunE func(c *command, args []string) error
 	// Define adds flags when they are first asked for, which for most commands of a
 	// process is never.
 	Define func(c *command)
@@ -189,7 +191,7 @@ func (c *command) usageError(ctx *cli.Context, err error, _ bool) error {
 func (c *command) run(ctx *cli.Context) error {
 	c.ctx = ctx
 	args := ctx.Args().Slice()
-	if len(c.commands) > 0 {
+	if len(c.commands) > 0 && (c.RunE == nil || len(args) == 0) {
 		return runGroup(c, args)
 	}
 	if !c.Raw {

@@ -88,8 +88,11 @@ func complete(asking *command, words []string, current string) offers {
 	for len(at.commands) > 0 && len(words) > 0 {
 		if !strings.HasPrefix(words[0], "-") { // flags of groups are switches
 			next := at.find(words[0])
-			if next == nil {
+			if next == nil && at.RunE == nil {
 				return offers{}
+			}
+			if next == nil {
+				break
 			}
 			at = next
 		}
@@ -103,8 +106,12 @@ func complete(asking *command, words []string, current string) offers {
 		o = flagOffers(open)
 	case flagsEnd || !strings.HasPrefix(current, "-"):
 		switch {
-		case len(at.commands) > 0:
+		case len(at.commands) > 0 && len(words) == 0:
 			o = commandOffers(at)
+			if at.RunE != nil {
+				at.ctx = asking.ctx
+				o.words = append(o.words, at.Complete(at, in).words...)
+			}
 		case at.Complete != nil:
 			at.ctx = asking.ctx
 			o = at.Complete(at, in)

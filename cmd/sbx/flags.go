@@ -145,7 +145,7 @@ func (o *runOptions) imageFlags(fs *pflag.FlagSet) {
 }
 
 func (o *runOptions) networkFlags(fs *pflag.FlagSet) {
-	lists(fs, &o.publish, "publish", "p", "publish a port; `SPEC` is [[IP:][HOSTPORT]:]PORT[-END][/tcp|udp]")
+	lists(fs, &o.publish, "publish", "p", "publish a port; `SPEC` is [[IP:][HOSTPORT[-END]]:]PORT[-END][/tcp|udp]")
 	fs.BoolVarP(&o.publishAll, "publish-all", "P", false, "publish every exposed port on a random host port")
 	lists(fs, &o.expose, "expose", "", "`PORT` to publish with -P, as PORT[-END][/tcp|udp]")
 	fs.Var(&value{list: &o.networks, choices: networkNames, open: true}, "network", "`NETWORK`: default (or bridge), none, host, container:SANDBOX to share that one's, or ns:PATH; also --net")

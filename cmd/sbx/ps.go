@@ -162,38 +162,3 @@ func portsText(in *sandbox.Inspection) string {
 	slices.Sort(list)
 	return strings.Join(list, ", ")
 }
-
-func portCommand(g *globals) *command {
-	return &command{
-		Use: "port SANDBOX [PORT[/PROTO]]", Short: "List published ports, or the host's address of one", Args: wantArgs(1, 2),
-		Complete: completeBoxes(1, runningBox),
-		RunE: withBox(g, func(ctx context.Context, c *command, s *sandbox.Sandbox, args []string) error {
-			in, err := s.Inspect(ctx)
-			if err != nil {
-				return err
-			}
-			want := ""
-			if len(args) == 1 {
-				if want = args[0]; !strings.Contains(want, "/") {
-					want += "/tcp"
-				}
-			}
-			var lines []string
-			for port, hosts := range in.NetworkSettings.Ports {
-				for _, h := range hosts {
-					addr := net.JoinHostPort(h.HostIP, h.HostPort)
-					if want == port {
-						lines = append(lines, addr)
-					} else if want == "" {
-						lines = append(lines, port+" -> "+addr)
-					}
-				}
-			}
-			if want != "" && len(lines) == 0 {
-				return fmt.Errorf("no public port '%s' published for %s", want, s.Name())
-			}
-			slices.Sort(lines)
-			return printLines(c.Out(), lines...)
-		}),
-	}
-}

@@ -232,7 +232,7 @@ func (c *cidFile) close() error {
 func announcePorts(w io.Writer, cfg sandbox.Config, ports []port.Status) {
 	asked := map[int]bool{}
 	for _, p := range cfg.Publish {
-		asked[p.ParentPort] = true
+		asked[p.ParentPort] = p.ParentEnd == 0
 	}
 	for _, p := range ports {
 		if asked[p.Spec.ParentPort] {

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -133,10 +134,13 @@ func (m *monitor) publish(st *proto.Started) error {
 		}
 		m.server = newServer(m, l)
 	}
+	m.porting.Lock()
+	defer m.porting.Unlock()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.state.Status, m.state.MonitorPID, m.state.StartedAt = record.Running, os.Getpid(), time.Now().UTC()
 	m.state.ExitCode, m.state.Error, m.state.Started = 0, "", *st
+	m.state.Ports = slices.Clone(m.ports) // they may have been changed since
 	return m.save()
 }
 

@@ -25,6 +25,7 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
 	"github.com/rootless-sbx/sbx/cgroup"
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/internal/wire"
@@ -60,6 +61,9 @@ type monitor struct {
 
 	naming sync.Mutex   // guards what the network knows of our name
 	keeper *netd.Keeper // of net; nil: nobody but us knows it
+
+	porting sync.Mutex    // guards spec.Network.Ports and what follows; taken before naming and mu
+	ports   []port.Status // published now, in the order of spec.Network.Ports
 
 	mu       sync.Mutex // guards what follows
 	state    record.State
@@ -236,9 +240,11 @@ func (m *monitor) note(what string, err error) {
 // to the next stays.
 func (m *monitor) endRun() {
 	if m.net != nil {
+		m.porting.Lock()
 		m.naming.Lock()
-		m.keeper = nil
+		m.keeper, m.ports = nil, nil
 		m.naming.Unlock()
+		m.porting.Unlock()
 		m.notes = append(m.notes, m.net.close()...)
 		m.net = nil
 		m.marks.Add("network left")

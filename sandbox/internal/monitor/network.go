@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/portfwd"
@@ -122,6 +123,8 @@ func (m *monitor) attach(ctx context.Context, l *link, st *proto.Started) (err e
 		return nil
 	}
 	defer l.netns.Close()
+	m.porting.Lock()
+	defer m.porting.Unlock()
 	n, spec := m.net, &m.spec.Network
 	if n.sockets, err = netd.NewSocketServer(l.netns, m.log); err != nil {
 		return err
@@ -130,7 +133,7 @@ func (m *monitor) attach(ctx context.Context, l *link, st *proto.Started) (err e
 		Driver: l.Driver, HdrLen: l.HdrLen, MTU: spec.MTU,
 		HostPorts: spec.HostAccess, Publish: spec.Ports, PortDriver: spec.PortDriver,
 	}
-	if spec.PortDriver == portfwd.DriverBuiltin && len(spec.Ports) > 0 {
+	if spec.PortDriver == portfwd.DriverBuiltin {
 		req.StateDir = proto.BuiltinDir(m.spec.RuntimeDir, m.spec.ID)
 		if err := os.MkdirAll(req.StateDir, 0o700); err != nil {
 			return err
@@ -152,6 +155,7 @@ func (m *monitor) attach(ctx context.Context, l *link, st *proto.Started) (err e
 		return err
 	}
 	st.Ports, err = n.keeper.ListPorts(ctx)
+	m.ports = slices.Clone(st.Ports)
 	return err
 }
 

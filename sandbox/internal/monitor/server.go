@@ -162,6 +162,8 @@ func (s *session) handle(ctx context.Context, req *wire.Message) error {
 		return s.exec(ctx, req)
 	case proto.MsgHold:
 		return s.hold(ctx, req)
+	case proto.MsgPorts:
+		return s.ports(ctx, req)
 	case proto.MsgNetNS:
 		return s.netns(req)
 	}

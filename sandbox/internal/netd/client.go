@@ -6,6 +6,7 @@ import (
 
 	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
 	"github.com/rootless-sbx/sbx/internal/wire"
+	"github.com/rootless-sbx/sbx/portfwd"
 )
 
 // Client is a sandbox's connection to its network's process. The connection is
@@ -70,6 +71,11 @@ func (c *Client) Attach(ctx context.Context, req AttachRequest, link wire.Descri
 
 // AddPort publishes a port; the Status has the host port actually bound.
 func (c *Client) AddPort(ctx context.Context, spec port.Spec) (*port.Status, error) {
+	return c.Publish(ctx, portfwd.Spec{Spec: spec})
+}
+
+// Publish is AddPort for a spec that may leave a choice of host ports.
+func (c *Client) Publish(ctx context.Context, spec portfwd.Spec) (*port.Status, error) {
 	var s port.Status
 	if err := c.call(ctx, msgAddPort, spec, &s); err != nil {
 		return nil, err

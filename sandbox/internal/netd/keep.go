@@ -12,6 +12,7 @@ import (
 
 	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
 	"github.com/rootless-sbx/sbx/internal/wire"
+	"github.com/rootless-sbx/sbx/portfwd"
 )
 
 const (
@@ -260,11 +261,16 @@ func (k *Keeper) Rename(ctx context.Context, name string) error {
 
 // AddPort publishes a port.
 func (k *Keeper) AddPort(ctx context.Context, spec port.Spec) (*port.Status, error) {
+	return k.Publish(ctx, portfwd.Spec{Spec: spec})
+}
+
+// Publish is AddPort for a spec that may leave a choice of host ports.
+func (k *Keeper) Publish(ctx context.Context, spec portfwd.Spec) (*port.Status, error) {
 	if err := k.begin(ctx); err != nil {
 		return nil, err
 	}
 	defer k.end()
-	st, err := k.current().AddPort(ctx, spec)
+	st, err := k.current().Publish(ctx, spec)
 	if err != nil {
 		return nil, err
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/netstack"
+	"github.com/rootless-sbx/sbx/portfwd"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,7 +33,7 @@ type order struct {
 	Driver     string // link
 	PortDriver string
 	HostPorts  []uint16
-	Publish    []port.Spec
+	Publish    []portfwd.Spec
 	Spec       port.Spec
 	ID         int
 	Addr, Name string

@@ -23,7 +23,7 @@ import (
 //	                      rename   Rename                       reply: nothing
 //	                      attach   AttachRequest                reply: Ports
 //	                               + "link" [+ "sockets"]
-//	                      addport  port.Spec                    reply: port.Status
+//	                      addport  portfwd.Spec                 reply: port.Status
 //	                      rmport   portID                       reply: nothing
 //	                      ports    -                            reply: Ports
 //	                      stats    -                            reply: Stats
@@ -171,7 +171,7 @@ type AttachRequest struct {
 	// HostPorts of the host's loopback that the sandbox may reach.
 	HostPorts []uint16 `json:"host_ports,omitempty"`
 	// Publish lists ports to publish; either all of them are or none.
-	Publish []port.Spec `json:"publish,omitempty"`
+	Publish []portfwd.Spec `json:"publish,omitempty"`
 	// PortDriver is portfwd's; StateDir is where its builtin driver meets its
 	// other half.
 	PortDriver string `json:"port_driver,omitempty"`

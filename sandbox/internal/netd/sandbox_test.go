@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
+	"github.com/rootless-sbx/sbx/portfwd"
 )
 
 func hostAddr(p int) string { return fmt.Sprintf("127.0.0.1:%d", p) }
@@ -91,9 +92,9 @@ func TestSandboxes(t *testing.T) {
 			first := n.ensure() // so that the first process is the host's
 			a, b := newSandbox(t), newSandbox(t)
 			a.up(n, order{Driver: driver, Lease: LeaseRequest{ID: "a", Name: "web"}, HostPorts: []uint16{hostPort},
-				Publish: []port.Spec{{Proto: "tcp", ParentIP: "127.0.0.1", ChildPort: 7000}, {Proto: "udp", ParentIP: "127.0.0.1", ChildPort: 7000}}})
+				Publish: []portfwd.Spec{{Spec: port.Spec{Proto: "tcp", ParentIP: "127.0.0.1", ChildPort: 7000}}, {Spec: port.Spec{Proto: "udp", ParentIP: "127.0.0.1", ChildPort: 7000}}}})
 			b.up(n, order{Driver: driver, Lease: LeaseRequest{ID: "b"}, PortDriver: "stack",
-				Publish: []port.Spec{{Proto: "tcp", ParentIP: "127.0.0.1", ChildPort: 7000}}})
+				Publish: []portfwd.Spec{{Spec: port.Spec{Proto: "tcp", ParentIP: "127.0.0.1", ChildPort: 7000}}}})
 			if a.Lease.Addr4 == b.Lease.Addr4 || a.Driver != driver || len(a.Ports) != 2 || a.Ports[0].Spec.ParentPort == 0 {
 				t.Fatalf("%+v\n%+v", a.outcome, b.outcome)
 			}
@@ -156,10 +157,10 @@ func TestAttachErrors(t *testing.T) {
 	}
 	defer taken.Close()
 	port0 := taken.Addr().(*net.TCPAddr).Port
-	free := port.Spec{Proto: "tcp", ParentIP: "127.0.0.1", ChildPort: 80}
-	busy := port.Spec{Proto: "tcp", ParentIP: "127.0.0.1", ParentPort: port0, ChildPort: 80}
+	free := portfwd.Spec{Spec: port.Spec{Proto: "tcp", ParentIP: "127.0.0.1", ChildPort: 80}}
+	busy := portfwd.Spec{Spec: port.Spec{Proto: "tcp", ParentIP: "127.0.0.1", ParentPort: port0, ChildPort: 80}}
 	a := newSandbox(t)
-	o := order{Start: n.StartConfig, Lease: LeaseRequest{ID: "a"}, Publish: []port.Spec{free, busy}}
+	o := order{Start: n.StartConfig, Lease: LeaseRequest{ID: "a"}, Publish: []portfwd.Spec{free, busy}}
 	if out, err := a.try("up", o); code(err) != "port-in-use" || !strings.Contains(err.Error(), fmt.Sprint(port0)) {
 		t.Errorf("%+v, %v", out, err)
 	}
@@ -173,14 +174,14 @@ func TestAttachErrors(t *testing.T) {
 	})
 	// Without sockets from the monitor, ports go through the stack.
 	b := newSandbox(t)
-	b.up(n, order{Lease: LeaseRequest{ID: "b", Addr4: netip.MustParseAddr(host.Info().Subnet4.Addr().Next().Next().Next().String())}, NoSockets: true, Publish: []port.Spec{{Proto: "tcp", ParentIP: "127.0.0.1", ChildPort: 7000}}})
+	b.up(n, order{Lease: LeaseRequest{ID: "b", Addr4: netip.MustParseAddr(host.Info().Subnet4.Addr().Next().Next().Next().String())}, NoSockets: true, Publish: []portfwd.Spec{{Spec: port.Spec{Proto: "tcp", ParentIP: "127.0.0.1", ChildPort: 7000}}}})
 	b.do("listen", order{Addr: "0.0.0.0:7000"})
 	if got, err := echo("tcp", hostAddr(b.Ports[0].Spec.ParentPort)); err != nil || !strings.HasPrefix(got, b.Lease.Gateway4.String()+":") {
 		t.Errorf("%q, %v", got, err)
 	}
 	// A port that somebody else took while netd was away costs only itself.
 	c := newSandbox(t)
-	c.up(n, order{Lease: LeaseRequest{ID: "c"}, Publish: []port.Spec{{Proto: "tcp", ParentIP: "127.0.0.1", ChildPort: 7000}, {Proto: "tcp", ParentIP: "127.0.0.1", ChildPort: 7000}}})
+	c.up(n, order{Lease: LeaseRequest{ID: "c"}, Publish: []portfwd.Spec{{Spec: port.Spec{Proto: "tcp", ParentIP: "127.0.0.1", ChildPort: 7000}}, {Spec: port.Spec{Proto: "tcp", ParentIP: "127.0.0.1", ChildPort: 7000}}}})
 	c.do("listen", order{Addr: "0.0.0.0:7000"})
 	lock, err := openLock(n)
 	if err != nil {

@@ -336,17 +336,23 @@ func (x *session) publish(req AttachRequest, sockets *os.File) (Ports, error) {
 			return Ports{}, err
 		}
 	}
-	out := Ports{Ports: []port.Status{}}
 	if x.s.cfg.Internal && len(req.Publish) > 0 {
 		x.log.Info("the network is internal: ports are not published", "ports", len(req.Publish))
-		return out, nil
+		return Ports{Ports: []port.Status{}}, nil
 	}
-	for _, spec := range req.Publish {
-		st, err := x.addPort(x.ctx, spec)
-		if err != nil {
-			return Ports{}, err
+	out := Ports{Ports: make([]port.Status, len(req.Publish))}
+	// What leaves a choice comes second, and takes no other's only port.
+	for _, choice := range []bool{false, true} {
+		for i, spec := range req.Publish {
+			if choice != (spec.ParentPort == 0 || spec.ParentEnd != 0) {
+				continue
+			}
+			st, err := x.addPort(x.ctx, spec)
+			if err != nil {
+				return Ports{}, err
+			}
+			out.Ports[i] = *st
 		}
-		out.Ports = append(out.Ports, *st)
 	}
 	return out, nil
 }
@@ -363,7 +369,7 @@ func (x *session) watch(p *netstack.Port) {
 func (x *session) doPorts(m *wire.Message) (any, error) {
 	switch m.Type {
 	case msgAddPort:
-		var spec port.Spec
+		var spec portfwd.Spec
 		if err := m.Decode(&spec); err != nil {
 			return nil, err
 		}

@@ -18,6 +18,7 @@
 //	anybody   monitor   attach        Attach         stdout stderr      empty; stdin or pty; exited follows
 //	anybody   monitor   exec          Exec           stdin stdout       Executed; pty with a terminal;
 //	                                                 stderr             exited follows
+//	anybody   monitor   ports         ChangePorts                       Ports: those that were added
 //	anybody   monitor   netns                                           NetNS; netns userns
 //	anybody   monitor   hold                                            empty; pid 1 and all stand still
 //	                                                                    until the connection ends
@@ -52,6 +53,7 @@ import (
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/image"
 	"github.com/rootless-sbx/sbx/netstack"
+	"github.com/rootless-sbx/sbx/portfwd"
 	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
 )
 
@@ -70,6 +72,7 @@ const (
 	MsgRoot       = "root"
 	MsgExec       = "exec"
 	MsgNetNS      = "netns"
+	MsgPorts      = "ports"
 	MsgReady      = "ready"
 	MsgJoin       = "join"
 	MsgUnpack     = "unpack"
@@ -84,6 +87,7 @@ const (
 const (
 	CodeNotRunning    = "not-running"
 	CodeNotAttachable = "not-attachable"
+	CodeNotPublished  = "not-published"
 )
 
 // LabelSandbox names the sandbox that an anonymous volume belongs to.
@@ -212,16 +216,16 @@ type HealthResult struct {
 
 // Network says how the sandbox is connected.
 type Network struct {
-	Mode       string      `json:"mode"` // default, none, host, container:ID, ns:PATH
-	MTU        int         `json:"mtu,omitempty"`
-	LinkDriver string      `json:"linkDriver,omitempty"`
-	HostAccess []uint16    `json:"hostAccess,omitempty"`
-	DNS        []string    `json:"dns,omitempty"`
-	DNSSearch  []string    `json:"dnsSearch,omitempty"`
-	DNSOptions []string    `json:"dnsOptions,omitempty"`
-	AddHost    []string    `json:"addHost,omitempty"`
-	Ports      []port.Spec `json:"ports,omitempty"`
-	PortDriver string      `json:"portDriver,omitempty"`
+	Mode       string         `json:"mode"` // default, none, host, container:ID, ns:PATH
+	MTU        int            `json:"mtu,omitempty"`
+	LinkDriver string         `json:"linkDriver,omitempty"`
+	HostAccess []uint16       `json:"hostAccess,omitempty"`
+	DNS        []string       `json:"dns,omitempty"`
+	DNSSearch  []string       `json:"dnsSearch,omitempty"`
+	DNSOptions []string       `json:"dnsOptions,omitempty"`
+	AddHost    []string       `json:"addHost,omitempty"`
+	Ports      []portfwd.Spec `json:"ports,omitempty"`
+	PortDriver string         `json:"portDriver,omitempty"`
 }
 
 // Started is what the monitor knows once the workload runs.
