@@ -149,7 +149,7 @@ func (e *Engine) removeBoxOnly(ctx context.Context, d *boxdir.Dir) error {
 	errs = append(errs, record.Forget(d.Path))
 	err := boxdir.Remove(ctx, d.Path)
 	if errors.Is(err, fs.ErrPermission) { // files of subordinate ids
-		err = e.inWorker(ctx, proto.MsgRemoveBox, proto.Path{Path: d.Path})
+		err = e.inWorker(ctx, proto.MsgRemoveBox, proto.Path{Path: d.Path}, nil)
 	}
 	return errors.Join(append(errs, err)...)
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/rootless-sbx/sbx/internal/rmtree"
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
+	"github.com/rootless-sbx/sbx/sandbox/internal/du"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
 	"github.com/rootless-sbx/sbx/userns"
@@ -102,11 +103,11 @@ func (e *Engine) removeTree(ctx context.Context, path string) error {
 	if err == nil || !errors.Is(err, fs.ErrPermission) {
 		return err
 	}
-	return e.inWorker(ctx, proto.MsgRemoveTree, proto.Path{Path: path})
+	return e.inWorker(ctx, proto.MsgRemoveTree, proto.Path{Path: path}, nil)
 }
 
 // inWorker makes one request to a worker that has all of the user's ids.
-func (e *Engine) inWorker(ctx context.Context, typ string, req any) error {
+func (e *Engine) inWorker(ctx context.Context, typ string, req, resp any) error {
 	m, err := userns.ResolveMapping(userns.MappingConfig{})
 	if err != nil {
 		return err
@@ -116,7 +117,7 @@ func (e *Engine) inWorker(ctx context.Context, typ string, req any) error {
 		return err
 	}
 	defer w.close()
-	return w.call(ctx, typ, req, nil)
+	return w.call(ctx, typ, req, resp)
 }
 
 // probeStorage tries the storage drivers on the file system of the data directory.
@@ -182,6 +183,12 @@ func work(ctx context.Context, m *wire.Message) (any, error) {
 			return nil, err
 		}
 		return nil, boxdir.Remove(ctx, req.Path)
+	case proto.MsgUsage:
+		var req proto.Paths
+		if err := m.Decode(&req); err != nil {
+			return nil, err
+		}
+		return du.Sizes(ctx, req.Paths)
 	case proto.MsgProbe:
 		var req proto.Path
 		if err := m.Decode(&req); err != nil {

@@ -5,6 +5,8 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"github.com/rootless-sbx/sbx/sandbox"
 )
 
 func TestCompletionScripts(t *testing.T) {
@@ -89,8 +91,9 @@ func TestCompletion(t *testing.T) {
 	}
 }
 
-// TestMain lets a shell run this program as sbx.
+// TestMain lets this program be sbx and its workers, and a shell run it as sbx.
 func TestMain(m *testing.M) {
+	sandbox.MaybeInit()
 	if os.Getenv(asSBX) != "" {
 		os.Exit(run(os.Args[1:]))
 	}

@@ -12,6 +12,7 @@ import (
 	"syscall"
 
 	"github.com/rootless-sbx/sbx/image"
+	"github.com/rootless-sbx/sbx/sandbox"
 	"golang.org/x/term"
 )
 
@@ -202,7 +203,7 @@ func pruneCommand(g *globals) *command {
 	var all, force bool
 	c := &command{
 		Use: "prune [OPTIONS]", Short: "Remove images that have no name", Args: wantArgs(0, 0),
-		RunE: withStore(g, func(ctx context.Context, c *command, s *image.Store, _ []string) error {
+		RunE: withEngine(g, func(ctx context.Context, c *command, e *sandbox.Engine, _ []string) error {
 			if !force {
 				what := "all images without a name"
 				if all {
@@ -212,11 +213,7 @@ func pruneCommand(g *globals) *command {
 					return err
 				}
 			}
-			done, err := s.Prune(ctx, all)
-			if err != nil {
-				return endedBy(ctx, err)
-			}
-			return printLines(c.Out(), done...)
+			return reclaiming(ctx, c, e, func() error { return pruneImages(ctx, c, e, all) })
 		}),
 	}
 	c.Flags().BoolVarP(&all, "all", "a", false, "remove every image that no sandbox uses")

@@ -33,10 +33,11 @@ const boxTable = "table {{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.S
 
 func psCommand(g *globals) *command {
 	var (
-		all, quiet, latest, noTrunc bool
-		last                        int
-		format                      string
-		filters                     []string
+		all, quiet, latest bool
+		noTrunc, sizes     bool
+		last               int
+		format             string
+		filters            []string
 	)
 	c := &command{
 		Use: "ps [OPTIONS]", Short: "List sandboxes", Args: wantArgs(0, 0), Aliases: []string{"ls", "list"},
@@ -61,6 +62,11 @@ func psCommand(g *globals) *command {
 			for i := range list {
 				rows = append(rows, newBoxRow(&list[i], noTrunc))
 			}
+			if sizes || strings.Contains(format, ".Size") {
+				if err := addSizes(ctx, e, list, rows); err != nil {
+					return err
+				}
+			}
 			if quiet && format == "" {
 				for _, r := range rows {
 					fmt.Fprintln(c.Out(), r.ID)
@@ -69,6 +75,9 @@ func psCommand(g *globals) *command {
 			}
 			if format == "" || format == "table" {
 				format = boxTable
+				if sizes {
+					format += "\t{{.Size}}"
+				}
 			}
 			return printItems(c.Out(), format, boxHeaders, rows)
 		}),
@@ -81,8 +90,29 @@ func psCommand(g *globals) *command {
 	fs.Lookup("last").DefValue = "0"
 	fs.BoolVarP(&latest, "latest", "l", false, "the newest, also if it does not run")
 	fs.BoolVarP(&quiet, "quiet", "q", false, "print ids only")
+	fs.BoolVarP(&sizes, "size", "s", false, "show what each takes on the disk")
 	fs.BoolVar(&noTrunc, "no-trunc", false, "print whole ids and commands")
 	return c
+}
+
+// addSizes measures: the writable layer and the log and, behind it, these and the image.
+func addSizes(ctx context.Context, e *sandbox.Engine, list []sandbox.Inspection, rows []boxRow) error {
+	u, err := e.DiskUsage(ctx)
+	if err != nil {
+		return err
+	}
+	sizes := map[string]int64{}
+	for _, b := range u.Sandboxes {
+		sizes[b.ID] = b.Size
+	}
+	for _, img := range u.Images {
+		sizes[img.ID] = img.Size
+	}
+	for i := range list {
+		own := sizes[list[i].ID]
+		rows[i].Size = fmt.Sprintf("%s (virtual %s)", size(own), size(own+sizes[list[i].Image]))
+	}
+	return nil
 }
 
 func newBoxRow(in *sandbox.Inspection, whole bool) boxRow {

@@ -10,7 +10,7 @@ import (
 
 func systemCommand(g *globals) *command {
 	c := &command{Use: "system COMMAND", Short: "Look after what sbx keeps on the disk"}
-	c.add(eventsCommand(g), infoCommand(g), systemPruneCommand(g))
+	c.add(systemUsageCommand(g), eventsCommand(g), infoCommand(g), systemPruneCommand(g))
 	return c
 }
 
@@ -35,27 +35,33 @@ func systemPruneCommand(g *globals) *command {
 				return err
 			}
 		}
-		gone, err := pruneBoxes(ctx, e)
-		section(c, "Deleted Containers:", gone)
-		if err != nil {
-			return err
-		}
-		if volumes {
-			gone, err := e.PruneVolumes(ctx, false)
-			section(c, "Deleted Volumes:", gone)
+		return reclaiming(ctx, c, e, func() error {
+			gone, err := pruneBoxes(ctx, e)
+			section(c, "Deleted Containers:", gone)
 			if err != nil {
 				return err
 			}
-		}
-		store, err := e.Images()
-		if err != nil {
-			return err
-		}
-		gone, err = store.Prune(ctx, all)
-		section(c, "Deleted Images:", gone)
-		return err
+			if volumes {
+				gone, err := e.PruneVolumes(ctx, false)
+				section(c, "Deleted Volumes:", gone)
+				if err != nil {
+					return err
+				}
+			}
+			return pruneImages(ctx, c, e, all)
+		})
 	})
 	return c
+}
+
+func pruneImages(ctx context.Context, c *command, e *sandbox.Engine, all bool) error {
+	store, err := e.Images()
+	if err != nil {
+		return err
+	}
+	gone, err := store.Prune(ctx, all)
+	section(c, "Deleted Images:", gone)
+	return err
 }
 
 // pruneBoxes removes the sandboxes that do not run. One that is started meanwhile

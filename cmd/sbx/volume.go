@@ -194,11 +194,11 @@ func volumePruneCommand(g *globals) *command {
 				return err
 			}
 		}
-		done, err := e.PruneVolumes(ctx, all)
-		if len(done) > 0 {
-			done = append([]string{"Deleted Volumes:"}, done...)
-		}
-		return errors.Join(printLines(c.Out(), done...), err)
+		return reclaiming(ctx, c, e, func() error {
+			gone, err := e.PruneVolumes(ctx, all)
+			section(c, "Deleted Volumes:", gone)
+			return err
+		})
 	})
 	return c
 }

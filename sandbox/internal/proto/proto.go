@@ -34,6 +34,7 @@
 //	caller    worker    remove-box    Path                              empty
 //	caller    worker    probe         Path                              []fsoverlay.ProbeResult
 //	caller    worker    tree          Tree           out                archive.Stats, when all is written
+//	caller    worker    usage         Paths                             []int64, bytes of each
 //
 // Anybody is the caller, or who connects to the monitor's socket (BoxSocket); an
 // exec takes a connection of its own.
@@ -81,6 +82,7 @@ const (
 	MsgProbe      = "probe"
 	MsgTree       = "tree"
 	MsgHold       = "hold"
+	MsgUsage      = "usage"
 )
 
 // Codes of errors that a caller tells apart.
@@ -354,6 +356,11 @@ const (
 	TreeLayer   = "layer"
 	TreeChanges = "changes"
 )
+
+// Paths name files or directories for a worker.
+type Paths struct {
+	Paths []string `json:"paths"`
+}
 
 // Unpack is a layer for a worker; the blob comes as a descriptor.
 type Unpack struct {
