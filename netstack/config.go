@@ -40,6 +40,11 @@ type Config struct {
 	// Gateway4 and Gateway6 are the gateway's addresses; zero means the first
 	// host address of the subnet.
 	Gateway4, Gateway6 netip.Addr
+	// Uplink, if not nil, joins the network to a segment outside. There is no
+	// gateway then, and subnets are optional: members without an address of a family
+	// get one from that segment. New duplicates Uplink.File and, on success, closes
+	// the original.
+	Uplink *Uplink
 	// MTU of every link that has none of its own; 0 means 65520.
 	MTU int
 	// DNS answers queries on the gateway's port 53; nil means that the port is
@@ -140,7 +145,7 @@ func (l *Limits) complete() {
 
 // complete checks a configuration and fills in the defaults.
 func (cfg Config) complete() (Config, error) {
-	if !cfg.Subnet4.IsValid() && !cfg.Subnet6.IsValid() {
+	if !cfg.Subnet4.IsValid() && !cfg.Subnet6.IsValid() && cfg.Uplink == nil {
 		return cfg, fmt.Errorf("%w: neither Subnet4 nor Subnet6", ErrInvalidConfig)
 	}
 	var err error
@@ -150,6 +155,12 @@ func (cfg Config) complete() (Config, error) {
 	is6 := func(a netip.Addr) bool { return a.Is6() && !a.Is4In6() }
 	if cfg.Subnet6, cfg.Gateway6, err = completeSubnet("Subnet6", cfg.Subnet6, cfg.Gateway6, is6); err != nil {
 		return cfg, err
+	}
+	if cfg.Uplink != nil {
+		cfg.Gateway4, cfg.Gateway6 = netip.Addr{}, netip.Addr{} // that of the segment is not ours
+	}
+	if cfg.MTU == 0 && cfg.Uplink != nil {
+		cfg.MTU = cfg.Uplink.MTU
 	}
 	if cfg.MTU == 0 {
 		cfg.MTU = DefaultMTU

@@ -2,6 +2,7 @@ package netstack
 
 import (
 	"encoding/binary"
+	"net/netip"
 	"time"
 )
 
@@ -33,12 +34,15 @@ func (b *budget) take(n, rate int, now time.Time) bool {
 	return true
 }
 
-// flood writes a group frame to every one of the ports but this one.
+// flood writes a group frame to every one of the ports but this one, and to the
+// uplink.
 func (p *Port) flood(to []*Port, f *frame, v uint16) {
+	up := p.net.members.Load().uplink
+	if up == p {
+		up = nil
+	}
 	// A copy costs a system call, and as much again for each page of it.
-	cost := len(to) * (1 + f.size()>>12)
-	if !p.floods.take(cost, p.net.cfg.Limits.Flood, time.Now()) {
-		p.count.drop(DropFlood)
+	if !p.spend((len(to) + 1) * (1 + f.size()>>12)) {
 		return
 	}
 	apart := false
@@ -51,13 +55,44 @@ func (p *Port) flood(to []*Port, f *frame, v uint16) {
 			q.writeFrame(f, v)
 		}
 	}
-	if apart {
+	if up != nil {
+		up.writeFrame(f, v)
+	} else if apart {
 		p.count.drop(DropPrivate)
 	}
 }
 
-// apart tells whether two members may not talk to each other.
-func (p *Port) apart(q *Port) bool { return p.net.cfg.Private }
+// spend takes what group frames cost out of the port's budget.
+func (p *Port) spend(cost int) bool {
+	if !p.floods.take(cost, p.net.cfg.Limits.Flood, time.Now()) {
+		p.count.drop(DropFlood)
+		return false
+	}
+	return true
+}
+
+// apart tells whether two ports are members that may not talk to each other.
+func (p *Port) apart(q *Port) bool { return p.net.cfg.Private && !p.uplink && !q.uplink }
+
+// inputGroup takes IGMP and MLD. Frames for groups go to every member, whose
+// kernel knows what it wants: nobody inside has to be told. Outside there may be
+// switches that want to know, and routers that ask. A member that asked would make
+// all others talk, and be the one whom they tell.
+func (p *Port) inputGroup(kind groupMessage, src netip.Addr, f *frame, v uint16) {
+	t := p.net.members.Load()
+	switch {
+	case !src.IsUnspecified() && !p.mayUse(v, src):
+		p.count.drop(DropSpoofed)
+	case p.uplink && kind == groupQuery && t.lanes[v] != nil:
+		p.flood(t.lanes[v].ports, f, v)
+	case !p.uplink && kind == groupReport && t.uplink != nil:
+		if p.spend(1) {
+			t.uplink.writeFrame(f, v)
+		}
+	default:
+		p.count.drop(DropGroup)
+	}
+}
 
 // groupMessage is what a message about groups wants.
 type groupMessage int

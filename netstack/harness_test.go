@@ -261,7 +261,7 @@ func (g *guest) try(op string, req request) (response, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	m, err := g.conn.Call(ctx, op, req, &resp)
-	if err == nil && op == "setup" {
+	if err == nil && (op == "setup" || op == "uplink") {
 		g.link, err = m.Take("link")
 	}
 	if m != nil {
@@ -328,6 +328,17 @@ func guestOp(op string, req request) (resp response, files []wire.File, err erro
 		resp.Link = *link
 		resp.Link.File = nil
 		return resp, []wire.File{{Name: "link", File: link.File}}, nil
+	case "uplink":
+		u, err := OpenUplink(req.Addr)
+		if err != nil {
+			return resp, nil, err
+		}
+		return response{Link: GuestLink{MTU: u.MTU}, Text: u.Name}, []wire.File{{Name: "link", File: u.File}}, nil
+	case "frame":
+		return resp, nil, guestSendFrame(req)
+	case "tagged":
+		resp.Text, err = guestTagged(req)
+		return resp, nil, err
 	case "hide-tun": // as where the module is missing
 		if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
 			return resp, nil, os.NewSyscallError("mount", err)

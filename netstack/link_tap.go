@@ -46,40 +46,60 @@ func createTap(cfg GuestConfig) (_ *GuestLink, err error) {
 		return nil, fmt.Errorf("close TAP %s: %w", cfg.Name, err)
 	}
 
-	fd, err := unix.Open(tunDevice, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	f, err := attachTap(tunDevice, cfg.Name)
 	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: tunDevice, Err: err}
+		return nil, err
 	}
-	f := os.NewFile(uintptr(fd), tunDevice)
 	defer func() {
 		if err != nil {
 			f.Close()
 		}
 	}()
-	ifr, err := unix.NewIfreq(cfg.Name)
+	if err := setCarrier(f, false); err != nil {
+		return nil, err
+	}
+	return &GuestLink{File: f, Driver: DriverTap, HdrLen: vnetHdrLen, MTU: cfg.MTU}, nil
+}
+
+// attachTap opens the fast path of a TAP, or of the macvtap whose own device node
+// is given.
+func attachTap(node, name string) (_ *os.File, err error) {
+	fd, err := unix.Open(node, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: node, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), node)
+	defer func() {
+		if err != nil {
+			f.Close()
+		}
+	}()
+	ifr, err := unix.NewIfreq(name)
 	if err != nil {
 		return nil, err
 	}
 	ifr.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
-		return nil, fmt.Errorf("attach to TAP %s: %w", cfg.Name, os.NewSyscallError("TUNSETIFF", err))
+		return nil, fmt.Errorf("attach to TAP %s: %w", name, os.NewSyscallError("TUNSETIFF", err))
 	}
-	hdrLen := vnetHdrLen
-	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, hdrLen); err != nil {
-		return nil, fmt.Errorf("TAP %s: %w", cfg.Name, os.NewSyscallError("TUNSETVNETHDRSZ", err))
+	return f, setTapOffloads(fd, name)
+}
+
+// setTapOffloads makes frames come with a virtio header, and in the form in which
+// the kernel has them.
+func setTapOffloads(fd int, name string) error {
+	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, vnetHdrLen); err != nil {
+		return fmt.Errorf("TAP %s: %w", name, os.NewSyscallError("TUNSETVNETHDRSZ", err))
 	}
 	// After TUNSETIFF: before it the kernel has no device to apply it to.
-	err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tapOffloads|tapOffloadsUDP)
+	err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tapOffloads|tapOffloadsUDP)
 	if err == unix.EINVAL {
 		err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, tapOffloads)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("TAP %s: %w", cfg.Name, os.NewSyscallError("TUNSETOFFLOAD", err))
+		return fmt.Errorf("TAP %s: %w", name, os.NewSyscallError("TUNSETOFFLOAD", err))
 	}
-	if err := setCarrier(f, false); err != nil {
-		return nil, err
-	}
-	return &GuestLink{File: f, Driver: DriverTap, HdrLen: hdrLen, MTU: cfg.MTU}, nil
+	return nil
 }
 
 // setCarrier takes a TAP's carrier away before the interface is up, and gives it back

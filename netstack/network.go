@@ -44,7 +44,14 @@ type members struct {
 	byMAC map[macAddr]*Port
 	byIP  map[netip.Addr]*Port
 	byID  map[string]*Port
-	lanes map[uint16]*lane // by VLAN
+	lanes map[uint16]*lane // by VLAN, without the uplink
+	// uplink carries every VLAN; it is in none of the other tables.
+	uplink *Port
+}
+
+// clone is a table that may be changed. Lanes are not: withLanes makes them.
+func (t *members) clone() *members {
+	return &members{byMAC: maps.Clone(t.byMAC), byIP: maps.Clone(t.byIP), byID: maps.Clone(t.byID), lanes: t.lanes, uplink: t.uplink}
 }
 
 // New makes a network without ports. Close must be called.
@@ -56,14 +63,21 @@ func New(cfg Config) (*Network, error) {
 	n := &Network{cfg: cfg, log: cfg.Logger.With("network", cfg.Name)}
 	// Not a random one: a network that is served again after a crash must be the
 	// neighbour that its guests remember.
-	n.gwMAC = gatewayMAC(cfg)
-	n.members.Store(&members{})
+	if cfg.Uplink == nil {
+		n.gwMAC = gatewayMAC(cfg)
+	}
+	n.members.Store(&members{byMAC: map[macAddr]*Port{}, byIP: map[netip.Addr]*Port{}, byID: map[string]*Port{}})
 	if err := n.newStack(); err != nil {
 		return nil, fmt.Errorf("make the gateway: %w", err)
 	}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.wg.Add(1)
 	go n.janitor()
+	if cfg.Uplink != nil {
+		if err := n.attachUplink(cfg.Uplink); err != nil {
+			return nil, errors.Join(err, n.Close())
+		}
+	}
 	return n, nil
 }
 
@@ -79,12 +93,15 @@ func (n *Network) Close() error {
 		return nil
 	}
 	n.closed = true
-	ports := n.members.Load().byID
+	t := n.members.Load()
 	n.mu.Unlock()
 
 	var errs []error
-	for _, p := range ports {
+	for _, p := range t.byID {
 		errs = append(errs, p.Close())
+	}
+	if t.uplink != nil {
+		errs = append(errs, t.uplink.Close())
 	}
 	n.cancel()
 	n.wg.Wait()
@@ -95,8 +112,13 @@ func (n *Network) Close() error {
 // Stats returns the counters of all ports.
 func (n *Network) Stats() Stats {
 	s := Stats{Ports: map[string]PortStats{}}
-	for id, p := range n.members.Load().byID {
+	t := n.members.Load()
+	for id, p := range t.byID {
 		s.Ports[id] = p.Stats()
+	}
+	if t.uplink != nil {
+		up := t.uplink.Stats()
+		s.Uplink = &up
 	}
 	return s
 }
@@ -134,10 +156,7 @@ func (n *Network) addMember(p *Port) error {
 	if _, ok := old.byMAC[p.mac]; ok || p.mac == n.gwMAC {
 		return fmt.Errorf("%w: %s", ErrAddressTaken, p.cfg.MAC)
 	}
-	t := &members{byMAC: maps.Clone(old.byMAC), byIP: maps.Clone(old.byIP), byID: maps.Clone(old.byID)}
-	if t.byMAC == nil {
-		t = &members{byMAC: map[macAddr]*Port{}, byIP: map[netip.Addr]*Port{}, byID: map[string]*Port{}}
-	}
+	t := old.clone()
 	for _, a := range p.addrs {
 		if _, ok := old.byIP[a]; ok || a == n.cfg.Gateway4 || a == n.cfg.Gateway6 {
 			return fmt.Errorf("%w: %s", ErrAddressTaken, a)
@@ -154,7 +173,12 @@ func (n *Network) removeMember(p *Port) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	old := n.members.Load()
-	t := &members{byMAC: maps.Clone(old.byMAC), byIP: maps.Clone(old.byIP), byID: maps.Clone(old.byID)}
+	t := old.clone()
+	if p.uplink {
+		t.uplink = nil
+		n.members.Store(t)
+		return
+	}
 	delete(t.byMAC, p.mac)
 	delete(t.byID, p.cfg.ID)
 	for _, a := range p.addrs {

@@ -27,6 +27,8 @@ type Port struct {
 	trunk []uint16
 	// gated: the gateway is in the port's VLAN.
 	gated bool
+	// uplink: the port is that of the world outside, not of a member.
+	uplink bool
 	// hostPorts is sorted.
 	hostPorts []uint16
 
@@ -65,25 +67,19 @@ func (n *Network) newPort(cfg PortConfig) (*Port, error) {
 	if cfg.Link == nil {
 		return nil, bad("no link")
 	}
-	if cfg.HdrLen == 0 {
-		cfg.HdrLen = vnetHdrLen
-	}
-	if cfg.MTU == 0 {
-		cfg.MTU = n.cfg.MTU
-	}
-	if cfg.MTU < MinMTU || cfg.MTU > MaxMTU {
+	if cfg.MTU != 0 && (cfg.MTU < MinMTU || cfg.MTU > MaxMTU) {
 		return nil, bad("MTU %d is out of range: %d to %d", cfg.MTU, MinMTU, MaxMTU)
 	}
 	p := &Port{net: n, cfg: cfg, mac: macAddr(cfg.MAC), done: make(chan struct{})}
 	p.ll6 = linkLocal6(p.mac)
 	if cfg.Addr4.IsValid() {
-		if !cfg.Addr4.Is4() || !n.cfg.Subnet4.Contains(cfg.Addr4) {
+		if !cfg.Addr4.Is4() || n.cfg.Subnet4.IsValid() && !n.cfg.Subnet4.Contains(cfg.Addr4) {
 			return nil, bad("%s is not in %s", cfg.Addr4, n.cfg.Subnet4)
 		}
 		p.addrs = append(p.addrs, cfg.Addr4)
 	}
 	if cfg.Addr6.IsValid() {
-		if !cfg.Addr6.Is6() || !n.cfg.Subnet6.Contains(cfg.Addr6) {
+		if !cfg.Addr6.Is6() || n.cfg.Subnet6.IsValid() && !n.cfg.Subnet6.Contains(cfg.Addr6) {
 			return nil, bad("%s is not in %s", cfg.Addr6, n.cfg.Subnet6)
 		}
 		p.addrs = append(p.addrs, cfg.Addr6)
@@ -91,29 +87,43 @@ func (n *Network) newPort(cfg PortConfig) (*Port, error) {
 			p.addrs = append(p.addrs, p.ll6)
 		}
 	}
-	if len(p.addrs) == 0 {
+	if len(p.addrs) == 0 && n.cfg.Uplink == nil {
 		return nil, bad("no address")
 	}
 	if err := p.setVLANs(); err != nil {
 		return nil, bad("%v", err)
 	}
-	p.gated = p.vlan == n.cfg.VLAN
+	p.gated = p.vlan == n.cfg.VLAN && n.cfg.Uplink == nil
 	p.hostPorts = slices.Sorted(slices.Values(cfg.HostPorts))
-	p.dns = make(chan struct{}, n.cfg.Limits.DNSQueries)
+	if err := p.open(); err != nil {
+		return nil, fmt.Errorf("attach %s: %w", cfg.ID, err)
+	}
+	return p, nil
+}
+
+// open takes the port's link and makes its tables.
+func (p *Port) open() error {
+	if p.cfg.HdrLen == 0 {
+		p.cfg.HdrLen = vnetHdrLen
+	}
+	if p.cfg.MTU == 0 {
+		p.cfg.MTU = p.net.cfg.MTU
+	}
+	p.dns = make(chan struct{}, p.net.cfg.Limits.DNSQueries)
 	p.frags.init()
 	p.flows.init()
 	p.nat.init()
 	p.fwd.init()
 	var err error
-	if p.link, err = newLink(cfg.Link, cfg.HdrLen); err != nil {
-		return nil, fmt.Errorf("attach %s: %w", cfg.ID, err)
+	if p.link, err = newLink(p.cfg.Link, p.cfg.HdrLen); err != nil {
+		return err
 	}
 	if err := p.hosts.init(); err != nil {
-		return nil, errors.Join(fmt.Errorf("attach %s: %w", cfg.ID, err), p.link.close())
+		return errors.Join(err, p.link.close())
 	}
 	p.reader.link = p.link
-	p.ctx, p.cancel = context.WithCancel(n.ctx)
-	return p, nil
+	p.ctx, p.cancel = context.WithCancel(p.net.ctx)
+	return nil
 }
 
 func (p *Port) start() {

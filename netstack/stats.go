@@ -66,6 +66,8 @@ type PortStats struct {
 type Stats struct {
 	// Ports by PortConfig.ID.
 	Ports map[string]PortStats
+	// Uplink is nil on a network without one. FromGuest is what came from outside.
+	Uplink *PortStats
 }
 
 // counters are a port's live counters.

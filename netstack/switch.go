@@ -44,7 +44,7 @@ func (p *Port) input(f *frame) {
 				return
 			}
 			if kind := parseGroup(&ip); kind != noGroupMessage {
-				p.inputGroup(kind)
+				p.inputGroup(kind, ip.src, f, v)
 				return
 			}
 		}
@@ -56,6 +56,10 @@ func (p *Port) input(f *frame) {
 			p.net.route(p, f, &ip)
 			return
 		}
+		if p.net.cfg.Uplink != nil && !p.uplink && isServerAnswer(&ip) {
+			p.count.drop(DropNeighbor) // addresses come from outside
+			return
+		}
 		p.forward(dst, f, v)
 	case etherVLAN, etherQinQ, etherQinQOld:
 		p.count.drop(DropQinQ)
@@ -64,22 +68,31 @@ func (p *Port) input(f *frame) {
 	}
 }
 
-// mayBe tells whether frames of the guest may come from an address.
-func (p *Port) mayBe(mac macAddr) bool { return mac == p.mac }
+// mayBe tells whether frames of the port may come from an address. Those from
+// outside have any but a member's: one that has is a loop, or a lie.
+func (p *Port) mayBe(mac macAddr) bool {
+	if !p.uplink {
+		return mac == p.mac
+	}
+	return !mac.group() && p.net.members.Load().byMAC[mac] == nil
+}
 
-// inputGroup takes IGMP and MLD. Frames for groups go to every member, whose
-// kernel knows what it wants: nobody has to be told. A query would make all of
-// them talk, and whoever sent it the one to be told.
-func (p *Port) inputGroup(groupMessage) { p.count.drop(DropGroup) }
-
-// forward writes a frame to the member with the MAC, or to every other one.
+// forward writes a frame to the member with the MAC, to the uplink if nobody has
+// it, or if it is for a group to every other one.
 func (p *Port) forward(dst macAddr, f *frame, v uint16) {
 	t := p.net.members.Load()
 	if dst.group() {
-		p.flood(t.lanes[v].ports, f, v)
+		if l := t.lanes[v]; l != nil {
+			p.flood(l.ports, f, v)
+		} else {
+			p.count.drop(DropVLAN)
+		}
 		return
 	}
 	q := t.byMAC[dst]
+	if q == nil && p != t.uplink {
+		q = t.uplink
+	}
 	if q == nil || q == p || !q.carries(v) {
 		p.count.drop(DropNoMember)
 		return
@@ -95,16 +108,18 @@ func (p *Port) forward(dst macAddr, f *frame, v uint16) {
 // addresses the switch does not know.
 func (p *Port) seek(dst macAddr, f *frame, v uint16) {
 	t := p.net.members.Load()
-	l := t.lanes[v]
-	if l == nil || len(l.loose) == 0 {
+	var loose []*Port
+	if l := t.lanes[v]; l != nil {
+		loose = l.loose
+	}
+	switch {
+	case len(loose) == 0 && (t.uplink == nil || p.uplink && dst.group()):
 		p.count.drop(DropNeighbor)
-		return
+	case dst.group():
+		p.flood(loose, f, v)
+	default:
+		p.forward(dst, f, v)
 	}
-	if dst.group() {
-		p.flood(l.loose, f, v)
-		return
-	}
-	p.forward(dst, f, v)
 }
 
 const (
@@ -114,7 +129,8 @@ const (
 )
 
 // inputARP answers for the gateway and the other members. ARP packets are
-// passed on only to and from those whose addresses the switch does not know.
+// passed on only to and from those whose addresses the switch does not know,
+// that is on trunks and outside.
 func (p *Port) inputARP(f *frame, v uint16) {
 	b := f.head[ethLen:]
 	if len(b) < arpLen || [6]byte(b[:6]) != [6]byte{0, 1, 8, 0, 6, 4} {
@@ -186,16 +202,37 @@ func isNeighborDiscovery(ip *packet) bool {
 func (p *Port) inputND(f *frame, ip *packet, v uint16) {
 	m, loose := ip.l4(), !p.pinned(v, true)
 	dst := macAddr(f.head[:6])
-	if m[0] != ndNeighborSolicit && (m[0] != ndNeighborAdvert || !loose) {
+	size := 0 // of the message before its options
+	switch m[0] {
+	case ndNeighborSolicit:
+		size = ndTargetLen
+	case ndNeighborAdvert:
+		if loose {
+			size = ndTargetLen
+		}
+	case ndRouterSolicit:
+		if loose && p.net.cfg.Uplink != nil && !p.uplink {
+			size = 8
+		}
+	case ndRouterAdvert:
+		if p.uplink {
+			size = 16
+		}
+	}
+	if size == 0 {
 		p.count.drop(DropNeighbor)
 		return
 	}
-	if ip.frag || ip.ttl != 255 || len(m) < ndTargetLen || ip.hdrLen != ip6Len || !ip.checksumOK() {
+	if ip.frag || ip.ttl != 255 || len(m) < size || ip.hdrLen != ip6Len || !ip.checksumOK() {
 		p.count.drop(DropMalformed)
 		return
 	}
-	if !ip.src.IsUnspecified() && !p.mayUse(v, ip.src) || !p.linkOptionsOK(m[ndTargetLen:]) {
+	if !ip.src.IsUnspecified() && !p.mayUse(v, ip.src) || !p.linkOptionsOK(m[size:]) {
 		p.count.drop(DropSpoofed)
+		return
+	}
+	if size != ndTargetLen {
+		p.seek(dst, f, v)
 		return
 	}
 	target := netip.AddrFrom16([16]byte(m[8:24]))
@@ -208,9 +245,9 @@ func (p *Port) inputND(f *frame, ip *packet, v uint16) {
 		return
 	}
 	if ip.src.IsUnspecified() {
-		// Duplicate address detection: pinned addresses are nobody else's, so
-		// the answer is silence.
-		if loose {
+		// Duplicate address detection: pinned addresses are nobody else's inside,
+		// so the answer is silence.
+		if loose || p.net.cfg.Uplink != nil {
 			p.seek(dst, f, v)
 		} else {
 			p.count.drop(DropNeighbor)

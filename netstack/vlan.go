@@ -49,7 +49,7 @@ func (p *Port) vlanOf(f *frame) (v uint16, ok bool) {
 
 // carries tells whether frames of a VLAN cross the port.
 func (p *Port) carries(v uint16) bool {
-	if v == p.vlan {
+	if v == p.vlan || p.uplink {
 		return true
 	}
 	_, ok := slices.BinarySearch(p.trunk, v)
@@ -109,8 +109,17 @@ func (p *Port) setVLANs() error {
 }
 
 // pinned tells whether the switch knows the port's addresses of a family in a
-// VLAN. In those of a trunk they are the guest's own affair.
-func (p *Port) pinned(v uint16, v6 bool) bool { return v == p.vlan }
+// VLAN. In those of a trunk they are the guest's own affair, and so is an address
+// that it has from outside.
+func (p *Port) pinned(v uint16, v6 bool) bool {
+	switch {
+	case v != p.vlan || p.uplink:
+		return false
+	case p.net.cfg.Uplink != nil:
+		return pick(v6, p.cfg.Addr4, p.cfg.Addr6).IsValid()
+	}
+	return true
+}
 
 // mayUse tells whether the guest may say that an address is its own.
 func (p *Port) mayUse(v uint16, a netip.Addr) bool {
