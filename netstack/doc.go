@@ -69,13 +69,20 @@
 // the offsets in its virtio header are those without one. A frame with two tags,
 // or one of a provider's bridge, is dropped.
 //
+// # Uplinks
+//
+// With Config.Uplink the network is a part of a segment outside: see Uplink. A
+// member whose PortConfig has no address of a family uses what that segment gives
+// it, by a DHCP client of its own, by Network.DHCP, or by router advertisements.
+//
 // # Limits
 //
 // See Limits for the bounds of one port and Stats for the counter that goes up
 // when one is reached. A datagram has at most 65,507 bytes of payload (65,487
 // over IPv6 with 40 bytes of header). Joining fragments takes up to 64
 // datagrams or 1 MiB per port, for 15 seconds. A port is a trunk of at most 64
-// VLANs. A frame that cannot be written at once is dropped: there are no queues
+// VLANs. A network keeps at most 4096 addresses from DHCP, each with 8 messages
+// that wait for its client. A frame that cannot be written at once is dropped: there are no queues
 // here besides those of the kernel and of TCP.
 //
 // # What a guest cannot reach

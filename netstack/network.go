@@ -27,6 +27,7 @@ type Network struct {
 	stack *stack.Stack
 	nic   *gatewayNIC
 	tcp   tcpGateway
+	dhcp  dhcpTable // clients on the uplink
 
 	ctx    context.Context
 	cancel context.CancelFunc

@@ -56,6 +56,9 @@ func (p *Port) input(f *frame) {
 			p.net.route(p, f, &ip)
 			return
 		}
+		if p.uplink && p.net.dhcp.take(v, f, &ip) {
+			return
+		}
 		if p.net.cfg.Uplink != nil && !p.uplink && isServerAnswer(&ip) {
 			p.count.drop(DropNeighbor) // addresses come from outside
 			return
