@@ -22,9 +22,9 @@ type dhcpServer struct {
 	seen chan dhcpv4.MessageType
 }
 
-func newDHCPServer(t testing.TB, l *lan, far int, answer func(req, resp *dhcpv4.DHCPv4) *dhcpv4.DHCPv4) *dhcpServer {
+func newDHCPServer(t testing.TB, l *lan, far *os.File, answer func(req, resp *dhcpv4.DHCPv4) *dhcpv4.DHCPv4) *dhcpServer {
 	s := &dhcpServer{answer: answer, seen: make(chan dhcpv4.MessageType, 64),
-		wireGuest: &wireGuest{t: t, port: l.members.Load().uplink, far: os.NewFile(uintptr(far), "far"), mac: macAddr{2, 0, 0, 0, 9, 9},
+		wireGuest: &wireGuest{t: t, port: l.members.Load().uplink, far: far, mac: macAddr{2, 0, 0, 0, 9, 9},
 			a4: netip.MustParseAddr("10.99.0.200")}}
 	done := make(chan struct{})
 	go func() {
@@ -91,18 +91,10 @@ func (s *dhcpServer) next(want dhcpv4.MessageType) {
 	}
 }
 
-func uplinkLAN(t testing.TB, edit func(*Config)) (*lan, int) {
-	near, far := cable(t)
-	return newLAN(t, func(c *Config) {
-		c.Uplink = &Uplink{File: near, Name: "cable", MTU: 1500}
-		edit(c)
-	}), far
-}
-
 var dhcpMAC = net.HardwareAddr{2, 0, 0, 0, 0, 10}
 
 func TestDHCP(t *testing.T) {
-	l, far := uplinkLAN(t, func(*Config) {})
+	l, far := uplinkLAN(t)
 	s := newDHCPServer(t, l, far, func(req, resp *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
 		if req.HostName() != "web" && req.MessageType() != dhcpv4.MessageTypeRequest {
 			t.Errorf("host name %q", req.HostName())
@@ -142,7 +134,7 @@ func TestDHCP(t *testing.T) {
 
 // TestDHCPRenews: leases of a second or two are renewed, until the server says no.
 func TestDHCPRenews(t *testing.T) {
-	l, far := uplinkLAN(t, func(*Config) {})
+	l, far := uplinkLAN(t)
 	renewals := 0
 	s := newDHCPServer(t, l, far, func(req, resp *dhcpv4.DHCPv4) *dhcpv4.DHCPv4 {
 		resp.UpdateOption(dhcpv4.OptIPAddressLeaseTime(2 * time.Second))
@@ -190,7 +182,7 @@ func TestDHCPFails(t *testing.T) {
 		}, "Nak"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l, far := uplinkLAN(t, func(*Config) {})
+			l, far := uplinkLAN(t)
 			s := newDHCPServer(t, l, far, c.answer)
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()

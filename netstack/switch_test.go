@@ -23,6 +23,18 @@ type wireGuest struct {
 	a6   netip.Addr
 }
 
+// cableFiles are the ends of a cable. The near one is somebody else's to close.
+func cableFiles(t testing.TB) (near, far *os.File) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	near, far = os.NewFile(uintptr(fds[0]), "near"), os.NewFile(uintptr(fds[1]), "far")
+	t.Cleanup(func() { far.Close() })
+	return near, far
+}
+
 func (l *lan) wire(t testing.TB, i int) *wireGuest {
 	t.Helper()
 	return l.wireWith(t, i, func(*PortConfig) {})
@@ -30,12 +42,7 @@ func (l *lan) wire(t testing.TB, i int) *wireGuest {
 
 func (l *lan) wireWith(t testing.TB, i int, edit func(*PortConfig)) *wireGuest {
 	t.Helper()
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	near, far := os.NewFile(uintptr(fds[0]), "near"), os.NewFile(uintptr(fds[1]), "far")
-	t.Cleanup(func() { far.Close() })
+	near, far := cableFiles(t)
 	pc := portConfig(i, &guest{link: near})
 	edit(&pc)
 	p, err := l.Attach(pc)

@@ -110,11 +110,16 @@ func TestUplink(t *testing.T) {
 	}
 }
 
+// uplinkLAN is a network whose uplink is a cable.
+func uplinkLAN(t testing.TB) (*lan, *os.File) {
+	near, far := cableFiles(t)
+	return newLAN(t, func(c *Config) { c.Uplink = &Uplink{File: near, Name: "cable", MTU: 1500} }), far
+}
+
 // TestUplinkRules is what crosses an uplink, frame by frame.
 func TestUplinkRules(t *testing.T) {
-	near, far := cable(t)
-	l := newLAN(t, func(c *Config) { c.Uplink = &Uplink{File: near, Name: "cable", MTU: 1500} })
-	outside := &wireGuest{t: t, port: l.members.Load().uplink, far: os.NewFile(uintptr(far), "far"), mac: macAddr{2, 0, 0, 0, 9, 9},
+	l, far := uplinkLAN(t)
+	outside := &wireGuest{t: t, port: l.members.Load().uplink, far: far, mac: macAddr{2, 0, 0, 0, 9, 9},
 		a4: netip.MustParseAddr("10.99.0.200"), a6: linkLocal6(macAddr{2, 0, 0, 0, 9, 9})}
 	fixed := l.wire(t, 0)
 	free := l.wireWith(t, 1, func(c *PortConfig) { c.Addr4, c.Addr6 = netip.Addr{}, netip.Addr{} })
