@@ -91,7 +91,7 @@ func (m *monitor) execute(ctx context.Context, x proto.Exec, files map[string]*o
 	p := &executed{m: m}
 	p.child, err = userns.Start(ctx, userns.Spec{
 		Cgroup: box,
-		Path:   "/proc/self/exe", Args: []string{proto.RoleExec},
+		Path:   m.program.Path(), Args: []string{proto.RoleExec},
 		Stdin: files["stdin"], Stdout: files["stdout"], Stderr: files["stderr"],
 		Setsid: true, PIDNS: one, // its death signal it sets itself
 	})

@@ -36,6 +36,7 @@ import (
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/sandbox/internal/record"
 	"github.com/rootless-sbx/sbx/sandbox/internal/resident"
+	"github.com/rootless-sbx/sbx/sandbox/internal/sealed"
 	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
 	"github.com/rootless-sbx/sbx/userns"
 	"golang.org/x/sys/unix"
@@ -46,6 +47,7 @@ type monitor struct {
 	log     *slog.Logger // to the caller
 	spec    proto.Start
 	lock    *os.File        // the directory is ours until it is closed
+	program *sealed.Program // what init and programs beside it are started from
 	logs    *logfile.Writer // nil: nothing is logged
 	journal *events.Journal
 	server  *server // of the sandbox's socket
@@ -122,6 +124,9 @@ func Main(ctx context.Context, conn *wire.Conn) error {
 	m.journal = &events.Journal{Dir: m.spec.EventsDir, Logger: m.log}
 	if m.lock, err = req.Take("lock"); err != nil {
 		return err
+	}
+	if m.program, err = sealed.Self(m.spec.Dir); err != nil {
+		return fmt.Errorf("seal the program for the sandbox: %w", err)
 	}
 	if m.spec.Life.Detach { // the caller's directory is not kept busy
 		if err := os.Chdir("/"); err != nil {

@@ -107,7 +107,7 @@ func (m *monitor) startInit(ctx context.Context, stdio map[string]*os.File) erro
 		defer box.Close()
 	}
 	spec := userns.Spec{
-		Path:       "/proc/self/exe",
+		Path:       m.program.Path(),
 		Args:       []string{proto.RoleInit},
 		Cgroup:     box,
 		Cloneflags: flags,
