@@ -126,6 +126,14 @@ func (r *Resolver) SetRecords(owner string, names []string, addrs []netip.Addr) 
 	return nil
 }
 
+// CheckName says whether a name can be one of a network's.
+func CheckName(name string) error {
+	if err := checkDomain(strings.TrimSuffix(name, ".")); err != nil {
+		return &ErrRecord{name, err.Error()}
+	}
+	return nil
+}
+
 // Remove takes back what owner has published.
 func (r *Resolver) Remove(owner string) {
 	r.zone.mu.Lock()

@@ -1,15 +1,12 @@
 package netstack
 
 import (
+	"cmp"
 	"encoding/binary"
-	"encoding/json"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
-	"sync"
-	"time"
 )
 
 // maxLeaseID bounds a lease's id and name.
@@ -22,11 +19,16 @@ type IPAMConfig struct {
 	Subnet4, Subnet6 netip.Prefix
 	// Gateway4 and Gateway6. Zero: the subnet's first address.
 	Gateway4, Gateway6 netip.Addr
+	// Range4 and Range6 are the parts of the subnets that addresses are chosen from.
+	// Zero: all of it. Who wants a certain address may have any of the subnet.
+	Range4, Range6 netip.Prefix
+	// Reserved addresses are never chosen.
+	Reserved []netip.Addr
+	// Next is what IPAM.Next returned last; zero: the search begins at the start.
+	Next uint32
 	// MaxLeases bounds the sandboxes of the network. Zero: 1000. The subnet's
 	// size bounds them as well.
 	MaxLeases int
-
-	now func() time.Time // tests
 }
 
 // Lease is the set of addresses of one sandbox.
@@ -70,19 +72,14 @@ func (e *ErrBadAddress) Error() string { return fmt.Sprintf("address %s: %s", e.
 // IPAM hands out a network's addresses. The IPv6 address repeats the place of
 // the IPv4 one in its subnet, and the MAC is 02:5b followed by the IPv4
 // address, unless somebody wants others. An address that was released comes
-// round again last, so that what others remember of it has time to expire.
+// round again last, so that what others remember of it has time to expire. It is
+// not for several goroutines at once.
 type IPAM struct {
-	cfg IPAMConfig
-
-	mu    sync.Mutex // guards what follows
-	byID  map[string]*held
-	owner map[string]string // every address and MAC, in text, to the lease's id
-	next  uint32            // where the search for a free place begins
-}
-
-type held struct {
-	Lease
-	until time.Time // of a restored lease not yet claimed; zero: in use
+	cfg      IPAMConfig
+	byID     map[string]Lease
+	owner    map[string]string // every address and MAC, in text, to the lease's name, or its id
+	reserved map[netip.Addr]bool
+	next     uint32 // where the search for a free place begins
 }
 
 // NewIPAM checks cfg.
@@ -106,11 +103,25 @@ func NewIPAM(cfg IPAMConfig) (*IPAM, error) {
 	if cfg.MaxLeases <= 0 {
 		cfg.MaxLeases = 1000
 	}
-	if cfg.now == nil {
-		cfg.now = bootTime
+	p := &IPAM{cfg: cfg, byID: map[string]Lease{}, owner: map[string]string{}, reserved: map[netip.Addr]bool{}, next: cfg.Next}
+	for _, r := range []struct{ rng, subnet *netip.Prefix }{{&p.cfg.Range4, &p.cfg.Subnet4}, {&p.cfg.Range6, &p.cfg.Subnet6}} {
+		if !r.rng.IsValid() {
+			*r.rng = *r.subnet
+		}
+		*r.rng = r.rng.Masked()
+		if r.rng.Bits() < r.subnet.Bits() || r.rng.IsValid() && !r.subnet.Contains(r.rng.Addr()) {
+			return nil, fmt.Errorf("address pool: range %s is not a part of %s", r.rng, r.subnet)
+		}
 	}
-	return &IPAM{cfg: cfg, byID: map[string]*held{}, owner: map[string]string{}, next: 1}, nil
+	for _, a := range append(cfg.Reserved, p.cfg.Gateway4, p.cfg.Gateway6) {
+		p.reserved[a] = true
+	}
+	return p, nil
 }
+
+// Next is where the next search for a free address begins, for the pool of a later
+// process.
+func (p *IPAM) Next() uint32 { return p.next }
 
 // Gateways returns the gateway's addresses; the second is zero without IPv6.
 func (p *IPAM) Gateways() (v4, v6 netip.Addr) { return p.cfg.Gateway4, p.cfg.Gateway6 }
@@ -119,56 +130,67 @@ func (p *IPAM) Gateways() (v4, v6 netip.Addr) { return p.cfg.Gateway4, p.cfg.Gat
 func (p *IPAM) Subnets() (v4, v6 netip.Prefix) { return p.cfg.Subnet4, p.cfg.Subnet6 }
 
 // Lease gives addresses to a sandbox. Asked again for the same id it returns
-// the same ones; with different wishes it is an error.
-func (p *IPAM) Lease(id string, want LeaseWant) (Lease, error) {
+// the same ones, unless they are not what it wants any more.
+func (p *IPAM) Lease(id string, want LeaseWant) (_ Lease, err error) {
 	if id == "" || len(id) > maxLeaseID || len(want.Name) > maxLeaseID {
 		return Lease{}, fmt.Errorf("lease: id and name have at most %d characters, and the id at least one", maxLeaseID)
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.expire()
-	if h := p.byID[id]; h != nil {
-		if !h.until.IsZero() && !h.meets(want) {
-			p.release(id) // its own old addresses do not stand in its way
-		} else {
-			if !h.meets(want) {
-				return Lease{}, &ErrBadAddress{wantText(want), fmt.Sprintf("sandbox %s has %s already", id, h.Addr4)}
+	if l, ok := p.byID[id]; ok {
+		if l.meets(want) {
+			if want.Name != "" {
+				l.Name = want.Name
+				p.byID[id] = l
 			}
-			if h.until = (time.Time{}); want.Name != "" {
-				h.Name = want.Name
-			}
-			return h.Lease.clone(), nil
+			return l.clone(), nil
 		}
+		p.Release(id) // its own old addresses do not stand in its way
+		defer func() {
+			if err != nil {
+				p.take(l)
+			}
+		}()
 	}
 	if len(p.byID) >= p.cfg.MaxLeases {
-		return Lease{}, &ErrNoAddress{p.cfg.Subnet4, len(p.byID)}
+		return Lease{}, &ErrNoAddress{p.cfg.Range4, len(p.byID)}
 	}
 	l, err := p.choose(id, want)
 	if err != nil {
 		return Lease{}, err
 	}
-	p.take(&held{Lease: l})
+	p.take(l)
 	return l.clone(), nil
+}
+
+// Add makes a lease of an earlier pool one of this. It says whether it fits.
+func (p *IPAM) Add(l Lease) bool {
+	if l.ID == "" || len(l.ID) > maxLeaseID || p.byID[l.ID].ID != "" || len(p.byID) >= p.cfg.MaxLeases ||
+		!l.Addr4.IsValid() || l.Addr6.IsValid() != p.cfg.Subnet6.IsValid() || l.MAC == nil {
+		return false
+	}
+	got, err := p.choose(l.ID, LeaseWant{Name: l.Name, Addr4: l.Addr4, Addr6: l.Addr6, MAC: l.MAC})
+	if err == nil {
+		p.take(got)
+	}
+	return err == nil
 }
 
 // Release takes the addresses back; it says whether there was such a lease.
 func (p *IPAM) Release(id string) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.release(id)
+	l, ok := p.byID[id]
+	delete(p.byID, id)
+	if ok {
+		for _, k := range l.keys() {
+			delete(p.owner, k)
+		}
+	}
+	return ok
 }
 
-// Leases returns the leases in use, by address.
-func (p *IPAM) Leases() []Lease { return p.list(false) }
-
-func (p *IPAM) list(unclaimed bool) []Lease {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+// Leases returns the leases, by address.
+func (p *IPAM) Leases() []Lease {
 	out := []Lease{}
-	for _, h := range p.byID {
-		if unclaimed || h.until.IsZero() {
-			out = append(out, h.Lease.clone())
-		}
+	for _, l := range p.byID {
+		out = append(out, l.clone())
 	}
 	slices.SortFunc(out, func(a, b Lease) int { return a.Addr4.Compare(b.Addr4) })
 	return out
@@ -196,22 +218,11 @@ func (p *IPAM) choose(id string, want LeaseWant) (Lease, error) {
 		}
 	}
 	if !l.Addr4.IsValid() {
-		places := uint32(1)<<(32-p.cfg.Subnet4.Bits()) - 2 // without network and broadcast
-		found := false
-		for i := uint32(0); i < places && !found; i++ {
-			n := (p.next-1+i)%places + 1
-			a := addrAt(p.cfg.Subnet4, uint64(n))
-			if _, used := p.owner[a.String()]; used || a == p.cfg.Gateway4 {
-				continue
-			}
-			if _, used := p.owner[macOf(a).String()]; used && l.MAC == nil {
-				continue // somebody wanted the MAC that belongs to it
-			}
-			l.Addr4, p.next, found = a, n%places+1, true
+		a, err := p.choose4(l.MAC == nil)
+		if err != nil {
+			return Lease{}, err
 		}
-		if !found {
-			return Lease{}, &ErrNoAddress{p.cfg.Subnet4, len(p.byID)}
-		}
+		l.Addr4 = a
 	}
 	if l.MAC == nil {
 		l.MAC = macOf(l.Addr4)
@@ -229,32 +240,57 @@ func (p *IPAM) choose(id string, want LeaseWant) (Lease, error) {
 	return l, nil
 }
 
+// choose4 takes the next free address of the range; with mac its own MAC must be
+// free as well.
+func (p *IPAM) choose4(mac bool) (netip.Addr, error) {
+	r := p.cfg.Range4
+	places := uint64(1) << (32 - r.Bits())
+	for i := range min(places, uint64(2*p.cfg.MaxLeases+len(p.reserved)+2)) {
+		n := (uint64(p.next) + i) % places
+		a := addrAt(r, n)
+		if _, used := p.owner[a.String()]; used || p.reserved[a] || !hostOf4(p.cfg.Subnet4, a) {
+			continue
+		}
+		if _, used := p.owner[macOf(a).String()]; used && mac {
+			continue // somebody wanted the MAC that belongs to it
+		}
+		p.next = uint32((n + 1) % places)
+		return a, nil
+	}
+	return netip.Addr{}, &ErrNoAddress{r, len(p.byID)}
+}
+
+// hostOf4 leaves out the network and the broadcast address.
+func hostOf4(s netip.Prefix, a netip.Addr) bool {
+	place := placeOf(s, a)
+	return place != 0 && place != 1<<(32-s.Bits())-1
+}
+
 // choose6 takes the same place as in the IPv4 subnet, or one further up if
 // somebody wanted just that address.
 func (p *IPAM) choose6(place uint64) (netip.Addr, error) {
-	size := uint64(1) << min(128-p.cfg.Subnet6.Bits(), 48)
-	for i := range uint64(p.cfg.MaxLeases + 3) {
+	r := p.cfg.Range6
+	size := uint64(1) << min(128-r.Bits(), 48)
+	for i := range uint64(p.cfg.MaxLeases + len(p.reserved) + 3) {
 		n := (place + i<<24) % size
 		if size <= 1<<24 {
 			n = (place + i) % size
 		}
-		if n == 0 {
-			continue // the subnet-router anycast address
-		}
-		a := addrAt(p.cfg.Subnet6, n)
-		if _, used := p.owner[a.String()]; !used && a != p.cfg.Gateway6 {
+		a := addrAt(r, n)
+		// The first one is the subnet-router anycast address.
+		if _, used := p.owner[a.String()]; !used && !p.reserved[a] && a != p.cfg.Subnet6.Addr() {
 			return a, nil
 		}
 	}
-	return netip.Addr{}, &ErrNoAddress{p.cfg.Subnet6, len(p.byID)}
+	return netip.Addr{}, &ErrNoAddress{r, len(p.byID)}
 }
 
 func (p *IPAM) check4(a netip.Addr) error {
 	s := p.cfg.Subnet4
-	switch place := placeOf(s, a); {
+	switch {
 	case !a.Is4() || !s.Contains(a):
 		return &ErrBadAddress{a.String(), fmt.Sprintf("not in the network's subnet %s", s)}
-	case place == 0 || place == 1<<(32-s.Bits())-1:
+	case !hostOf4(s, a):
 		return &ErrBadAddress{a.String(), fmt.Sprintf("the network or broadcast address of %s", s)}
 	case a == p.cfg.Gateway4:
 		return &ErrBadAddress{a.String(), "the gateway's"}
@@ -283,32 +319,10 @@ func (p *IPAM) check6(a netip.Addr) error {
 	return nil
 }
 
-func (p *IPAM) take(h *held) {
-	p.byID[h.ID] = h
-	for _, k := range h.keys() {
-		p.owner[k] = h.ID
-	}
-}
-
-func (p *IPAM) release(id string) bool {
-	h := p.byID[id]
-	if h == nil {
-		return false
-	}
-	delete(p.byID, id)
-	for _, k := range h.keys() {
-		delete(p.owner, k)
-	}
-	return true
-}
-
-// expire lets go of restored leases that nobody claimed in time.
-func (p *IPAM) expire() {
-	now := p.cfg.now()
-	for id, h := range p.byID {
-		if !h.until.IsZero() && !now.Before(h.until) {
-			p.release(id)
-		}
+func (p *IPAM) take(l Lease) {
+	p.byID[l.ID] = l
+	for _, k := range l.keys() {
+		p.owner[k] = cmp.Or(l.Name, l.ID)
 	}
 }
 
@@ -329,19 +343,6 @@ func (l Lease) clone() Lease {
 func (l Lease) meets(w LeaseWant) bool {
 	return (!w.Addr4.IsValid() || w.Addr4.Unmap() == l.Addr4) && (!w.Addr6.IsValid() || w.Addr6 == l.Addr6) &&
 		(w.MAC == nil || w.MAC.String() == l.MAC.String())
-}
-
-func wantText(w LeaseWant) string {
-	var s []string
-	for _, a := range []netip.Addr{w.Addr4, w.Addr6} {
-		if a.IsValid() {
-			s = append(s, a.String())
-		}
-	}
-	if w.MAC != nil {
-		s = append(s, w.MAC.String())
-	}
-	return strings.Join(s, ", ")
 }
 
 func macOf(a netip.Addr) net.HardwareAddr {
@@ -378,57 +379,4 @@ func placeOf(s netip.Prefix, a netip.Addr) uint64 {
 	}
 	x, y := s.Masked().Addr().As4(), a.As4()
 	return uint64(binary.BigEndian.Uint32(y[:]) - binary.BigEndian.Uint32(x[:]))
-}
-
-// ipamState is the exported form of an IPAM.
-type ipamState struct {
-	Version int          `json:"version"`
-	Subnet4 netip.Prefix `json:"subnet4"`
-	Subnet6 netip.Prefix `json:"subnet6,omitzero"`
-	Next    uint32       `json:"next"`
-	Leases  []Lease      `json:"leases"`
-}
-
-// MarshalJSON exports the leases, those not yet claimed as well, for a restarted
-// process to Restore.
-func (p *IPAM) MarshalJSON() ([]byte, error) {
-	s := ipamState{Version: 1, Subnet4: p.cfg.Subnet4, Subnet6: p.cfg.Subnet6, Leases: p.list(true)}
-	p.mu.Lock()
-	s.Next = p.next
-	p.mu.Unlock()
-	return json.Marshal(s)
-}
-
-// Restore imports leases and keeps their addresses for hold: within it each
-// owner may Lease them again, and nobody else gets them. It refuses the state
-// of another subnet, and leaves out leases that do not fit.
-func (p *IPAM) Restore(state []byte, hold time.Duration) (restored int, err error) {
-	var s ipamState
-	if err := json.Unmarshal(state, &s); err != nil {
-		return 0, fmt.Errorf("restore leases: %w", err)
-	}
-	if s.Version != 1 || s.Subnet4 != p.cfg.Subnet4 || s.Subnet6 != p.cfg.Subnet6 {
-		return 0, fmt.Errorf("restore leases: the state is of %s and %s (version %d), not of %s and %s", s.Subnet4, s.Subnet6, s.Version, p.cfg.Subnet4, p.cfg.Subnet6)
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	until := p.cfg.now().Add(hold)
-	if places := uint32(1)<<(32-p.cfg.Subnet4.Bits()) - 2; s.Next >= 1 && s.Next <= places {
-		p.next = s.Next
-	}
-	for _, l := range s.Leases {
-		if l.ID == "" || len(l.ID) > maxLeaseID || p.byID[l.ID] != nil || len(p.byID) >= p.cfg.MaxLeases {
-			continue
-		}
-		if !l.Addr4.IsValid() || l.Addr6.IsValid() != p.cfg.Subnet6.IsValid() || l.MAC == nil {
-			continue
-		}
-		got, err := p.choose(l.ID, LeaseWant{Name: l.Name, Addr4: l.Addr4, Addr6: l.Addr6, MAC: l.MAC})
-		if err != nil {
-			continue
-		}
-		p.take(&held{Lease: got, until: until})
-		restored++
-	}
-	return restored, nil
 }

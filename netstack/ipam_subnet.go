@@ -22,8 +22,8 @@ func candidates4(start uint32) []netip.Prefix {
 	add := func(base [4]byte, bits int) {
 		n := uint32(1) << (subnetBits - bits)
 		first := binary.BigEndian.Uint32(base[:])
-		// 16 of each range, spread by start: enough to find a hole.
-		for i := range min(n, 16) {
+		// 256 of each range, spread by start: enough to find a hole.
+		for i := range min(n, 256) {
 			var b [4]byte
 			binary.BigEndian.PutUint32(b[:], first+((start+i*0x9e3779b1)%n)<<(32-subnetBits))
 			out = append(out, netip.PrefixFrom(netip.AddrFrom4(b), subnetBits))

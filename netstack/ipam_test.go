@@ -1,14 +1,13 @@
 package netstack
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
-	"time"
 )
 
 var (
@@ -42,11 +41,17 @@ func TestIPAMLease(t *testing.T) {
 		t.Errorf("the same id again: %+v, %v", again, err)
 	}
 	var bad *ErrBadAddress
-	if _, err := p.Lease("a", LeaseWant{Addr4: mustAddr("10.1.2.9")}); !errors.As(err, &bad) {
-		t.Errorf("other wishes for the same id: %v", err)
+	if l, err := p.Lease("a", LeaseWant{Addr4: mustAddr("10.1.2.9")}); err != nil || l.Addr4 != mustAddr("10.1.2.9") || len(p.Leases()) != 1 {
+		t.Errorf("other wishes for the same id: %+v, %v", l, err)
+	}
+	if _, err := p.Lease("a", LeaseWant{Addr4: mustAddr("10.1.9.9")}); !errors.As(err, &bad) || len(p.Leases()) != 1 || p.Leases()[0].Addr4 != mustAddr("10.1.2.9") {
+		t.Errorf("a wish that cannot be met cost the lease: %v, %v", p.Leases(), err)
+	}
+	if a, err = p.Lease("a", LeaseWant{Name: "web", Addr4: a.Addr4}); err != nil {
+		t.Fatal(err)
 	}
 	var used *ErrLeaseConflict
-	if _, err := p.Lease("b", LeaseWant{Addr4: a.Addr4}); !errors.As(err, &used) || used.Owner != "a" {
+	if _, err := p.Lease("b", LeaseWant{Addr4: a.Addr4}); !errors.As(err, &used) || used.Owner != "web" {
 		t.Errorf("taken address: %v", err)
 	}
 	if _, err := p.Lease("b", LeaseWant{Addr6: a.Addr6}); !errors.As(err, &used) {
@@ -118,56 +123,72 @@ func TestIPAMConfig(t *testing.T) {
 	}
 }
 
-func TestIPAMRestore(t *testing.T) {
+// TestIPAMAdd: a later pool takes what fits over.
+func TestIPAMAdd(t *testing.T) {
 	p := newIPAM(t, "10.1.2.0/29", "fd00:1::/64")
-	want := map[string]Lease{}
 	for i := range 4 {
-		id := fmt.Sprint(i)
-		want[id], _ = p.Lease(id, LeaseWant{Name: "n" + id})
+		p.Lease(fmt.Sprint(i), LeaseWant{Name: "n" + fmt.Sprint(i)})
 	}
-	state, err := json.Marshal(p)
+	p.Release("1")
+	q, err := NewIPAM(IPAMConfig{Subnet4: mustPrefix("10.1.2.0/29"), Subnet6: mustPrefix("fd00:1::/64"), Next: p.Next()})
 	if err != nil {
 		t.Fatal(err)
 	}
-
-	q := newIPAM(t, "10.1.2.0/29", "fd00:1::/64")
-	now := time.Unix(1000, 0)
-	q.cfg.now = func() time.Time { return now }
-	if n, err := q.Restore(state, 10*time.Second); n != 4 || err != nil {
-		t.Fatal(n, err)
-	}
-	if got := q.Leases(); len(got) != 0 {
-		t.Errorf("unclaimed leases are listed: %v", got)
-	}
-	if state2, err := json.Marshal(q); err != nil || string(state2) != string(state) {
-		t.Errorf("state of a process killed before it was claimed: %s, was %s", state2, state)
-	}
-	if _, err := q.Lease("new", LeaseWant{Addr4: want["1"].Addr4}); err == nil {
-		t.Error("a held address was given away")
-	}
-	if l, err := q.Lease("new", LeaseWant{}); err != nil || l.Addr4 != mustAddr("10.1.2.6") {
-		t.Errorf("%v, %v", l, err) // the only one left
-	}
-	if l, err := q.Lease("1", LeaseWant{}); err != nil || l.Addr4 != want["1"].Addr4 || l.Addr6 != want["1"].Addr6 || l.Name != "n1" {
-		t.Errorf("claimed %+v (%v), want %+v", l, err, want["1"])
-	}
-	now = now.Add(10 * time.Second)
-	if l, err := q.Lease("late", LeaseWant{Addr4: want["2"].Addr4}); err != nil {
-		t.Errorf("after the hold: %+v, %v", l, err)
-	}
-	if got := q.Leases(); len(got) != 3 {
-		t.Errorf("leases in the end: %v", got)
-	}
-
-	for _, bad := range []string{"", "{}", "[", `{"version":1,"subnet4":"10.1.3.0/29"}`} {
-		if n, err := newIPAM(t, "10.1.2.0/29", "").Restore([]byte(bad), time.Second); n != 0 || err == nil {
-			t.Errorf("state %q: %d, %v", bad, n, err)
+	for _, l := range p.Leases() {
+		if !q.Add(l) || q.Add(l) {
+			t.Errorf("%+v does not fit, or twice", l)
 		}
 	}
-	odd := `{"version":1,"subnet4":"10.1.2.0/29","next":4294967295,"leases":[{"id":"a","addr4":"10.1.2.1","mac":"AltFAQIB"},
-		{"id":"","addr4":"10.1.2.2","mac":"AlsKAQIC"},{"id":"b","addr4":"10.1.2.3","mac":"AlsKAQID"},{"id":"c","addr4":"10.1.2.3","mac":"AlsKAQIE"},{"id":"d"}]}`
-	if n, err := newIPAM(t, "10.1.2.0/29", "").Restore([]byte(odd), time.Second); n != 1 || err != nil {
-		t.Errorf("odd state: %d, %v", n, err)
+	if got, want := fmt.Sprint(q.Leases()), fmt.Sprint(p.Leases()); got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	for _, a := range []string{"10.1.2.6", "10.1.2.3"} { // the one that was released comes last
+		if l, err := q.Lease("new"+a, LeaseWant{}); err != nil || l.Addr4 != mustAddr(a) {
+			t.Errorf("%+v, %v, want %s", l, err, a)
+		}
+	}
+	mac := net.HardwareAddr{2, 0x5b, 10, 1, 2, 2}
+	six := mustAddr("fd00:1::7")
+	for name, l := range map[string]Lease{
+		"no id": {Addr4: mustAddr("10.1.2.2"), Addr6: six, MAC: mac}, "the gateway": {ID: "a", Addr4: mustAddr("10.1.2.1"), Addr6: six, MAC: mac},
+		"no IPv6": {ID: "a", Addr4: mustAddr("10.1.2.2"), MAC: mac}, "no MAC": {ID: "a", Addr4: mustAddr("10.1.2.2"), Addr6: six},
+		"elsewhere": {ID: "a", Addr4: mustAddr("10.1.3.2"), Addr6: six, MAC: mac}, "nothing": {ID: "a"},
+	} {
+		if newIPAM(t, "10.1.2.0/29", "fd00:1::/64").Add(l) {
+			t.Errorf("%s: fits", name)
+		}
+	}
+}
+
+// TestIPAMRange: addresses are chosen from the range alone, and never a reserved one.
+func TestIPAMRange(t *testing.T) {
+	cfg := IPAMConfig{
+		Subnet4: mustPrefix("10.1.2.0/24"), Subnet6: mustPrefix("fd00:1::/64"), Gateway4: mustAddr("10.1.2.130"),
+		Range4: mustPrefix("10.1.2.128/29"), Range6: mustPrefix("fd00:1::f0/124"), Reserved: []netip.Addr{mustAddr("10.1.2.129"), mustAddr("fd00:1::f3")},
+	}
+	p, err := NewIPAM(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l, err := p.Lease("wish", LeaseWant{Addr4: mustAddr("10.1.2.7")}); err != nil || l.Addr4 != mustAddr("10.1.2.7") {
+		t.Errorf("an address of the subnet outside of the range: %+v, %v", l, err)
+	}
+	for i := range 6 { // 8 - gateway, reserved
+		l, err := p.Lease(fmt.Sprint(i), LeaseWant{})
+		if err != nil || !cfg.Range4.Contains(l.Addr4) || !cfg.Range6.Contains(l.Addr6) || l.Addr4 == cfg.Gateway4 || slices.Contains(cfg.Reserved, l.Addr4) || slices.Contains(cfg.Reserved, l.Addr6) {
+			t.Errorf("%+v, %v", l, err)
+		}
+	}
+	var none *ErrNoAddress
+	if l, err := p.Lease("x", LeaseWant{}); !errors.As(err, &none) || none.Subnet != cfg.Range4 {
+		t.Errorf("%+v, %v", l, err)
+	}
+	for _, bad := range []string{"10.1.0.0/16", "10.1.3.0/29", "fd00:1::/120"} {
+		c := cfg
+		c.Range4 = mustPrefix(bad)
+		if _, err := NewIPAM(c); err == nil {
+			t.Errorf("range %s was accepted", bad)
+		}
 	}
 }
 
@@ -209,10 +230,15 @@ func TestIPAMRandom(t *testing.T) {
 		}
 		old, have := model[id]
 		l, err := p.Lease(id, w)
+		delete(model, id)
 		switch {
-		case have && (err == nil) != old.meets(w):
-			t.Fatalf("step %d: %s has %+v, wants %+v: %v", step, id, old, w, err)
-		case have:
+		case have && old.meets(w):
+			if err != nil || l.Addr4 != old.Addr4 {
+				t.Fatalf("step %d: %s has %+v, wants %+v: %+v, %v", step, id, old, w, l, err)
+			}
+			model[id] = old
+		case err != nil && have:
+			model[id] = old
 		case err == nil:
 			if conflict(LeaseWant{Addr4: l.Addr4, Addr6: l.Addr6, MAC: l.MAC}) || !l.meets(w) || l.Addr4 == mustAddr("10.9.0.1") {
 				t.Fatalf("step %d: got %+v for %+v, model %v", step, l, w, model)

@@ -91,7 +91,7 @@ func configureLink(cfg GuestConfig, link *GuestLink) ([]string, error) {
 		if gw.Is6() && !ip6 {
 			continue
 		}
-		r := &netlink.Route{LinkIndex: l.Attrs().Index, Gw: gw.AsSlice(), Dst: ipNet(netip.PrefixFrom(unspecified(gw), 0))}
+		r := &netlink.Route{LinkIndex: l.Attrs().Index, Gw: gw.AsSlice(), Priority: cfg.Metric, Dst: ipNet(netip.PrefixFrom(unspecified(gw), 0))}
 		if !contains(cfg.Addrs, gw) {
 			r.Flags = int(netlink.FLAG_ONLINK)
 		}

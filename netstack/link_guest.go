@@ -48,6 +48,9 @@ type GuestConfig struct {
 	// Gateways are the next hops of the default routes, at most one for each
 	// family.
 	Gateways []netip.Addr
+	// Metric of the default routes: the lowest of several links is the way out. 0 is
+	// the kernel's choice.
+	Metric int
 	// MTU of the interface; 0 means 65520.
 	MTU int
 }
@@ -77,6 +80,24 @@ func SetupLoopback() error {
 	}
 	defer h.Close()
 	return h.up("lo")
+}
+
+// RemoveGuest removes a link of a sandbox with its addresses and routes. It runs where
+// SetupGuest does.
+func RemoveGuest(name string) error {
+	h, err := newHandle()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	l, err := h.LinkByName(name)
+	if err == nil {
+		err = h.LinkDel(l)
+	}
+	if err != nil {
+		return wire.ToError("remove the link "+name, err)
+	}
+	return nil
 }
 
 // SetupGuest makes the link of a sandbox. It runs in a process (or a locked

@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"path"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -155,30 +154,6 @@ func checkWorkload(c *Config) error {
 	}
 	if _, err := workload.ParseCapabilities(c.CapAdd, c.CapDrop); err != nil {
 		return &ConfigError{Field: "capability", Err: err}
-	}
-	return nil
-}
-
-// checkAttachments fills in the networks.
-func checkAttachments(c *Config) error {
-	if len(c.Networks) == 0 {
-		c.Networks = On(NetworkDefault)
-	}
-	c.Networks = slices.Clone(c.Networks)
-	for i := range c.Networks {
-		a := &c.Networks[i]
-		if a.Network == "bridge" { // Docker's name for it
-			a.Network = NetworkDefault
-		}
-		if isShared(a.Network) {
-			continue
-		}
-		if err := oneOf("network", &a.Network, NetworkDefault, NetworkNone, NetworkHost); err != nil {
-			return err
-		}
-	}
-	if len(c.Networks) > 1 {
-		return badConfig("network", "%d networks: a sandbox is in one", len(c.Networks))
 	}
 	return nil
 }

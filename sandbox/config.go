@@ -2,6 +2,8 @@ package sandbox
 
 import (
 	"io"
+	"net"
+	"net/netip"
 	"time"
 
 	"github.com/docker/go-units"
@@ -96,7 +98,8 @@ type Config struct {
 
 	// Networks are what the sandbox is connected to, as eth0, eth1, ... in this order;
 	// empty means NetworkDefault. NetworkNone, NetworkHost and what another one has
-	// (NetworkContainer, NetworkPath) stand alone.
+	// (NetworkContainer, NetworkPath) stand alone. The way out is the first that is not
+	// internal, and there its ports are published.
 	Networks []Attachment
 	// DNS, DNSSearch and DNSOptions replace what /etc/resolv.conf says inside.
 	DNS, DNSSearch, DNSOptions []string
@@ -140,8 +143,18 @@ type Config struct {
 
 // Attachment is a sandbox's place in one network.
 type Attachment struct {
-	// Network is its name; empty means NetworkDefault.
+	// Network is its name or id; empty means NetworkDefault.
 	Network string
+	// Aliases are names that the sandbox has there besides its own; others may have
+	// them too.
+	Aliases []string
+	// Addr4, Addr6 and MAC are addresses that it wants; zero means that the network
+	// chooses.
+	Addr4, Addr6 netip.Addr
+	MAC          net.HardwareAddr
+	// GatewayPriority: of several networks the one with the highest is the way out.
+	// From -100 to 100.
+	GatewayPriority int
 }
 
 // On is a sandbox's place in each of these networks, without special wishes.
@@ -153,9 +166,19 @@ func On(networks ...string) []Attachment {
 	return list
 }
 
-// mode is what kind of network the sandbox has: one of the constants, see
-// proto.Network.
-func (c *Config) mode() string { return c.Networks[0].Network }
+// mode is what kind of network the sandbox has: NetworkDefault stands for all
+// networks that sbx makes, see proto.Network.
+func (c *Config) mode() string {
+	if n := c.Networks[0].Network; alone(n) {
+		return n
+	}
+	return NetworkDefault
+}
+
+// alone says that a sandbox with this network has no other.
+func alone(network string) bool {
+	return network == NetworkNone || network == NetworkHost || isShared(network)
+}
 
 // Streams are a caller's ends of a workload's streams.
 type Streams struct {

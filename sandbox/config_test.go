@@ -3,6 +3,8 @@ package sandbox_test
 import (
 	"encoding/json"
 	"errors"
+	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,7 +32,12 @@ func TestBadConfig(t *testing.T) {
 		"mtu":               {func(c *sandbox.Config) { c.MTU = 1 }, func(c *sandbox.Config) { c.MTU = 70000 }},
 		"shm size":          {func(c *sandbox.Config) { c.ShmSize = -1 }},
 		"pull policy":       {func(c *sandbox.Config) { c.Pull = "sometimes" }},
-		"network":           {func(c *sandbox.Config) { c.Networks = sandbox.On("other") }, func(c *sandbox.Config) { c.Networks = sandbox.On(sandbox.NetworkDefault, sandbox.NetworkNone) }},
+		"network":           {func(c *sandbox.Config) { c.Networks = sandbox.On(sandbox.NetworkDefault, sandbox.NetworkNone) }, func(c *sandbox.Config) { c.Networks = sandbox.On("", "bridge") }},
+		"ip":                {func(c *sandbox.Config) { c.Networks = []sandbox.Attachment{{Addr4: netip.MustParseAddr("fd00::1")}} }},
+		"ip6":               {func(c *sandbox.Config) { c.Networks = []sandbox.Attachment{{Addr6: netip.MustParseAddr("10.0.0.1")}} }},
+		"mac address":       {func(c *sandbox.Config) { c.Networks = []sandbox.Attachment{{MAC: net.HardwareAddr{1, 2, 3, 4, 5, 6}}} }},
+		"network alias":     {func(c *sandbox.Config) { c.Networks = []sandbox.Attachment{{Aliases: []string{"a b"}}} }, func(c *sandbox.Config) { c.Networks = []sandbox.Attachment{{Aliases: make([]string, 25)}} }},
+		"gateway priority":  {func(c *sandbox.Config) { c.Networks = []sandbox.Attachment{{GatewayPriority: 101}} }},
 		"link driver":       {func(c *sandbox.Config) { c.LinkDriver = "veth" }},
 		"port driver":       {func(c *sandbox.Config) { c.PortDriver = "iptables" }},
 		"storage driver":    {func(c *sandbox.Config) { c.StorageDriver = "btrfs" }},

@@ -6,6 +6,7 @@ import (
 
 	"github.com/rootless-sbx/sbx/image"
 	"github.com/rootless-sbx/sbx/internal/wire"
+	"github.com/rootless-sbx/sbx/sandbox/internal/netdef"
 	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
 )
 
@@ -75,12 +76,15 @@ func FixOf(err error) string {
 		ie *image.Error
 		we *wire.Error
 		se *StateError
+		ne *netdef.Error
 	)
 	switch {
 	case errors.As(err, &ie) && ie.Fix != "":
 		return ie.Fix
 	case errors.As(err, &se) && se.Fix != "":
 		return se.Fix
+	case errors.As(err, &ne) && ne.Fix != "":
+		return ne.Fix
 	case errors.As(err, &we):
 		return we.Fix
 	}

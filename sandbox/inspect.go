@@ -142,25 +142,6 @@ type PortBinding struct {
 	HostPort string
 }
 
-// InspectNetwork is how it is connected.
-type InspectNetwork struct {
-	Ports             map[string][]PortBinding
-	Gateway           string
-	IPAddress         string
-	IPPrefixLen       int
-	GlobalIPv6Address string
-	IPv6Gateway       string
-	MacAddress        string
-	LinkDriver        string
-	Networks          map[string]InspectEndpoint
-}
-
-// InspectEndpoint is its place in one network.
-type InspectEndpoint struct {
-	Gateway, IPAddress, GlobalIPv6Address, IPv6Gateway, MacAddress string
-	DNSNames                                                       []string
-}
-
 // Inspect describes the sandbox.
 func (s *Sandbox) Inspect(ctx context.Context) (*Inspection, error) {
 	st, err := s.look(ctx)
@@ -271,7 +252,7 @@ func (e *Engine) inspection(id, name string, rec *record.Config, st *record.Stat
 		of := filepath.Join(e.containers(), id)
 		in.ResolvConfPath, in.HostnamePath, in.HostsPath = filepath.Join(of, "resolv.conf"), filepath.Join(of, "hostname"), filepath.Join(of, "hosts")
 	}
-	in.NetworkSettings = inspectNetwork(name, rec, st)
+	in.NetworkSettings = e.inspectNetworks(name, rec, st)
 	return in
 }
 
@@ -280,7 +261,7 @@ func inspectHost(rec *record.Config) InspectHost {
 	n, life := &start.Network, &start.Life
 	h := InspectHost{
 		Limits:      rec.Resources,
-		NetworkMode: n.Mode, AutoRemove: !life.Keep, PortBindings: wantedBindings(n.Ports),
+		NetworkMode: networkMode(n), AutoRemove: !life.Keep, PortBindings: wantedBindings(n.Ports),
 		RestartPolicy: InspectRestart{life.Restart.Name, life.Restart.Max},
 		CapAdd:        start.Process.CapAdd, CapDrop: start.Process.CapDrop, DNS: n.DNS, DNSOptions: n.DNSOptions, DNSSearch: n.DNSSearch,
 		ExtraHosts: n.AddHost, GroupAdd: start.Process.ExtraGroups, IpcMode: "private", ReadonlyRootfs: start.ReadOnly,
@@ -356,43 +337,6 @@ func (e *Engine) inspectMounts(rec *record.Config, st *record.State) []InspectMo
 		list = append(list, x)
 	}
 	return list
-}
-
-func inspectNetwork(name string, rec *record.Config, st *record.State) InspectNetwork {
-	text := func(v interface {
-		IsValid() bool
-		String() string
-	}) string {
-		if !v.IsValid() {
-			return ""
-		}
-		return v.String()
-	}
-	n := InspectNetwork{
-		Ports: map[string][]PortBinding{}, MacAddress: st.MAC, LinkDriver: st.LinkDriver,
-		Gateway: text(st.Gateway4), IPAddress: text(st.Addr4), GlobalIPv6Address: text(st.Addr6), IPv6Gateway: text(st.Gateway6),
-	}
-	if st.Alive() {
-		for _, p := range rec.Exposed {
-			n.Ports[p] = nil
-		}
-		var specs []portfwd.Spec
-		for _, p := range st.Ports {
-			specs = append(specs, portfwd.Spec{Spec: p.Spec})
-		}
-		for k, v := range Bindings(specs...) {
-			n.Ports[k] = v
-		}
-	}
-	if isShared(rec.Start.Network.Mode) {
-		n.Networks = map[string]InspectEndpoint{}
-		return n
-	}
-	n.Networks = map[string]InspectEndpoint{rec.Start.Network.Mode: {
-		Gateway: n.Gateway, IPAddress: n.IPAddress, GlobalIPv6Address: n.GlobalIPv6Address, IPv6Gateway: n.IPv6Gateway, MacAddress: n.MacAddress,
-		DNSNames: []string{name, rec.Start.ID[:min(12, len(rec.Start.ID))]},
-	}}
-	return n
 }
 
 // Bindings are published ports by the sandbox's port.

@@ -54,7 +54,7 @@ func TestPublish(t *testing.T) {
 		cfg.Publish = ports(t, "127.0.0.1::80")
 		s, _ := w.startReady(cfg)
 		got := s.Ports()
-		if len(got) != 1 || got[0].Spec.ParentPort == 0 || !s.Info().Addr4.IsValid() {
+		if len(got) != 1 || got[0].Spec.ParentPort == 0 || len(s.Info().Networks) != 1 {
 			t.Fatalf("%+v", s.Info())
 		}
 		addr := fmt.Sprintf("127.0.0.1:%d", got[0].Spec.ParentPort)

@@ -71,7 +71,7 @@ func (e *Engine) Open(ctx context.Context, ref string) (*Sandbox, error) {
 	}
 	s.cfg = Config{
 		Name: name, Image: rec.Image, RootFS: rec.RootFS, UserNS: rec.UserNS, TTY: rec.Start.TTY, Detach: true, Keep: rec.Start.Life.Keep,
-		OpenStdin: rec.Start.Life.OpenStdin, StopTimeout: rec.Start.Life.StopTimeout, Networks: On(rec.Start.Network.Mode),
+		OpenStdin: rec.Start.Life.OpenStdin, StopTimeout: rec.Start.Life.StopTimeout, Networks: networksOf(&rec.Start.Network),
 		Resources: rec.Resources,
 	}
 	return s, nil
@@ -227,7 +227,10 @@ func (s *Sandbox) prepareAgain(ctx context.Context) error {
 	if err := fsoverlay.PrepareSources(s.start.Mounts); err != nil {
 		return err
 	}
-	s.start.Name, s.start.Dir, s.start.RuntimeDir, s.start.VolumesDir = s.name, s.dir.Path, s.e.runtimeDir, s.e.Volumes().Root
+	if err := s.e.refresh(s.start.Network.Attachments); err != nil {
+		return err
+	}
+	s.start.Name, s.start.Dir, s.start.RuntimeDir, s.start.DataDir, s.start.VolumesDir = s.name, s.dir.Path, s.e.runtimeDir, s.e.dataDir, s.e.Volumes().Root
 	s.start.EventsDir, s.start.Image = s.e.events.Dir, s.rec.ImageName()
 	s.start.Driver, s.start.Lowers, s.start.Single = s.driver, s.lowers, s.mapping.Mode == userns.ModeSingle
 	s.start.NetdLinger, s.start.Life.Detach = s.e.linger, true

@@ -47,6 +47,10 @@ func (s *Sandbox) resolve(img v1.Config) error {
 	if err != nil {
 		return err
 	}
+	attachments, err := s.e.attachments(c.Networks)
+	if err != nil {
+		return err
+	}
 	mounts, err := s.mounts(merged.Volumes)
 	if err != nil {
 		return err
@@ -57,13 +61,13 @@ func (s *Sandbox) resolve(img v1.Config) error {
 	}
 	s.start = proto.Start{
 		ID: s.id, Name: s.name, Hostname: s.hostname(), Image: cmp.Or(c.Image, c.RootFS), Labels: merged.Labels,
-		Dir: s.dir.Path, RuntimeDir: s.e.runtimeDir, VolumesDir: s.e.Volumes().Root, EventsDir: s.e.events.Dir,
+		Dir: s.dir.Path, RuntimeDir: s.e.runtimeDir, DataDir: s.e.dataDir, VolumesDir: s.e.Volumes().Root, EventsDir: s.e.events.Dir,
 		Driver: s.driver, Lowers: s.lowers, Single: s.mapping.Mode == userns.ModeSingle,
 		Mounts: mounts, SystemPathsUnconfined: sec.SystemPathsUnconfined, ReadOnly: c.ReadOnly, ShmSize: c.ShmSize,
 		TTY: c.TTY, Rows: c.Rows, Cols: c.Cols, Init: c.Init, Sysctls: c.Sysctls,
 		NetdLinger: s.e.linger, TakeStdin: c.Stdin != nil, Life: c.life(merged.StopSignal, img),
 		Network: proto.Network{
-			Mode: c.mode(), MTU: c.MTU, LinkDriver: c.LinkDriver, HostAccess: c.HostAccess,
+			Mode: c.mode(), Attachments: attachments, MTU: c.MTU, LinkDriver: c.LinkDriver, HostAccess: c.HostAccess,
 			DNS: c.DNS, DNSSearch: c.DNSSearch, DNSOptions: c.DNSOptions, AddHost: c.AddHost,
 			Ports: ports, PortDriver: c.PortDriver,
 		},

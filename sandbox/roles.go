@@ -30,6 +30,7 @@ func MaybeInit() {
 		proto.RoleMonitor:  monitor.Main,
 		proto.RoleInit:     initproc.Main,
 		proto.RoleExec:     initproc.Join,
+		proto.RoleLinker:   initproc.Linker,
 		proto.RoleNetd:     netdMain,
 		proto.RoleWorker:   workerMain,
 		initproc.RoleStage: initproc.Stage,

@@ -12,7 +12,6 @@ import (
 
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox/internal/events"
-	"github.com/rootless-sbx/sbx/sandbox/internal/netd"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/sandbox/internal/record"
 	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
@@ -340,22 +339,4 @@ func (s *Sandbox) release(ctx context.Context) {
 	if s.lease != nil {
 		s.lease.Close()
 	}
-}
-
-// ensureNetd starts the network's process if it is not there: as a child of this
-// process, which is an ordinary one, and not of the monitor.
-func (s *Sandbox) ensureNetd(ctx context.Context) error {
-	if s.cfg.mode() != NetworkDefault {
-		return nil
-	}
-	e := s.e
-	c, err := netd.Ensure(ctx, netd.Config{
-		StartConfig: netd.StartConfig{RuntimeDir: e.runtimeDir, Name: NetworkDefault, Linger: e.linger},
-		Start:       netd.Spawn(e.initPath, proto.RoleNetd),
-	})
-	if err != nil {
-		return err
-	}
-	s.marks.add("network process found")
-	return c.Close()
 }

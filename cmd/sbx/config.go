@@ -36,7 +36,7 @@ func (o *runOptions) config(args []string) (sandbox.Config, error) {
 		Name: o.name, Image: args[0], RootFS: o.rootfs, Cmd: args[1:], Pull: o.pull, Platform: o.platform, Insecure: o.insecure,
 		WorkDir: o.workdir, User: o.user, StopSignal: o.stopSignal, GroupAdd: o.groups, Hostname: o.hostname, TTY: o.tty, Init: o.init,
 		UserNS: userns.Mode(o.userns), StopTimeout: stopTimeout(o.stopTimeout),
-		Networks: o.attachments(), DNS: o.dns, DNSSearch: o.dnsSearch, DNSOptions: o.dnsOptions, AddHost: o.addHosts,
+		DNS: o.dns, DNSSearch: o.dnsSearch, DNSOptions: o.dnsOptions, AddHost: o.addHosts,
 		MTU: o.mtu, LinkDriver: o.linkDriver, PortDriver: o.portDriver, PublishAll: o.publishAll, Expose: o.expose,
 		ReadOnly: o.readOnly, StorageDriver: o.storageDriver,
 		CapAdd: o.capAdd, CapDrop: o.capDrop, SecurityOpt: o.securityOpt, Resources: o.limits,
@@ -48,7 +48,7 @@ func (o *runOptions) config(args []string) (sandbox.Config, error) {
 		}
 	}
 	for _, parse := range []func(*sandbox.Config) error{
-		o.parseEnv, o.parseLabels, o.parseMounts, o.parsePorts, o.parseHostAccess, o.parseLimits, o.parseLife,
+		o.parseEnv, o.parseLabels, o.parseNetworks, o.parseMounts, o.parsePorts, o.parseHostAccess, o.parseLimits, o.parseLife,
 	} {
 		if err := parse(&cfg); err != nil {
 			return cfg, err
@@ -67,17 +67,6 @@ func stopTimeout(seconds int) time.Duration {
 		return math.MaxInt64
 	}
 	return time.Duration(seconds) * time.Second
-}
-
-// attachments are the networks as they were named, each once.
-func (o *runOptions) attachments() []sandbox.Attachment {
-	var names []string
-	for _, n := range o.networks {
-		if !slices.Contains(names, n) {
-			names = append(names, n)
-		}
-	}
-	return sandbox.On(names...)
 }
 
 // parseEnv reads files first: a variable on the command line wins.

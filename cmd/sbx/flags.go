@@ -32,6 +32,7 @@ type runOptions struct {
 
 	networks, publish, expose, dns, dnsSearch, dnsOptions, addHosts, hostAccess []string
 	publishAll                                                                  bool
+	place                                                                       placeOptions
 	linkDriver, portDriver                                                      string
 	mtu                                                                         int
 
@@ -49,7 +50,6 @@ type runOptions struct {
 // Values that a flag takes; the first of them is the default.
 var (
 	pullPolicies   = []string{sandbox.PullMissing, sandbox.PullAlways, sandbox.PullNever}
-	networkNames   = []string{sandbox.NetworkDefault, "bridge", sandbox.NetworkNone, sandbox.NetworkHost}
 	usernsModes    = []string{string(userns.ModeAuto), string(userns.ModeSingle), string(userns.ModeKeepID)}
 	linkDrivers    = []string{"tap", "packet"}
 	portDrivers    = []string{"direct", "stack", "builtin"}
@@ -148,7 +148,9 @@ func (o *runOptions) networkFlags(fs *pflag.FlagSet) {
 	lists(fs, &o.publish, "publish", "p", "publish a port; `SPEC` is [[IP:][HOSTPORT[-END]]:]PORT[-END][/tcp|udp]")
 	fs.BoolVarP(&o.publishAll, "publish-all", "P", false, "publish every exposed port on a random host port")
 	lists(fs, &o.expose, "expose", "", "`PORT` to publish with -P, as PORT[-END][/tcp|udp]")
-	fs.Var(&value{list: &o.networks, choices: networkNames, open: true}, "network", "`NETWORK`: default (or bridge), none, host, container:SANDBOX to share that one's, or ns:PATH; also --net")
+	lists(fs, &o.networks, "network", "", "`NETWORK` to be on, as eth0, eth1, ...: a name, or name=N,alias=A,ip=IP,ip6=IP,mac=MAC; or none, host, container:SANDBOX to share that one's, ns:PATH; also --net")
+	o.place.define(fs, "network-alias")
+	fs.StringVar(&o.place.mac, "mac-address", "", "`MAC` address in the network (default: chosen)")
 	lists(fs, &o.hostAccess, "host-access", "", "let the sandbox reach `PORTS` of the host's loopback, as host.sbx.internal; 5432 or 80,8000-8010")
 	lists(fs, &o.dns, "dns", "", "name server `IP` to use instead of the network's")
 	lists(fs, &o.dnsSearch, "dns-search", "", "search `DOMAIN`")
@@ -192,7 +194,6 @@ type value struct {
 	one     *string
 	list    *[]string
 	choices []string
-	open    bool // there are others
 }
 
 func (v *value) String() string {
@@ -210,7 +211,7 @@ func (v *value) Type() string {
 }
 
 func (v *value) Set(s string) error {
-	if len(v.choices) > 0 && !v.open && !slices.Contains(v.choices, s) {
+	if len(v.choices) > 0 && !slices.Contains(v.choices, s) {
 		last := len(v.choices) - 1
 		return fmt.Errorf("want %s or %s", strings.Join(v.choices[:last], ", "), v.choices[last])
 	}

@@ -161,7 +161,6 @@ func TestRunFlagErrors(t *testing.T) {
 		{[]string{"--log-driver", "syslog", "img"}, "want json-file, none, local or journald", ""},
 		{[]string{"--log-opt", "mode=x", "img"}, "there is no such option", "max-size"},
 		{[]string{"--health-cmd", "x", "--no-healthcheck", "img"}, "contradict", ""},
-		{[]string{"--net-alias", "x", "img"}, "--network-alias is not supported", ""},
 	} {
 		t.Run(strings.Join(tc.args, " "), func(t *testing.T) {
 			_, err := parseRun(t, tc.args...)

@@ -12,7 +12,7 @@ import (
 func inspectAnyCommand(g *globals) *command {
 	var format, kind string
 	c := &command{
-		Use: "inspect [OPTIONS] NAME [NAME...]", Short: "Show everything about sandboxes or images, as docker inspect does", Args: wantArgs(1, -1),
+		Use: "inspect [OPTIONS] NAME [NAME...]", Short: "Show everything about sandboxes, images or networks", Args: wantArgs(1, -1),
 		Complete: func(c *command, in typed) offers {
 			o := completeBoxes(-1, nil)(c, in)
 			o.words = append(o.words, completeImages(-1)(c, in).words...)
@@ -20,7 +20,7 @@ func inspectAnyCommand(g *globals) *command {
 		},
 	}
 	c.Flags().StringVarP(&format, "format", "f", "", "`FORMAT` of the output: json, or a Go template")
-	one(c.Flags(), &kind, "type", "", "only a thing of this `KIND`: container (or sandbox) or image", "container", "sandbox", "image")
+	one(c.Flags(), &kind, "type", "", "only a thing of this `KIND`: container (or sandbox), image or network", "container", "sandbox", "image", "network")
 	c.RunE = withEngine(g, func(ctx context.Context, c *command, e *sandbox.Engine, args []string) error {
 		list := []any{}
 		var bad error
@@ -37,8 +37,11 @@ func inspectAnyCommand(g *globals) *command {
 	return c
 }
 
-// inspectOne looks for a sandbox and then for an image.
+// inspectOne looks for a sandbox, then for an image, and then for a network.
 func inspectOne(ctx context.Context, e *sandbox.Engine, kind, ref string) (any, error) {
+	if kind == "network" {
+		return e.InspectNetwork(ctx, ref)
+	}
 	if kind != "image" {
 		s, err := e.Open(ctx, ref)
 		if err == nil {
@@ -54,7 +57,11 @@ func inspectOne(ctx context.Context, e *sandbox.Engine, kind, ref string) (any, 
 	}
 	in, err := store.Inspect(ctx, ref)
 	if kind == "" && errors.Is(err, image.ErrNotFound) {
-		return nil, fmt.Errorf("no such sandbox or image: %s", ref)
+		n, err := e.InspectNetwork(ctx, ref)
+		if errors.Is(err, sandbox.ErrNoNetwork) {
+			err = fmt.Errorf("no such sandbox, image or network: %s", ref)
+		}
+		return n, err
 	}
 	return in, err
 }

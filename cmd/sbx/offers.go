@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"log/slog"
 	"slices"
 	"strings"
@@ -34,6 +35,9 @@ func flagOffers(f *pflag.Flag) offers {
 	}
 	if v, ok := f.Value.(*value); ok && v.choices != nil {
 		o.words = v.choices
+	}
+	if f.Name == "network" {
+		o.words = append(networkNames(context.Background()), sandbox.NetworkContainer)
 	}
 	switch {
 	case f.Hidden:

@@ -23,8 +23,6 @@ type unsupportedFlag struct {
 const (
 	whyCgroup  = "cgroup v2 has no such setting"
 	whyOwn     = "every sandbox has its own"
-	whyAddress = "the network chooses addresses"
-	whyNames   = "sandboxes reach each other by address"
 	whyDevice  = "an ordinary user cannot make device nodes"
 	whyWindows = "only Windows has it"
 
@@ -43,8 +41,8 @@ func unsupportedFlags() []unsupportedFlag {
 	same("the kernel counts it as memory", "use --memory", "kernel-memory")
 	same("a sandbox has a systemd scope of its own, or a group in what the user was given", "", "cgroup-parent")
 	same(whyDevice, fixDevice, "device", "device-cgroup-rule", "gpus")
-	same(whyAddress, "", "ip", "ip6", "link-local-ip", "mac-address")
-	same(whyNames, "add names with --add-host NAME:IP", "link", "network-alias")
+	same("the kernel chooses it", "", "link-local-ip")
+	same("sandboxes know each other by name", "put both on one network: sbx network create", "link")
 	same(whyWindows, "", "cpu-count", "cpu-percent", "io-maxbandwidth", "io-maxiops")
 	same("annotations are for other runtimes", "use --label", "annotation")
 	same("the host name has one part", "--hostname NAME.DOMAIN", "domainname")

@@ -139,9 +139,10 @@ func (e *Env) files() map[string]bool {
 }
 
 // lasting names the files that stay: a lock, since removing one that another process
-// waits for would break it, and a network's log, which says why it died.
+// waits for would break it, a network's log, which says why it died, and the default
+// network's leases, which are let go of by who takes the next.
 func lasting(name string) bool {
-	return filepath.Ext(name) == ".lock" || name == "lock" || name == "log"
+	return filepath.Ext(name) == ".lock" || slices.Contains([]string{"lock", "log", "default.leases.json"}, name)
 }
 
 func matchingLines(file, what string, dirs ...string) []string {

@@ -9,11 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/internal/wire"
-	"github.com/rootless-sbx/sbx/netstack"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
 	"golang.org/x/sys/unix"
@@ -67,40 +65,15 @@ func (i *initd) handle(ctx context.Context, m *wire.Message) error {
 	defer m.CloseFiles()
 	switch m.Type {
 	case proto.MsgNet:
-		return i.network(ctx, m)
+		err := makeLink(i.conn, m)
+		i.marks.Add("network device made")
+		return err
 	case proto.MsgRoot:
 		return i.buildRoot(ctx, m)
 	case proto.MsgExec:
 		return i.exec(ctx, m)
 	}
 	return i.conn.Reply(m, nil, fmt.Errorf("unknown request %q", m.Type))
-}
-
-// network makes the sandbox's device and hands its descriptor out.
-func (i *initd) network(ctx context.Context, m *wire.Message) error {
-	var req proto.Net
-	if err := m.Decode(&req); err != nil {
-		return i.conn.Reply(m, nil, err)
-	}
-	if err := netstack.SetupLoopback(); err != nil {
-		return i.conn.Reply(m, nil, err)
-	}
-	if req.Loopback {
-		return i.conn.Reply(m, proto.Link{}, nil)
-	}
-	link, err := netstack.SetupGuest(req.Guest)
-	if err != nil {
-		return i.conn.Reply(m, nil, err)
-	}
-	defer link.File.Close()
-	ns, err := os.Open("/proc/self/ns/net")
-	if err != nil {
-		return i.conn.Reply(m, nil, fmt.Errorf("open the sandbox's network namespace: %w", err))
-	}
-	defer ns.Close()
-	i.marks.Add("network device made")
-	return i.conn.Reply(m, proto.Link{Driver: link.Driver, HdrLen: link.HdrLen, MTU: link.MTU, Reason: link.Reason}, nil,
-		wire.File{Name: "link", File: link.File}, wire.File{Name: "netns", File: ns})
 }
 
 // buildRoot mounts the root, everything in it, and changes into it.

@@ -3,7 +3,6 @@ package monitor
 import (
 	"errors"
 	"io/fs"
-	"net/netip"
 	"os"
 
 	"github.com/rootless-sbx/sbx/fsoverlay"
@@ -20,10 +19,14 @@ func (m *monitor) hosts() ([]byte, error) {
 		}
 	}
 	cfg := fsoverlay.HostsConfig{Hostname: m.spec.Hostname, Extra: n.AddHost}
-	if m.net != nil {
-		l := m.net.lease
-		cfg.Addrs = []netip.Addr{l.Addr4, l.Addr6}
-		cfg.HostGateway = l.Gateway4
+	for _, net := range m.nets {
+		cfg.Addrs = append(cfg.Addrs, net.lease.Addr4)
+		if net.lease.Addr6.IsValid() {
+			cfg.Addrs = append(cfg.Addrs, net.lease.Addr6)
+		}
+	}
+	if first := m.first(); first != nil {
+		cfg.HostGateway = first.lease.Gateway4
 	}
 	return fsoverlay.HostsFile(cfg)
 }
@@ -41,12 +44,13 @@ func (m *monitor) resolvConf() ([]byte, error) {
 		DNS: n.DNS, Search: n.DNSSearch, Options: n.DNSOptions,
 		Host: netstack.ParseResolvConf(host),
 	}
+	first := m.first()
 	switch {
-	case m.net != nil:
-		cfg.Gateway4, cfg.Gateway6 = m.net.lease.Gateway4, m.net.lease.Gateway6
+	case first != nil:
+		cfg.Gateway4, cfg.Gateway6 = first.lease.Gateway4, first.lease.Gateway6
 	case (n.Mode == "host" || n.NetNSPath() != "") && len(n.DNS)+len(n.DNSSearch)+len(n.DNSOptions) == 0:
 		return host, nil
-	case n.Mode == "none" && len(n.DNS) == 0:
+	case n.Mode != "host" && len(n.DNS) == 0:
 		return nil, nil
 	}
 	conf, err := cfg.Build()

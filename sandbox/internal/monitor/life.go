@@ -134,13 +134,14 @@ func (m *monitor) publish(st *proto.Started) error {
 		}
 		m.server = newServer(m, l)
 	}
-	m.porting.Lock()
-	defer m.porting.Unlock()
+	m.netsMu.Lock()
+	defer m.netsMu.Unlock()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.state.Status, m.state.MonitorPID, m.state.StartedAt = record.Running, os.Getpid(), time.Now().UTC()
 	m.state.ExitCode, m.state.Error, m.state.Started = 0, "", *st
-	m.state.Ports = slices.Clone(m.ports) // they may have been changed since
+	// They may have been changed since.
+	m.state.Networks, m.state.Ports = m.endpoints(), slices.Clone(m.ports)
 	return m.save()
 }
 

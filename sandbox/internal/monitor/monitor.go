@@ -61,11 +61,13 @@ type monitor struct {
 
 	waiters sync.WaitGroup // requests that wait for something
 
-	naming sync.Mutex   // guards what the network knows of our name
-	keeper *netd.Keeper // of net; nil: nobody but us knows it
-
-	porting sync.Mutex    // guards spec.Network.Ports and what follows; taken before naming and mu
-	ports   []port.Status // published now, in the order of spec.Network.Ports
+	netsMu    sync.Mutex // guards spec.Network and what follows; taken before mu
+	nets      []*network
+	netns     *os.File           // the sandbox's, while it has one
+	sockets   *netd.SocketServer // makes sockets in it; nil before it is needed
+	ports     []port.Status      // published now, in the order of spec.Network.Ports
+	publisher *network           // on which they are
+	resolv    []byte             // /etc/resolv.conf as we wrote it
 
 	mu       sync.Mutex // guards what follows
 	state    record.State
@@ -84,7 +86,6 @@ type monitor struct {
 	group     *cgroup.Group // nil: none
 	oomBefore uint64        // kills for want of memory in earlier runs
 	storage   *fsoverlay.Prepared
-	net       *network
 	shared    *sharedNet // nil: the sandbox's own, or the host's
 	pty       *os.File
 	hold      *fsoverlay.Hold // keeps the volumes
@@ -244,16 +245,8 @@ func (m *monitor) note(what string, err error) {
 // endRun undoes everything that start did, in reverse order. What lasts from one run
 // to the next stays.
 func (m *monitor) endRun() {
-	if m.net != nil {
-		m.porting.Lock()
-		m.naming.Lock()
-		m.keeper, m.ports = nil, nil
-		m.naming.Unlock()
-		m.porting.Unlock()
-		m.notes = append(m.notes, m.net.close()...)
-		m.net = nil
-		m.marks.Add("network left")
-	}
+	m.leaveNetworks()
+	m.marks.Add("network left")
 	m.mu.Lock()
 	m.shared.close()
 	m.shared = nil

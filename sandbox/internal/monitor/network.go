@@ -17,44 +17,92 @@ import (
 // network is the sandbox's attachment to a network's process. It outlives that
 // process: what a new one needs to take over is kept here.
 type network struct {
-	client  *netd.Client // until keeper has it
-	lease   *netd.Lease
-	keeper  *netd.Keeper
-	link    *wire.Handle // duplicate of the link; closing the last one frees the namespace
-	sockets *netd.SocketServer
+	proto.Attachment
+	device string       // eth0, eth1, ...
+	client *netd.Client // until keeper has it
+	lease  *netd.Lease
+	link   proto.Link
+	keeper *netd.Keeper
+	handle *wire.Handle // duplicate of the link; closing the last one frees the namespace
 }
 
-// netdConfig is how to reach the network's process, or to start another one.
-func (m *monitor) netdConfig() netd.Config {
+// name is what the network is called in messages between processes.
+func (n *network) name() string { return n.Network.Name }
+
+// metric orders the ways out: the highest priority, and of the same the first device.
+func (n *network) metric() int {
+	i := 0
+	fmt.Sscanf(n.device, "eth%d", &i)
+	return 64*(maxPriority-max(-maxPriority, min(maxPriority, n.Priority))) + i + 1
+}
+
+const maxPriority = 100
+
+// leads says whether the network has a way out.
+func (n *network) leads() bool { return !n.lease.Internal }
+
+// wayOut is the network that the sandbox's default route leads to, nil if there is
+// none; under nets.
+func (m *monitor) wayOut() (best *network) {
+	for _, n := range m.nets {
+		if n.lease != nil && n.leads() && (best == nil || n.metric() < best.metric()) {
+			best = n
+		}
+	}
+	return best
+}
+
+// first is the network whose name server the sandbox asks: the way out, or else the
+// first.
+func (m *monitor) first() *network {
+	if n := m.wayOut(); n != nil || len(m.nets) == 0 {
+		return n
+	}
+	return m.nets[0]
+}
+
+// netdConfig is how to reach a network's process, or to start another one.
+func (m *monitor) netdConfig(a *proto.Attachment) netd.Config {
 	return netd.Config{
-		StartConfig: netd.StartConfig{RuntimeDir: m.spec.RuntimeDir, Name: m.spec.Network.Mode, Linger: m.spec.NetdLinger},
+		StartConfig: netd.StartConfig{RuntimeDir: m.spec.RuntimeDir, DataDir: m.spec.DataDir, Network: a.Network, Linger: m.spec.NetdLinger},
 		Start:       netd.Spawn("/proc/self/exe", proto.RoleNetd),
 	}
 }
 
-// lease asks the network's process for addresses.
-func (m *monitor) lease(ctx context.Context, st *proto.Started) error {
-	if m.spec.Network.Mode != "default" {
-		return nil
+// lease asks the networks' processes for addresses.
+func (m *monitor) lease(ctx context.Context) error {
+	m.netsMu.Lock()
+	defer m.netsMu.Unlock()
+	for _, a := range m.spec.Network.Attachments {
+		n := &network{Attachment: a, device: m.freeDevice()}
+		m.nets = append(m.nets, n)
+		if err := m.leaseOne(ctx, n); err != nil {
+			return err
+		}
 	}
-	m.net = &network{}
-	client, err := netd.Ensure(ctx, m.netdConfig())
-	if err != nil {
+	return nil
+}
+
+func (m *monitor) leaseOne(ctx context.Context, n *network) (err error) {
+	if n.client, err = netd.Ensure(ctx, m.netdConfig(&n.Attachment)); err != nil {
 		return err
 	}
-	m.net.client = client
 	name, err := m.name()
 	if err != nil {
 		return err
 	}
-	l, err := client.Lease(ctx, netd.LeaseRequest{ID: m.spec.ID, Name: name})
-	if err != nil {
-		return err
+	n.lease, err = n.client.Lease(ctx, netd.LeaseRequest{ID: m.spec.ID, Name: name, Addr4: n.Addr4, Addr6: n.Addr6, MAC: n.MAC})
+	return err
+}
+
+// freeDevice is the name of the next device.
+func (m *monitor) freeDevice() string {
+	for i := 0; ; i++ {
+		name := fmt.Sprintf("eth%d", i)
+		if !slices.ContainsFunc(m.nets, func(n *network) bool { return n.device == name }) {
+			return name
+		}
 	}
-	m.net.lease = l
-	st.Addr4, st.Addr6, st.MAC = l.Addr4, l.Addr6, l.MAC.String()
-	st.Gateway4, st.Gateway6 = l.Gateway4, l.Gateway6
-	return nil
 }
 
 // name is the sandbox's name now.
@@ -62,104 +110,208 @@ func (m *monitor) name() (string, error) {
 	return boxdir.Name(filepath.Split(m.spec.Dir))
 }
 
-// renamed tells the network the sandbox's name. Whoever comes last finds the last one.
+// renamed tells the networks the sandbox's name. Whoever comes last finds the last one.
 func (m *monitor) renamed(ctx context.Context) error {
-	m.naming.Lock()
-	defer m.naming.Unlock()
-	if m.keeper == nil {
-		return nil // the next lease is for the new name
-	}
+	m.netsMu.Lock()
+	defer m.netsMu.Unlock()
 	name, err := m.name()
 	if err != nil {
 		return err
 	}
-	return m.keeper.Rename(ctx, name)
-}
-
-// link is the sandbox's network device, from outside.
-type link struct {
-	proto.Link
-	netns *os.File // not by init's number, which may be another process's by now
-}
-
-// makeLink lets init make its device. There is none without a network and in one that
-// is not the sandbox's own.
-func (m *monitor) makeLink(ctx context.Context, st *proto.Started) (*link, error) {
-	n := &m.spec.Network
-	if !m.ownNetwork() {
-		return nil, nil
-	}
-	req := proto.Net{Loopback: m.net == nil}
-	if m.net != nil {
-		req.Guest = m.net.lease.GuestConfig()
-		req.Guest.Driver = n.LinkDriver
-		if n.MTU != 0 {
-			req.Guest.MTU = n.MTU
+	for _, n := range m.nets {
+		if n.keeper == nil {
+			continue // its next lease is for the new name
+		}
+		if err := n.keeper.Rename(ctx, name); err != nil {
+			return err
 		}
 	}
-	l := &link{}
-	reply, err := m.init.Conn.Call(ctx, proto.MsgNet, req, &l.Link)
-	if err != nil {
-		return nil, m.initError(err)
-	}
-	defer reply.CloseFiles()
-	if m.net == nil {
-		return nil, nil
-	}
-	if m.net.link, err = reply.TakeHandle("link"); err != nil {
-		return nil, err
-	}
-	st.LinkDriver = l.Driver
-	if l.Reason != "" && n.LinkDriver == "" {
-		m.notes = append(m.notes, l.Reason)
-	}
-	l.netns, err = reply.Take("netns")
-	return l, err
+	return nil
 }
 
-// attach joins the link to the network and publishes the ports.
-func (m *monitor) attach(ctx context.Context, l *link, st *proto.Started) (err error) {
-	if l == nil {
+// makeLinks lets init make the devices. There are none without a network and in one
+// that is not the sandbox's own.
+func (m *monitor) makeLinks(ctx context.Context) error {
+	if !m.ownNetwork() {
 		return nil
 	}
-	defer l.netns.Close()
-	m.porting.Lock()
-	defer m.porting.Unlock()
-	n, spec := m.net, &m.spec.Network
-	if n.sockets, err = netd.NewSocketServer(l.netns, m.log); err != nil {
+	m.netsMu.Lock()
+	defer m.netsMu.Unlock()
+	list := m.nets
+	if len(list) == 0 {
+		list = []*network{nil}
+	}
+	for _, n := range list {
+		if err := m.makeLink(ctx, m.init.Conn, n); err != nil {
+			return m.initError(err)
+		}
+	}
+	return nil
+}
+
+// makeLink has a process in the sandbox's network namespace make a device, or with nil
+// the loopback alone.
+func (m *monitor) makeLink(ctx context.Context, in *wire.Conn, n *network) error {
+	spec := &m.spec.Network
+	req := proto.Net{Loopback: n == nil}
+	if n != nil {
+		req.Guest = n.lease.GuestConfig()
+		req.Guest.Name, req.Guest.Driver, req.Guest.Metric = n.device, spec.LinkDriver, n.metric()
+		if spec.MTU != 0 {
+			req.Guest.MTU = spec.MTU
+		}
+	}
+	var l proto.Link
+	reply, err := in.Call(ctx, proto.MsgNet, req, &l)
+	if err != nil {
 		return err
 	}
-	req := netd.AttachRequest{
-		Driver: l.Driver, HdrLen: l.HdrLen, MTU: spec.MTU,
-		HostPorts: spec.HostAccess, Publish: spec.Ports, PortDriver: spec.PortDriver,
+	defer reply.CloseFiles()
+	if m.netns == nil {
+		if m.netns, err = reply.Take("netns"); err != nil {
+			return err
+		}
 	}
-	if spec.PortDriver == portfwd.DriverBuiltin {
+	if n == nil {
+		return nil
+	}
+	if n.handle, err = reply.TakeHandle("link"); err != nil {
+		return err
+	}
+	n.link = l
+	if l.Reason != "" && spec.LinkDriver == "" {
+		m.notes = append(m.notes, l.Reason)
+	}
+	return nil
+}
+
+// attach joins the links to the networks and publishes the ports.
+func (m *monitor) attach(ctx context.Context, st *proto.Started) (err error) {
+	m.netsMu.Lock()
+	defer m.netsMu.Unlock()
+	way := m.wayOut()
+	for _, n := range m.nets {
+		var ports []portfwd.Spec
+		if n == way {
+			ports = m.spec.Network.Ports
+		}
+		if err := m.attachOne(ctx, n, ports); err != nil {
+			return err
+		}
+	}
+	if way == nil && len(m.nets) > 0 && len(m.spec.Network.Ports) > 0 {
+		m.notes = append(m.notes, "published ports are ignored, as the sandbox is on internal networks alone")
+	}
+	if err := m.introduce(ctx); err != nil {
+		return err
+	}
+	st.Networks = m.endpoints()
+	if way != nil {
+		st.Ports, err = way.keeper.ListPorts(ctx)
+		m.ports, m.publisher = slices.Clone(st.Ports), way
+	}
+	return err
+}
+
+func (m *monitor) attachOne(ctx context.Context, n *network, ports []portfwd.Spec) (err error) {
+	spec := &m.spec.Network
+	if m.sockets == nil {
+		if m.sockets, err = netd.NewSocketServer(m.netns, m.log); err != nil {
+			return err
+		}
+	}
+	req := netd.AttachRequest{
+		Member: m.member(n), Driver: n.link.Driver, HdrLen: n.link.HdrLen, MTU: spec.MTU,
+		HostPorts: spec.HostAccess, Publish: ports, PortDriver: spec.PortDriver,
+	}
+	if spec.PortDriver == portfwd.DriverBuiltin && m.sockets.BuiltinDir == "" {
 		req.StateDir = proto.BuiltinDir(m.spec.RuntimeDir, m.spec.ID)
 		if err := os.MkdirAll(req.StateDir, 0o700); err != nil {
 			return err
 		}
-		n.sockets.BuiltinDir = req.StateDir
+		m.sockets.BuiltinDir = req.StateDir
 	}
 	n.keeper, err = netd.Keep(ctx, n.client, netd.KeepConfig{
-		Config: m.netdConfig(), Lease: n.lease, Attach: req, Link: n.link, Sockets: n.sockets,
+		Config: m.netdConfig(&n.Attachment), Lease: n.lease, Attach: req, Link: n.handle, Sockets: m.sockets,
 		Logger: m.log,
 	})
-	if err != nil {
-		return err
+	if err == nil {
+		n.client = nil
 	}
-	n.client = nil
-	m.naming.Lock()
-	m.keeper = n.keeper
-	m.naming.Unlock()
-	if err := m.renamed(ctx); err != nil { // since the lease
-		return err
-	}
-	st.Ports, err = n.keeper.ListPorts(ctx)
-	m.ports = slices.Clone(st.Ports)
 	return err
 }
 
-// close gives the lease back. The link's last descriptor is netd's, which closes
+// member is what a network is told of the sandbox.
+func (m *monitor) member(n *network) netd.Member {
+	to := netd.Member{Aliases: n.Aliases, Hostname: m.spec.Hostname}
+	for _, o := range m.nets {
+		if o != n {
+			to.Networks = append(to.Networks, o.name())
+		}
+	}
+	return to
+}
+
+// introduce tells each network what changed: the sandbox's name since the lease, and
+// which others it is on.
+func (m *monitor) introduce(ctx context.Context) error {
+	name, err := m.name()
+	if err != nil {
+		return err
+	}
+	for _, n := range m.nets {
+		if n.keeper == nil {
+			continue
+		}
+		if err := n.keeper.Update(ctx, m.member(n)); err != nil {
+			return err
+		}
+		if err := n.keeper.Rename(ctx, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// endpoints describes the networks to those who look.
+func (m *monitor) endpoints() []proto.Endpoint {
+	way := m.wayOut()
+	list := []proto.Endpoint{}
+	for _, n := range m.nets {
+		l := n.lease
+		e := proto.Endpoint{
+			Network: n.name(), Device: n.device, Driver: n.link.Driver, Prefix4: l.Prefix4, Prefix6: l.Prefix6, MAC: l.MAC.String(), Way: n == way,
+		}
+		if n.leads() {
+			e.Gateway4, e.Gateway6 = l.Gateway4, l.Gateway6
+		}
+		list = append(list, e)
+	}
+	return list
+}
+
+// leaveNetworks gives the attachments up.
+func (m *monitor) leaveNetworks() {
+	m.netsMu.Lock()
+	defer m.netsMu.Unlock()
+	for _, n := range m.nets {
+		m.notes = append(m.notes, n.close()...)
+	}
+	m.nets, m.ports, m.publisher = nil, nil, nil
+	if m.sockets != nil {
+		m.note("end the socket service", m.sockets.Close())
+		if dir := m.sockets.BuiltinDir; dir != "" {
+			m.note("remove the port driver's directory", os.RemoveAll(dir))
+		}
+		m.sockets = nil
+	}
+	if m.netns != nil {
+		m.netns.Close()
+		m.netns = nil
+	}
+}
+
+// close gives the attachment up. The link's last descriptor is netd's, which closes
 // it when the connection ends.
 func (n *network) close() (notes []string) {
 	note := func(what string, err error) {
@@ -173,14 +325,8 @@ func (n *network) close() (notes []string) {
 	if n.client != nil {
 		note("leave the network", n.client.Close())
 	}
-	if n.link != nil {
-		note("close the link", n.link.Close())
-	}
-	if n.sockets != nil {
-		note("end the socket service", n.sockets.Close())
-		if dir := n.sockets.BuiltinDir; dir != "" {
-			note("remove the port driver's directory", os.RemoveAll(dir))
-		}
+	if n.handle != nil {
+		note("close the link", n.handle.Close())
 	}
 	return notes
 }

@@ -17,19 +17,18 @@ import (
 // changePorts publishes ports or takes them back, in the network and in the record,
 // all of them or none.
 func (m *monitor) changePorts(ctx context.Context, change proto.ChangePorts) (added []port.Status, err error) {
-	m.porting.Lock()
-	defer m.porting.Unlock()
+	m.netsMu.Lock()
+	defer m.netsMu.Unlock()
 	n := &m.spec.Network
 	wanted := proto.Network{Ports: n.Ports}
-	m.naming.Lock()
-	keeper := m.keeper
-	m.naming.Unlock()
-	if keeper == nil || len(m.ports) != len(n.Ports) { // between two runs, or on an internal network
+	way := m.wayOut()
+	if way == nil || way.keeper == nil || len(m.ports) != len(n.Ports) { // between two runs, or on internal networks alone
 		if err := change.Apply(&wanted); err != nil {
 			return nil, err
 		}
 		return nil, m.keepPorts(wanted.Ports)
 	}
+	keeper := way.keeper
 	bound := make([]portfwd.Spec, len(m.ports))
 	for i, st := range m.ports {
 		bound[i] = portfwd.Spec{Spec: st.Spec}

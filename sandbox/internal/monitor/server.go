@@ -156,6 +156,28 @@ func (s *session) handle(ctx context.Context, req *wire.Message) error {
 			return err
 		}
 		return s.conn.Reply(req, nil, nil)
+	case proto.MsgConnect:
+		var a proto.Attachment
+		if err := req.Decode(&a); err != nil {
+			return err
+		}
+		return s.later(func() error {
+			if err := m.connect(ctx, a); err != nil {
+				return err
+			}
+			return s.conn.Reply(req, nil, nil)
+		}, req)
+	case proto.MsgDisconnect:
+		var n proto.Name
+		if err := req.Decode(&n); err != nil {
+			return err
+		}
+		return s.later(func() error {
+			if err := m.disconnect(ctx, n.Name); err != nil {
+				return err
+			}
+			return s.conn.Reply(req, nil, nil)
+		}, req)
 	case proto.MsgAttach:
 		return s.attach(ctx, req)
 	case proto.MsgExec:

@@ -40,7 +40,7 @@ func (m *monitor) start(ctx context.Context, stdio map[string]*os.File) (*proto.
 	}
 	m.marks.Add("init cloned")
 	st := &proto.Started{PID: m.init.PID}
-	if err := both(ctx, func(ctx context.Context) error { return m.lease(ctx, st) }, prepare); err != nil {
+	if err := both(ctx, func(ctx context.Context) error { return m.lease(ctx) }, prepare); err != nil {
 		return nil, err
 	}
 	m.marks.Add("addresses leased, storage prepared")
@@ -48,12 +48,11 @@ func (m *monitor) start(ctx context.Context, stdio map[string]*os.File) (*proto.
 		return nil, err
 	}
 	m.marks.Add("files written")
-	link, err := m.makeLink(ctx, st)
-	if err != nil {
+	if err := m.makeLinks(ctx); err != nil {
 		return nil, err
 	}
 	m.marks.Add("network device there")
-	if err := both(ctx, func(ctx context.Context) error { return m.attach(ctx, link, st) }, m.buildRoot); err != nil {
+	if err := both(ctx, func(ctx context.Context) error { return m.attach(ctx, st) }, m.buildRoot); err != nil {
 		return nil, err
 	}
 	m.marks.Add("network joined, root built")
@@ -61,7 +60,7 @@ func (m *monitor) start(ctx context.Context, stdio map[string]*os.File) (*proto.
 	published := make(chan error, 1)
 	public := *st
 	go func() { published <- m.publish(&public) }()
-	err = m.runWorkload(ctx)
+	err := m.runWorkload(ctx)
 	if m.spec.Life.Detach || m.spec.Life.Keep || err != nil {
 		err = errors.Join(err, <-published)
 	} else {
@@ -213,6 +212,7 @@ func (m *monitor) writeFiles() error {
 	if err != nil {
 		return err
 	}
+	m.resolv = resolv
 	for name, text := range map[string][]byte{
 		"hosts":       hosts,
 		"hostname":    []byte(s.Hostname + "\n"),

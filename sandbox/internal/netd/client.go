@@ -32,6 +32,15 @@ func (c *Client) Info() Info { return c.info }
 // Done is closed when the connection has ended: the process has gone.
 func (c *Client) Done() <-chan struct{} { return c.done }
 
+func (c *Client) ended() bool {
+	select {
+	case <-c.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // Close detaches the sandbox and gives up its addresses. netd closes the
 // forwarders, the port and the link after it.
 func (c *Client) Close() error {
@@ -52,6 +61,30 @@ func (c *Client) Lease(ctx context.Context, req LeaseRequest) (*Lease, error) {
 // Rename gives the sandbox another name in the network.
 func (c *Client) Rename(ctx context.Context, name string) error {
 	return c.call(ctx, msgRename, Rename{name}, nil)
+}
+
+// Update tells what else the network is to know of the sandbox.
+func (c *Client) Update(ctx context.Context, m Member) error {
+	return c.call(ctx, msgUpdate, m, nil)
+}
+
+// Members returns the sandboxes that are on the network.
+func (c *Client) Members(ctx context.Context) (*Members, error) {
+	var m Members
+	if err := c.call(ctx, msgMembers, nil, &m); err != nil {
+		return nil, err
+	}
+	return &m, nil
+}
+
+// Leave tells the process of a network that is being removed to go at once.
+func (c *Client) Leave(ctx context.Context) error { return c.call(ctx, msgLeave, nil, nil) }
+
+// Resolve asks for one of the network's own names; nil if it has no such name.
+func (c *Client) Resolve(ctx context.Context, query []byte) ([]byte, error) {
+	var a Answer
+	err := c.call(ctx, msgResolve, Question{query}, &a)
+	return a.Answer, err
 }
 
 // Attach joins the sandbox to the network and publishes its ports. The process

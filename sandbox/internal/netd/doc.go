@@ -12,7 +12,7 @@
 //
 //	lock        held (flock) by whoever starts a process or leaves
 //	sock        SOCK_SEQPACKET, protocol in proto.go
-//	state.json  subnets and leases, for the process that follows a crash
+//	state.json  subnets of the default network, for the process that follows a crash
 //	log         standard error and log of the process, at most 1 MiB
 //
 // The process itself holds a flock on the directory for as long as it lives, so
@@ -24,8 +24,15 @@
 //
 // Killed with SIGKILL it leaves everything behind. The monitors see the end of
 // their connections, and each calls Ensure, Lease with the addresses it had, and
-// Attach with its duplicate of the link (see Keeper). The new process reads
-// state.json and for ten seconds gives no sandbox's addresses to another one.
+// Attach with its duplicate of the link (see Keeper). Which addresses are whose is
+// in a file that outlives every process, see package netdef.
+//
+// # Names
+//
+// A sandbox has its name, the first 12 digits of its id and its aliases, each also
+// with the network's name behind a dot. One that is on several networks asks the
+// gateway of its first; a name that this network does not have is looked for in the
+// others, by a question from process to process, before the host's servers.
 //
 // # Failure
 //

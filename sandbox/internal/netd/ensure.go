@@ -50,7 +50,7 @@ func Ensure(ctx context.Context, cfg Config) (*Client, error) {
 		return nil, err
 	}
 	defer d.close()
-	if c, err := connect(ctx, d, cfg.Name); !gone(err) {
+	if c, err := connect(ctx, d, Hello{cfg.Name, cfg.ID}); !gone(err) {
 		return c, err
 	}
 	lock, err := d.lock(ctx)
@@ -59,7 +59,7 @@ func Ensure(ctx context.Context, cfg Config) (*Client, error) {
 	}
 	defer lock.Close()
 	for {
-		c, err := connect(ctx, d, cfg.Name)
+		c, err := connect(ctx, d, Hello{cfg.Name, cfg.ID})
 		if !gone(err) {
 			return c, err
 		}
@@ -83,6 +83,34 @@ func Ensure(ctx context.Context, cfg Config) (*Client, error) {
 	}
 }
 
+// Connect returns a connection to the network's process if there is one; nil if not.
+func Connect(ctx context.Context, runtimeDir string, hello Hello) (*Client, error) {
+	d, err := openDir(runtimeDir, hello.Name)
+	if err != nil {
+		return nil, err
+	}
+	defer d.close()
+	c, err := connect(ctx, d, hello)
+	if gone(err) {
+		return nil, nil
+	}
+	return c, err
+}
+
+// Forget waits until the process of a network that was told to leave has gone, and
+// removes what it leaves. Nobody else may start one meanwhile.
+func Forget(ctx context.Context, runtimeDir, name string, patience time.Duration) error {
+	d, err := openDir(runtimeDir, name)
+	if err != nil {
+		return err
+	}
+	defer d.close()
+	if err := d.claim(ctx, patience); err != nil {
+		return wire.ToError("wait for the end of network "+name, err)
+	}
+	return os.RemoveAll(d.path)
+}
+
 // gone says that there is no process behind the socket, or one that is leaving.
 func gone(err error) bool {
 	for _, e := range []error{io.EOF, syscall.ENOENT, syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE} {
@@ -94,8 +122,8 @@ func gone(err error) bool {
 }
 
 // connect says hello to the process that listens, if any.
-func connect(ctx context.Context, d *directory, name string) (*Client, error) {
-	step := "connect to network " + name
+func connect(ctx context.Context, d *directory, hello Hello) (*Client, error) {
+	step := "connect to network " + hello.Name
 	uc, err := d.dial()
 	for errors.Is(err, syscall.EAGAIN) { // its backlog is full
 		select {
@@ -115,7 +143,7 @@ func connect(ctx context.Context, d *directory, name string) (*Client, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, helloTimeout)
 	defer cancel()
-	if err := c.call(ctx, msgHello, Hello{Name: name}, &c.info); err != nil {
+	if err := c.call(ctx, msgHello, hello, &c.info); err != nil {
 		c.Close()
 		if ctx.Err() != nil {
 			return nil, &wire.Error{Step: step, Path: d.path, Msg: "its process does not answer",

@@ -259,6 +259,20 @@ func (k *Keeper) Rename(ctx context.Context, name string) error {
 	return nil
 }
 
+// Update tells the network what else it is to know of the sandbox, also the network
+// of a later process.
+func (k *Keeper) Update(ctx context.Context, m Member) error {
+	if err := k.begin(ctx); err != nil {
+		return err
+	}
+	defer k.end()
+	k.cfg.Attach.Member = m
+	if err := k.current().Update(ctx, m); err != nil && !gone(err) {
+		return err
+	}
+	return nil
+}
+
 // AddPort publishes a port.
 func (k *Keeper) AddPort(ctx context.Context, spec port.Spec) (*port.Status, error) {
 	return k.Publish(ctx, portfwd.Spec{Spec: spec})

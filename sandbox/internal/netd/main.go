@@ -16,6 +16,7 @@ import (
 
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/netstack"
+	"github.com/rootless-sbx/sbx/sandbox/internal/netdef"
 	"golang.org/x/sys/unix"
 )
 
@@ -67,7 +68,9 @@ type server struct {
 	ln   *net.UnixListener
 	net  *netstack.Network
 	dns  *netstack.Resolver
-	ipam *netstack.IPAM
+	defs netdef.Dir
+	// names finds those of other networks.
+	names *names
 
 	ctx     context.Context // ends when the process leaves
 	cancel  context.CancelFunc
@@ -80,9 +83,8 @@ type server struct {
 	leaving   bool
 	idle      *time.Timer // runs while there are no sessions
 
-	idleC   chan struct{}
-	wg      sync.WaitGroup // sessions
-	stateMu sync.Mutex     // orders writes of the state
+	idleC chan struct{}
+	wg    sync.WaitGroup // sessions
 }
 
 func newServer(ctx context.Context, m *wire.Message, mc MainConfig) (_ *server, err error) {
@@ -96,10 +98,8 @@ func newServer(ctx context.Context, m *wire.Message, mc MainConfig) (_ *server, 
 	if s.cfg.Linger <= 0 {
 		s.cfg.Linger = 3 * time.Second
 	}
-	if s.cfg.Hold <= 0 {
-		s.cfg.Hold = 10 * time.Second
-	}
 	s.log = newLog(mc.Log, s.cfg.Debug)
+	s.defs, s.names = netdef.In(s.cfg.DataDir), newNames(s)
 	if s.dir, err = openDir(s.cfg.RuntimeDir, s.cfg.Name); err != nil {
 		return nil, err
 	}
@@ -123,61 +123,76 @@ func newServer(ctx context.Context, m *wire.Message, mc MainConfig) (_ *server, 
 	return s, nil
 }
 
-// state is what state.json holds.
+// state is what state.json holds: the subnets that were chosen.
 type state struct {
-	Version int             `json:"version"`
-	Subnet4 netip.Prefix    `json:"subnet4"`
-	Subnet6 netip.Prefix    `json:"subnet6,omitzero"`
-	IPAM    json.RawMessage `json:"ipam"`
+	Version int          `json:"version"`
+	Subnet4 netip.Prefix `json:"subnet4"`
+	Subnet6 netip.Prefix `json:"subnet6,omitzero"`
 }
 
-// makeNetwork chooses the subnets: the caller's, those of before a crash, or
-// such as the host does not use.
+// makeNetwork makes the network as it is defined.
 func (s *server) makeNetwork() error {
-	old := s.readState()
-	sub4, sub6 := s.cfg.Subnet4, s.cfg.Subnet6
-	switch {
-	case sub4.IsValid():
-	case old != nil:
-		sub4, sub6 = old.Subnet4, old.Subnet6
-	default:
-		host, err := netstack.HostPrefixes()
-		if err != nil {
+	n := &s.cfg.Network
+	if !n.Subnet4.IsValid() {
+		if err := s.chooseSubnets(n); err != nil {
 			return err
 		}
-		c, err := netstack.ChooseSubnets(uint32(os.Geteuid()), s.cfg.Name, nil, host)
-		if err != nil {
-			return err
+	}
+	subnets := []netip.Prefix{n.Subnet4}
+	if !n.Gateway4.IsValid() {
+		n.Gateway4 = n.Subnet4.Addr().Next()
+	}
+	if n.Subnet6.IsValid() {
+		subnets = append(subnets, n.Subnet6)
+		if !n.Gateway6.IsValid() {
+			n.Gateway6 = n.Subnet6.Addr().Next()
 		}
-		if c.Overlap.IsValid() {
-			s.log.Warn("no subnet is free of the host's routes; sandboxes cannot reach this part of one", "route", c.Overlap, "subnet", c.Subnet4)
-		}
-		sub4, sub6 = c.Subnet4, c.Subnet6
+	}
+	if _, err := netstack.NewIPAM(n.IPAM(0)); err != nil {
+		return err
 	}
 	var err error
-	if s.ipam, err = netstack.NewIPAM(netstack.IPAMConfig{Subnet4: sub4, Subnet6: sub6, MaxLeases: s.cfg.MaxSandboxes}); err != nil {
+	if s.dns, err = netstack.NewResolver(netstack.ResolverConfig{
+		Gateway4: n.Gateway4, Gateway6: n.Gateway6, Subnets: subnets, Network: n.PublicName(), Internal: n.Internal, Peers: s.names.elsewhere,
+		ResolvConf: s.cfg.ResolvConf, Logger: s.log,
+	}); err != nil {
 		return err
 	}
-	if old != nil {
-		n, err := s.ipam.Restore(old.IPAM, s.cfg.Hold)
-		if err != nil {
-			s.log.Warn("leases of the process before this one are lost", "err", err)
-		} else {
-			s.log.Info("took over from a process that was killed", "leases", n)
-		}
+	s.net, err = netstack.New(netstack.Config{
+		Name: n.Name, Subnet4: n.Subnet4, Subnet6: n.Subnet6, Gateway4: n.Gateway4, Gateway6: n.Gateway6, MTU: n.MTU,
+		Internal: n.Internal, Isolate: n.Isolate, Private: n.Private, VLAN: n.VLAN, Hairpin: true, DNS: s.dns, Logger: s.log,
+	})
+	return err
+}
+
+// chooseSubnets takes those of the process before this one if that was killed, for
+// its sandboxes are still there.
+func (s *server) chooseSubnets(n *netdef.Network) error {
+	if old := s.readState(); old != nil {
+		n.Subnet4, n.Subnet6 = old.Subnet4, old.Subnet6
+		s.log.Info("took over from a process that was killed")
+		return nil
 	}
-	g4, g6 := s.ipam.Gateways()
-	sub4, sub6 = s.ipam.Subnets()
-	subnets := []netip.Prefix{sub4}
-	if sub6.IsValid() {
-		subnets = append(subnets, sub6)
-	}
-	if s.dns, err = netstack.NewResolver(netstack.ResolverConfig{Gateway4: g4, Gateway6: g6, Subnets: subnets, Network: s.cfg.Name, Internal: s.cfg.Internal,
-		ResolvConf: s.cfg.ResolvConf, Logger: s.log}); err != nil {
+	host, err := netstack.HostPrefixes()
+	if err != nil {
 		return err
 	}
-	s.net, err = netstack.New(netstack.Config{Name: s.cfg.Name, Subnet4: sub4, Subnet6: sub6, Gateway4: g4, Gateway6: g6, MTU: s.cfg.MTU, DNS: s.dns, Logger: s.log,
-		Internal: s.cfg.Internal, Isolate: s.cfg.Isolate, Private: s.cfg.Private, VLAN: s.cfg.VLAN, Hairpin: true})
+	others, err := s.defs.List()
+	if err != nil {
+		s.log.Warn("other networks", "err", err)
+	}
+	c, err := netdef.ChooseDefault(others, host)
+	if err != nil {
+		return err
+	}
+	if c.Overlap.IsValid() {
+		s.log.Warn("no subnet is free of the host's routes; sandboxes cannot reach this part of one", "route", c.Overlap, "subnet", c.Subnet4)
+	}
+	n.Subnet4, n.Subnet6 = c.Subnet4, c.Subnet6
+	b, err := json.Marshal(state{1, n.Subnet4, n.Subnet6})
+	if err == nil {
+		err = s.dir.write(stateName, b)
+	}
 	return err
 }
 
@@ -205,32 +220,13 @@ func (s *server) readState() *state {
 	return &st
 }
 
-// saveState writes the leases for whoever follows. Failing it costs a later
-// process their addresses for as long as their owners take to come back.
-func (s *server) saveState() {
-	s.stateMu.Lock()
-	defer s.stateMu.Unlock()
-	st := state{Version: 1}
-	st.Subnet4, st.Subnet6 = s.ipam.Subnets()
-	var err error
-	var b []byte
-	if st.IPAM, err = s.ipam.MarshalJSON(); err == nil {
-		if b, err = json.Marshal(st); err == nil {
-			err = s.dir.write(stateName, b)
-		}
-	}
-	if err != nil {
-		s.log.Error("leases not saved", "err", err)
-	}
-}
-
 func (s *server) info() Info {
 	i := Info{PID: os.Getpid(), Name: s.cfg.Name, MTU: s.cfg.MTU}
 	if i.MTU == 0 {
 		i.MTU = netstack.DefaultMTU
 	}
-	i.Subnet4, i.Subnet6 = s.ipam.Subnets()
-	i.Gateway4, i.Gateway6 = s.ipam.Gateways()
+	i.Subnet4, i.Subnet6 = s.cfg.Subnet4, s.cfg.Subnet6
+	i.Gateway4, i.Gateway6 = s.cfg.Gateway4, s.cfg.Gateway6
 	return i
 }
 
@@ -253,7 +249,7 @@ func (s *server) run(ctx context.Context) error {
 			leave = s.mayLeave()
 		case <-ctx.Done():
 			s.log.Info("network is told to go", "cause", context.Cause(ctx))
-			// The state stays: sandboxes that are attached will want it.
+			// The subnets stay: sandboxes that are attached will want them.
 			err = s.closeSocket()
 			leave = true
 		case err = <-accepted:
@@ -370,6 +366,7 @@ func (s *server) end(x *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.sessions, x)
+	s.names.forget()
 	if len(s.sessions) == 0 {
 		s.idle.Reset(s.cfg.Linger)
 	}
@@ -387,6 +384,7 @@ func (s *server) close() error {
 	if s.net != nil {
 		errs = append(errs, s.net.Close())
 	}
+	s.names.close()
 	if s.dns != nil {
 		errs = append(errs, s.dns.Close())
 	}

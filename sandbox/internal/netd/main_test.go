@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/rootless-sbx/sbx/internal/wire"
+	"github.com/rootless-sbx/sbx/sandbox/internal/netdef"
 )
 
 // roleEnv makes the test binary a network's process or a monitor.
@@ -111,7 +112,9 @@ func newNetwork(t testing.TB) *network {
 		t.Fatal(err)
 	}
 	n := &network{t: t, dir: dir, spawner: &spawner{role: "netd"}}
-	n.Config = Config{StartConfig: StartConfig{RuntimeDir: dir, Name: "default", Linger: shortLinger, Debug: true}, Start: n.start}
+	n.Config = Config{StartConfig: StartConfig{
+		RuntimeDir: dir, DataDir: filepath.Join(dir, "data"), Network: netdef.Network{Name: "default"}, Linger: shortLinger, Debug: true,
+	}, Start: n.start}
 	t.Cleanup(func() {
 		n.mu.Lock()
 		defer n.mu.Unlock()
@@ -151,9 +154,23 @@ func (n *network) nobodyLives() {
 		return
 	}
 	n.t.Error("a process does not leave")
-	if c, err := connect(context.Background(), d, n.Name); err == nil {
+	if c, err := connect(context.Background(), d, Hello{Name: n.Name}); err == nil {
 		syscall.Kill(c.Info().PID, syscall.SIGKILL)
 		c.Close()
+	}
+}
+
+// owner makes a sandbox, which has its addresses until the returned function removes it.
+func (n *network) owner(id string) (remove func()) {
+	n.t.Helper()
+	dir := filepath.Join(n.DataDir, "containers", id)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		n.t.Fatal(err)
+	}
+	return func() {
+		if err := os.Remove(dir); err != nil {
+			n.t.Error(err)
+		}
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/netstack"
 	"github.com/rootless-sbx/sbx/portfwd"
+	"github.com/rootless-sbx/sbx/sandbox/internal/netdef"
 )
 
 // The messages. Every request has one reply; an error travels as wire.Error.
@@ -21,12 +22,16 @@ import (
 //	  monitor -> netd     hello    Hello                        reply: Info; first message
 //	                      lease    LeaseRequest                 reply: Lease; once
 //	                      rename   Rename                       reply: nothing
+//	                      update   Member                       reply: nothing
 //	                      attach   AttachRequest                reply: Ports
 //	                               + "link" [+ "sockets"]
 //	                      addport  portfwd.Spec                 reply: port.Status
 //	                      rmport   portID                       reply: nothing
 //	                      ports    -                            reply: Ports
 //	                      stats    -                            reply: Stats
+//	  anybody -> netd     members  -                            reply: Members
+//	                      leave    -                            reply: nothing, or who is attached
+//	  netd -> netd        resolve  Question                     reply: Answer, of the network's own names
 //	  either              EOF: detached; forwarders, port, link and lease are gone
 //
 //	on the "sockets" descriptor, the other way round:
@@ -42,6 +47,10 @@ const (
 	msgRmPort  = "rmport"
 	msgPorts   = "ports"
 	msgStats   = "stats"
+	msgUpdate  = "update"
+	msgMembers = "members"
+	msgLeave   = "leave"
+	msgResolve = "resolve"
 	msgSocket  = "socket"
 	msgBuiltin = "builtin"
 
@@ -60,6 +69,7 @@ const (
 	CodeNoSubnet   = "no-subnet"        // every subnet clashes with the host's routes
 	CodeInternal   = "internal-network" // an internal network publishes nothing
 	CodeTooMany    = "too-many"         // a bound of this process
+	CodeNoNetwork  = "no-network"       // it was removed
 	CodeMisuse     = "protocol-misuse"  // a request out of order or malformed
 )
 
@@ -75,39 +85,27 @@ const (
 
 // StartConfig is what a network's process needs to know. It is what Ensure sends.
 type StartConfig struct {
-	// RuntimeDir and Name say which network.
+	// RuntimeDir is where the process meets its clients, DataDir where the networks
+	// and the sandboxes are kept.
 	RuntimeDir string `json:"runtime_dir"`
-	Name       string `json:"name"`
-	// Subnet4 and Subnet6. Zero: those of state.json, else such as the host has
-	// no route for.
-	Subnet4 netip.Prefix `json:"subnet4,omitzero"`
-	Subnet6 netip.Prefix `json:"subnet6,omitzero"`
-	// MTU of the links. Zero: netstack's default.
-	MTU int `json:"mtu,omitempty"`
-	// Internal, Isolate, Private and VLAN are netstack.Config's. On an internal
-	// network no port is published.
-	Internal bool   `json:"internal,omitempty"`
-	Isolate  bool   `json:"isolate,omitempty"`
-	Private  bool   `json:"private,omitempty"`
-	VLAN     uint16 `json:"vlan,omitempty"`
+	DataDir    string `json:"data_dir"`
+	// Network to serve. Zero subnets: those of state.json, else such as neither the
+	// host has a route for nor another network has.
+	netdef.Network
 	// ResolvConf is the file with the host's name servers. Empty:
 	// /etc/resolv.conf.
 	ResolvConf string `json:"resolv_conf,omitempty"`
 	// Linger is how long the process stays after the last detach. Zero: 3 s.
 	Linger time.Duration `json:"linger,omitempty"`
-	// Hold is how long a restarted process keeps the addresses of sandboxes that
-	// are not attached again. Zero: 10 s.
-	Hold time.Duration `json:"hold,omitempty"`
-	// MaxSandboxes. Zero: 1000.
-	MaxSandboxes int `json:"max_sandboxes,omitempty"`
 	// Debug logs single connections.
 	Debug bool `json:"debug,omitempty"`
 }
 
 // Hello begins a connection.
 type Hello struct {
-	// Name of the network the client means.
+	// Name and ID of the network the client means.
 	Name string `json:"name"`
+	ID   string `json:"id,omitempty"`
 }
 
 // Info describes a network.
@@ -145,21 +143,65 @@ type Lease struct {
 	Gateway4 netip.Addr   `json:"gateway4"`
 	Gateway6 netip.Addr   `json:"gateway6,omitzero"`
 	// DNS are the network's name servers.
-	DNS []netip.Addr `json:"dns"`
-	MTU int          `json:"mtu"`
+	DNS      []netip.Addr `json:"dns"`
+	MTU      int          `json:"mtu"`
+	Internal bool         `json:"internal,omitempty"`
 }
 
 // GuestConfig is the lease as netstack.SetupGuest takes it.
 func (l *Lease) GuestConfig() netstack.GuestConfig {
-	c := netstack.GuestConfig{MAC: l.MAC, MTU: l.MTU, Addrs: []netip.Prefix{l.Prefix4}, Gateways: []netip.Addr{l.Gateway4}}
+	c := netstack.GuestConfig{MAC: l.MAC, MTU: l.MTU, Addrs: []netip.Prefix{l.Prefix4}}
 	if l.Prefix6.IsValid() {
-		c.Addrs, c.Gateways = append(c.Addrs, l.Prefix6), append(c.Gateways, l.Gateway6)
+		c.Addrs = append(c.Addrs, l.Prefix6)
+	}
+	if l.Internal {
+		return c // its gateway leads nowhere
+	}
+	if c.Gateways = append(c.Gateways, l.Gateway4); l.Prefix6.IsValid() {
+		c.Gateways = append(c.Gateways, l.Gateway6)
 	}
 	return c
 }
 
+// Member is what a network knows of a sandbox besides its name and addresses.
+type Member struct {
+	// Aliases are more names, which it may share with others.
+	Aliases []string `json:"aliases,omitempty"`
+	// Hostname is one more, if it can be.
+	Hostname string `json:"hostname,omitempty"`
+	// Networks are the others that it is on: it is told their names too.
+	Networks []string `json:"networks,omitempty"`
+}
+
+// Question is a DNS query as it came; Answer has nothing if the network has no such
+// name.
+type Question struct {
+	Query []byte `json:"query"`
+}
+
+// Answer is to a Question.
+type Answer struct {
+	Answer []byte `json:"answer,omitempty"`
+}
+
+// Members are the sandboxes on a network now.
+type Members struct {
+	Info
+	Members []MemberInfo           `json:"members"`
+	DNS     netstack.ResolverStats `json:"dns"`
+	Refused uint64                 `json:"refused"`
+}
+
+// MemberInfo is one of them.
+type MemberInfo struct {
+	netstack.Lease
+	Names []string           `json:"names"`
+	Stats netstack.PortStats `json:"stats"`
+}
+
 // AttachRequest joins a leased sandbox to the network.
 type AttachRequest struct {
+	Member
 	// Driver and HdrLen are netstack.GuestLink's.
 	Driver string `json:"driver"`
 	HdrLen int    `json:"hdrlen"`
@@ -213,6 +255,8 @@ func toWire(err error) error {
 		conflict *netstack.ErrLeaseConflict
 		bad      *netstack.ErrBadAddress
 		subnet   *netstack.ErrNoSubnet
+		def      *netdef.Error
+		record   *netstack.ErrRecord
 	)
 	switch {
 	case errors.As(err, &none):
@@ -223,6 +267,12 @@ func toWire(err error) error {
 		return &wire.Error{Code: CodeAddrBad, Step: "lease an address", Path: bad.Addr, Msg: bad.Reason, Fix: "choose another address, or none"}
 	case errors.As(err, &subnet):
 		return &wire.Error{Code: CodeNoSubnet, Step: "choose a subnet", Msg: subnet.Error(), Fix: "give the network a subnet that the host does not use"}
+	}
+	switch {
+	case errors.As(err, &def):
+		return &wire.Error{Code: CodeNoNetwork, Msg: def.Msg, Fix: def.Fix}
+	case errors.As(err, &record):
+		return &wire.Error{Code: CodeMisuse, Step: "name a sandbox", Msg: record.Error(), Fix: "choose another alias"}
 	}
 	return err
 }

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
+	"github.com/rootless-sbx/sbx/netstack"
 	"github.com/rootless-sbx/sbx/portfwd"
 )
 
@@ -33,10 +36,29 @@ func (x *session) addPort(ctx context.Context, spec portfwd.Spec) (*port.Status,
 		return nil, err
 	}
 	x.s.mu.Lock()
-	defer x.s.mu.Unlock()
 	x.s.published[keyOf(st.Spec)] = x
-	return st, nil
+	x.s.mu.Unlock()
+	return st, x.publishServices(ctx)
 }
+
+// publishServices makes the ports known that are published now.
+func (x *session) publishServices(ctx context.Context) error {
+	list, err := x.forward.ListPorts(ctx)
+	if err != nil {
+		return err
+	}
+	var services []netstack.Service
+	for _, st := range list {
+		s := netstack.Service{Proto: strings.TrimRight(st.Spec.Proto, "46"), Port: uint16(st.Spec.ChildPort)}
+		if !slices.Contains(services, s) && len(services) < maxServices {
+			services = append(services, s)
+		}
+	}
+	return x.s.dns.SetServices(x.id, services)
+}
+
+// maxServices is how many of the ports of a sandbox have SRV records.
+const maxServices = 256
 
 // unpublish forgets the session's ports, one id or with 0 all of them. The caller
 // closes them.

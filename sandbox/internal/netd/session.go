@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
@@ -27,11 +29,13 @@ type session struct {
 	// Used by the working goroutine alone, and after its end.
 	log     *slog.Logger
 	hello   bool
-	id      string // of the lease, "" before it
-	lease   Lease  // its name under s.mu: others tell whose port it is
+	known   atomic.Bool // hello, for the reading goroutine
+	id      string      // of the lease, "" before it
+	lease   Lease       // its name under s.mu: others tell whose port it is
 	port    *netstack.Port
 	forward portfwd.Manager
 	sockets *guestSockets
+	member  Member // under s.mu, too
 
 	released chan struct{} // closed when the lease is given back
 }
@@ -89,8 +93,13 @@ func (x *session) run() {
 	}
 }
 
-// take runs on the reading goroutine: it only puts the request into the queue.
+// take runs on the reading goroutine: it puts the request into the queue, except for
+// one that another network's process asks and that takes no time.
 func (x *session) take(m *wire.Message) {
+	if m.Type == msgResolve && x.known.Load() {
+		x.reply(m, x.s.names.resolve(m), nil)
+		return
+	}
 	r := request{m: m}
 	if m.Type == msgAttach {
 		// Missing ones are found out by whoever needs them.
@@ -145,6 +154,10 @@ func (x *session) handle(r request) (any, error) {
 		return x.doHello(r.m)
 	case msgStats:
 		return x.stats(), nil
+	case msgMembers:
+		return x.s.memberList(), nil
+	case msgLeave:
+		return nil, x.s.mustLeave()
 	case msgLease:
 		if x.id != "" {
 			return misuse("this connection has a lease")
@@ -165,6 +178,15 @@ func (x *session) handle(r request) (any, error) {
 			return misuse("without the descriptor \"" + fileLink + "\"")
 		}
 		return x.doAttach(r)
+	case msgUpdate:
+		if x.port == nil {
+			return misuse("not attached")
+		}
+		var m Member
+		if err := r.m.Decode(&m); err != nil {
+			return nil, err
+		}
+		return nil, x.publishNames(m)
 	case msgAddPort, msgRmPort, msgPorts:
 		if x.port == nil {
 			return misuse("not attached")
@@ -182,10 +204,14 @@ func (x *session) doHello(m *wire.Message) (any, error) {
 	if h.Name != x.s.cfg.Name {
 		return nil, wire.Errorf(CodeMisuse, "this is network %s, not %.80q", x.s.cfg.Name, h.Name)
 	}
+	if h.ID != "" && h.ID != x.s.cfg.ID {
+		return nil, &wire.Error{Code: CodeNoNetwork, Msg: "network " + h.Name + " was removed and made anew", Fix: "try again in a few seconds"}
+	}
 	if err := x.conn.SetReadDeadline(time.Time{}); err != nil {
 		return nil, err
 	}
 	x.hello = true
+	x.known.Store(true)
 	return x.s.info(), nil
 }
 
@@ -201,16 +227,18 @@ func (x *session) doLease(m *wire.Message) (any, error) {
 	x.id = req.ID
 	x.log = x.s.log.With("sandbox", req.ID)
 	l := Lease{Lease: got}
-	l.Gateway4, l.Gateway6 = x.s.ipam.Gateways()
-	sub4, sub6 := x.s.ipam.Subnets()
-	l.Prefix4 = netip.PrefixFrom(got.Addr4, sub4.Bits())
+	n := &x.s.cfg.Network
+	l.Gateway4, l.Gateway6 = n.Gateway4, n.Gateway6
+	l.Prefix4 = netip.PrefixFrom(got.Addr4, n.Subnet4.Bits())
 	l.DNS = []netip.Addr{l.Gateway4}
 	if got.Addr6.IsValid() {
-		l.Prefix6 = netip.PrefixFrom(got.Addr6, sub6.Bits())
+		l.Prefix6 = netip.PrefixFrom(got.Addr6, n.Subnet6.Bits())
 		l.DNS = append(l.DNS, l.Gateway6)
 	}
-	l.MTU = x.s.info().MTU
+	l.MTU, l.Internal = x.s.info().MTU, n.Internal
+	x.s.mu.Lock()
 	x.lease = l
+	x.s.mu.Unlock()
 	return l, nil
 }
 
@@ -222,14 +250,16 @@ func (x *session) doRename(m *wire.Message) error {
 	if req.Name == "" {
 		return wire.Errorf(CodeMisuse, "request %q: no name", msgRename)
 	}
-	if _, err := x.s.ipam.Lease(x.id, netstack.LeaseWant{Name: req.Name}); err != nil {
+	if _, err := x.s.lease(x.ctx, x.id, netstack.LeaseWant{Name: req.Name}); err != nil {
 		return err
 	}
 	x.s.mu.Lock()
 	x.lease.Name = req.Name
 	x.s.mu.Unlock()
-	x.s.saveState()
-	return nil
+	if x.port == nil {
+		return nil
+	}
+	return x.publishNames(x.member)
 }
 
 // claim makes x the one connection with the lease of a sandbox. The end of a
@@ -238,11 +268,7 @@ func (x *session) doRename(m *wire.Message) error {
 func (s *server) claim(x *session, req LeaseRequest) (netstack.Lease, error) {
 	grace := time.NewTimer(leaseGrace)
 	defer grace.Stop()
-	for {
-		got, holder, err := s.tryClaim(x, req)
-		if holder == nil {
-			return got, err
-		}
+	for holder := s.reserve(x, req.ID); holder != nil; holder = s.reserve(x, req.ID) {
 		select {
 		case <-holder.released:
 			continue
@@ -251,39 +277,40 @@ func (s *server) claim(x *session, req LeaseRequest) (netstack.Lease, error) {
 		}
 		return netstack.Lease{}, &wire.Error{Code: CodeLeaseTaken, Step: "lease an address", Path: fmt.Sprintf("%.80q", req.ID), Msg: "the sandbox is attached already"}
 	}
-}
-
-func (s *server) tryClaim(x *session, req LeaseRequest) (got netstack.Lease, holder *session, err error) {
-	s.mu.Lock()
-	if holder = s.byID[req.ID]; holder != nil {
+	got, err := s.lease(x.ctx, req.ID, netstack.LeaseWant{Name: req.Name, Addr4: req.Addr4, Addr6: req.Addr6, MAC: req.MAC})
+	if err != nil {
+		s.mu.Lock()
+		delete(s.byID, req.ID)
 		s.mu.Unlock()
-		return got, holder, nil
 	}
-	got, err = s.ipam.Lease(req.ID, netstack.LeaseWant{Name: req.Name, Addr4: req.Addr4, Addr6: req.Addr6, MAC: req.MAC})
-	if err == nil {
-		s.byID[req.ID] = x
-	}
-	s.mu.Unlock()
-	if err == nil {
-		s.saveState()
-	}
-	return got, nil, err
+	return got, err
 }
 
-// release gives the addresses back. A process told to go keeps them in its
-// state, for the one that the monitors will start.
+// reserve makes x the connection of a sandbox, unless another one is.
+func (s *server) reserve(x *session, id string) (holder *session) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if holder = s.byID[id]; holder == nil {
+		s.byID[id] = x
+	}
+	return holder
+}
+
+// lease takes addresses for a sandbox, or gives those that it has another name.
+func (s *server) lease(ctx context.Context, id string, want netstack.LeaseWant) (netstack.Lease, error) {
+	return s.defs.Claim(ctx, &s.cfg.Network, id, want, func(id string) bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.byID[id] != nil
+	})
+}
+
+// release ends x being the sandbox. Its addresses stay for as long as it is there.
 func (s *server) release(x *session) {
 	s.mu.Lock()
 	delete(s.byID, x.id)
-	going := s.ctx.Err() != nil
-	if !going {
-		s.ipam.Release(x.id)
-	}
 	s.mu.Unlock()
 	close(x.released)
-	if !going {
-		s.saveState()
-	}
 	x.log.Info("sandbox detached")
 }
 
@@ -293,10 +320,14 @@ func (x *session) doAttach(r request) (any, error) {
 		return nil, err
 	}
 	cfg := netstack.PortConfig{ID: x.id, Name: x.lease.Name, MAC: x.lease.MAC, Addr4: x.lease.Addr4, Addr6: x.lease.Addr6,
-		Link: r.link, Driver: req.Driver, HdrLen: req.HdrLen, MTU: req.MTU, HostPorts: req.HostPorts, VLAN: req.VLAN, Trunk: req.Trunk}
+		Link: r.link, Driver: req.Driver, HdrLen: req.HdrLen, MTU: req.MTU, HostPorts: req.HostPorts, VLAN: req.VLAN, Trunk: slices.Concat(x.s.cfg.Trunk, req.Trunk)}
 	var err error
 	if x.port, err = x.s.net.Attach(cfg); err != nil {
 		x.port = nil
+		return nil, err
+	}
+	if err := x.publishNames(req.Member); err != nil {
+		x.detach()
 		return nil, err
 	}
 	ports, err := x.publish(req, r.sockets)
@@ -317,10 +348,10 @@ func (x *session) publish(req AttachRequest, sockets *os.File) (Ports, error) {
 		x.sockets = nil
 		return Ports{}, err
 	}
-	sub4, sub6 := x.s.ipam.Subnets()
-	subnets := []netip.Prefix{sub4}
-	if sub6.IsValid() {
-		subnets = append(subnets, sub6)
+	n := &x.s.cfg.Network
+	subnets := []netip.Prefix{n.Subnet4}
+	if n.Subnet6.IsValid() {
+		subnets = append(subnets, n.Subnet6)
 	}
 	driver := req.PortDriver
 	if sockets == nil && (driver == "" || driver == portfwd.DriverAuto) {
@@ -383,16 +414,19 @@ func (x *session) doPorts(m *wire.Message) (any, error) {
 			return nil, err
 		}
 		x.unpublish(x.ctx, id.ID)
-		return nil, x.forward.RemovePort(x.ctx, id.ID)
+		if err := x.forward.RemovePort(x.ctx, id.ID); err != nil {
+			return nil, err
+		}
+		return nil, x.publishServices(x.ctx)
 	}
 	list, err := x.forward.ListPorts(x.ctx)
 	return Ports{list}, err
 }
 
 func (x *session) stats() Stats {
-	st := Stats{DNS: x.s.dns.Stats(), Refused: x.s.refused.Load(), Leases: len(x.s.ipam.Leases())}
+	st := Stats{DNS: x.s.dns.Stats(), Refused: x.s.refused.Load()}
 	x.s.mu.Lock()
-	st.Conns = len(x.s.sessions)
+	st.Conns, st.Leases = len(x.s.sessions), len(x.s.byID)
 	x.s.mu.Unlock()
 	st.Attached = len(x.s.net.Stats().Ports)
 	if x.port != nil {
@@ -423,6 +457,7 @@ func (x *session) detach() {
 		x.sockets = nil
 	}
 	if x.port != nil {
+		x.s.dns.Remove(x.id)
 		warn("link", x.port.Close())
 		x.port = nil
 	}

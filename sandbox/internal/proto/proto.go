@@ -15,6 +15,8 @@
 //	anybody   monitor   stop          Stop                              Exited, when all is over
 //	anybody   monitor   wait                                            Exited, when all is over
 //	anybody   monitor   renamed                                         empty; the new name is in the directory
+//	anybody   monitor   connect       Attachment                        empty
+//	anybody   monitor   disconnect    Name                              empty
 //	anybody   monitor   attach        Attach         stdout stderr      empty; stdin or pty; exited follows
 //	anybody   monitor   exec          Exec           stdin stdout       Executed; pty with a terminal;
 //	                                                 stderr             exited follows
@@ -25,6 +27,8 @@
 //	monitor   joined    join          Join           pid1               empty; pty with a terminal
 //	monitor   joined    exec          workload.Spec                     the end of the connection, or an error
 //	monitor   init      net           Net                               Link; link netns
+//	monitor   linker    net           Net                               Link; link netns
+//	monitor   linker    unlink        Name                              empty
 //	monitor   init      root          Root                              Rooted; pty with a terminal
 //	monitor   init      exec          workload.Spec                     the end of the connection, or an error
 //	stage     init      ready                                           none; with --init
@@ -36,6 +40,9 @@
 //	caller    worker    tree          Tree           out                archive.Stats, when all is written
 //	caller    worker    usage         Paths                             []int64, bytes of each
 //
+// A linker is a process in the sandbox's network namespace alone, for a link that is
+// made or removed while the sandbox runs.
+//
 // Anybody is the caller, or who connects to the monitor's socket (BoxSocket); an
 // exec takes a connection of its own.
 //
@@ -45,6 +52,7 @@
 package proto
 
 import (
+	"net"
 	"net/netip"
 	"path/filepath"
 	"syscall"
@@ -55,6 +63,7 @@ import (
 	"github.com/rootless-sbx/sbx/image"
 	"github.com/rootless-sbx/sbx/netstack"
 	"github.com/rootless-sbx/sbx/portfwd"
+	"github.com/rootless-sbx/sbx/sandbox/internal/netdef"
 	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
 )
 
@@ -66,6 +75,9 @@ const (
 	MsgWait       = "wait"
 	MsgDetach     = "detach"
 	MsgRenamed    = "renamed"
+	MsgConnect    = "connect"
+	MsgDisconnect = "disconnect"
+	MsgUnlink     = "unlink"
 	MsgAttach     = "attach"
 	MsgLog        = "log"
 	MsgExited     = "exited"
@@ -110,6 +122,7 @@ const (
 	RoleMonitor = "sbx-monitor"
 	RoleInit    = "sbx-init"
 	RoleExec    = "sbx-exec"
+	RoleLinker  = "sbx-linker"
 	RoleNetd    = "sbx-netd"
 	RoleWorker  = "sbx-worker"
 )
@@ -126,6 +139,7 @@ type Start struct {
 	// Dir is the sandbox's own directory; the monitor removes it at the end.
 	Dir        string `json:"dir"`
 	RuntimeDir string `json:"runtimeDir"`
+	DataDir    string `json:"dataDir"`
 	VolumesDir string `json:"volumesDir"`
 	EventsDir  string `json:"eventsDir"`
 
@@ -218,30 +232,55 @@ type HealthResult struct {
 
 // Network says how the sandbox is connected.
 type Network struct {
-	Mode       string         `json:"mode"` // default, none, host, container:ID, ns:PATH
-	MTU        int            `json:"mtu,omitempty"`
-	LinkDriver string         `json:"linkDriver,omitempty"`
-	HostAccess []uint16       `json:"hostAccess,omitempty"`
-	DNS        []string       `json:"dns,omitempty"`
-	DNSSearch  []string       `json:"dnsSearch,omitempty"`
-	DNSOptions []string       `json:"dnsOptions,omitempty"`
-	AddHost    []string       `json:"addHost,omitempty"`
-	Ports      []portfwd.Spec `json:"ports,omitempty"`
-	PortDriver string         `json:"portDriver,omitempty"`
+	// Mode is none, host, container:ID or ns:PATH, or default for the networks of
+	// Attachments.
+	Mode string `json:"mode"`
+	// Attachments are the sandbox's places in networks, eth0 first.
+	Attachments []Attachment   `json:"attachments,omitempty"`
+	MTU         int            `json:"mtu,omitempty"`
+	LinkDriver  string         `json:"linkDriver,omitempty"`
+	HostAccess  []uint16       `json:"hostAccess,omitempty"`
+	DNS         []string       `json:"dns,omitempty"`
+	DNSSearch   []string       `json:"dnsSearch,omitempty"`
+	DNSOptions  []string       `json:"dnsOptions,omitempty"`
+	AddHost     []string       `json:"addHost,omitempty"`
+	Ports       []portfwd.Spec `json:"ports,omitempty"`
+	PortDriver  string         `json:"portDriver,omitempty"`
+}
+
+// Attachment is a sandbox's place in a network as it is wanted.
+type Attachment struct {
+	// Network as it was when the sandbox was started.
+	Network  netdef.Network   `json:"network"`
+	Aliases  []string         `json:"aliases,omitempty"`
+	Addr4    netip.Addr       `json:"addr4,omitzero"`
+	Addr6    netip.Addr       `json:"addr6,omitzero"`
+	MAC      net.HardwareAddr `json:"mac,omitempty"`
+	Priority int              `json:"priority,omitempty"` // of its gateway
+}
+
+// Endpoint is a sandbox's place in a network while it runs.
+type Endpoint struct {
+	Network  string       `json:"network"`
+	Device   string       `json:"device"`
+	Driver   string       `json:"driver"` // of the link
+	Prefix4  netip.Prefix `json:"prefix4"`
+	Prefix6  netip.Prefix `json:"prefix6,omitzero"`
+	Gateway4 netip.Addr   `json:"gateway4,omitzero"`
+	Gateway6 netip.Addr   `json:"gateway6,omitzero"`
+	MAC      string       `json:"mac"`
+	// Way says that this is the way out, where ports are published.
+	Way bool `json:"way,omitempty"`
 }
 
 // Started is what the monitor knows once the workload runs.
 type Started struct {
 	// PID is the sandbox's pid 1 in the caller's pid namespace: the workload, or
 	// with Config.Init its parent.
-	PID        int           `json:"pid"`
-	Addr4      netip.Addr    `json:"addr4,omitzero"`
-	Addr6      netip.Addr    `json:"addr6,omitzero"`
-	Gateway4   netip.Addr    `json:"gateway4,omitzero"`
-	Gateway6   netip.Addr    `json:"gateway6,omitzero"`
-	MAC        string        `json:"mac,omitempty"`
-	LinkDriver string        `json:"linkDriver,omitempty"`
-	Ports      []port.Status `json:"ports,omitempty"`
+	PID int `json:"pid"`
+	// Networks are eth0, eth1, ... as they are now.
+	Networks []Endpoint    `json:"networks,omitempty"`
+	Ports    []port.Status `json:"ports,omitempty"`
 	// Notes are what the user should know, e.g. a degraded mount.
 	Notes []string `json:"notes,omitempty"`
 	Marks []Mark   `json:"marks,omitempty"` // the monitor's and init's
@@ -310,6 +349,11 @@ type Exited struct {
 type Net struct {
 	Loopback bool                 `json:"loopback"` // only lo
 	Guest    netstack.GuestConfig `json:"guest"`
+}
+
+// Name is that of a network, or of a device.
+type Name struct {
+	Name string `json:"name"`
 }
 
 // Link describes the device's descriptor.

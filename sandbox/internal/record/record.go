@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -15,7 +14,6 @@ import (
 	"github.com/rootless-sbx/sbx/internal/atomicfile"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/userns"
-	"golang.org/x/sys/unix"
 )
 
 // Version is that of the files. An older sbx refuses a newer one's.
@@ -160,17 +158,9 @@ func write(dir, name string, v any) error {
 
 func read(dir, name string, v any, version *int) error {
 	path := filepath.Join(dir, name)
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	b, err := atomicfile.Read(path, maxFile)
 	if err != nil {
 		return err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxFile))
-	if err != nil {
-		return err
-	}
-	if len(b) == 0 {
-		return &fs.PathError{Op: "read", Path: path, Err: fs.ErrNotExist}
 	}
 	if err := json.Unmarshal(b, v); err != nil {
 		return fmt.Errorf("read %s: %w", path, err)

@@ -1,0 +1,228 @@
+package netdef
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rootless-sbx/sbx/netstack"
+)
+
+// Default is the network that is always there. Users may call it Bridge, as Docker
+// does.
+const (
+	Default = "default"
+	Bridge  = "bridge"
+)
+
+// Drivers of networks.
+const DriverBridge = "bridge"
+
+// Version is that of the files. An older sbx refuses a newer one's.
+const Version = 1
+
+const (
+	maxNetworks = 1000
+	maxName     = 64
+	maxText     = 64 << 10
+	maxAux      = 256
+)
+
+// Kinds of errors, for errors.Is.
+var (
+	ErrInvalid  = errors.New("invalid network")
+	ErrExists   = errors.New("network exists")
+	ErrNotFound = errors.New("no such network")
+	ErrInUse    = errors.New("network is in use")
+	ErrOverlap  = errors.New("subnets overlap")
+)
+
+// Error is one of these with what the user can do.
+type Error struct {
+	Kind     error
+	Msg, Fix string
+}
+
+func (e *Error) Error() string { return e.Msg }
+func (e *Error) Unwrap() error { return e.Kind }
+
+func invalid(fix, format string, args ...any) error {
+	return &Error{ErrInvalid, fmt.Sprintf(format, args...), fix}
+}
+
+// Network is one of the user's networks.
+type Network struct {
+	Version int       `json:"version,omitempty"`
+	ID      string    `json:"id,omitempty"`
+	Name    string    `json:"name"`
+	Driver  string    `json:"driver,omitempty"`
+	Created time.Time `json:"created,omitzero"`
+	// Subnets and gateways; those of IPv6 are zero on a network without it. All are
+	// zero for the default network, until its process has chosen them.
+	Subnet4  netip.Prefix `json:"subnet4,omitzero"`
+	Subnet6  netip.Prefix `json:"subnet6,omitzero"`
+	Gateway4 netip.Addr   `json:"gateway4,omitzero"`
+	Gateway6 netip.Addr   `json:"gateway6,omitzero"`
+	// Range4 and Range6 are the parts of the subnets that addresses are chosen from;
+	// zero means all of it.
+	Range4 netip.Prefix `json:"range4,omitzero"`
+	Range6 netip.Prefix `json:"range6,omitzero"`
+	// Aux are addresses that are never chosen, by what the user calls them.
+	Aux        map[string]netip.Addr `json:"aux,omitempty"`
+	Internal   bool                  `json:"internal,omitempty"`
+	Attachable bool                  `json:"attachable,omitempty"`
+	Labels     map[string]string     `json:"labels,omitempty"`
+	// Options as they were given; Behaviour is what they mean.
+	Options map[string]string `json:"options,omitempty"`
+	Behaviour
+}
+
+// Config is a network that somebody wants. The zero value of everything but Name
+// means that it is chosen.
+type Config struct {
+	Name, Driver string
+	// Subnets, at most one of each family; Gateways, IPRanges and Aux belong to the
+	// subnet that they are in.
+	Subnets  []netip.Prefix
+	Gateways []netip.Addr
+	IPRanges []netip.Prefix
+	Aux      map[string]netip.Addr
+	// NoIPv6 leaves out the IPv6 subnet, a unique local one, that is chosen else.
+	NoIPv6               bool
+	Internal, Attachable bool
+	Options, Labels      map[string]string
+}
+
+// New makes a network of cfg. Others are the user's networks, Default among them,
+// and host is what the machine reaches by itself.
+func New(cfg Config, others []Network, host []netstack.HostPrefix) (*Network, error) {
+	n := &Network{
+		Version: Version, ID: newID(), Name: cfg.Name, Driver: cfg.Driver, Created: time.Now().UTC(),
+		Aux: maps.Clone(cfg.Aux), Internal: cfg.Internal, Attachable: cfg.Attachable,
+		Options: maps.Clone(cfg.Options), Labels: maps.Clone(cfg.Labels),
+	}
+	if err := n.checkNames(); err != nil {
+		return nil, err
+	}
+	for _, o := range others {
+		if o.Name == n.Name {
+			return nil, &Error{ErrExists, fmt.Sprintf("network %s exists already", n.Name), "choose another name, or remove it: sbx network rm " + n.Name}
+		}
+	}
+	if len(others) >= maxNetworks {
+		return nil, invalid("remove some: sbx network prune", "there are %d networks, the limit", len(others))
+	}
+	var err error
+	if n.Behaviour, err = parseOptions(n.Options); err != nil {
+		return nil, err
+	}
+	if err := n.setSubnets(&cfg); err != nil {
+		return nil, err
+	}
+	if err := n.placeInSubnets(&cfg); err != nil {
+		return nil, err
+	}
+	if err := n.clash(others, host); err != nil {
+		return nil, err
+	}
+	if err := n.choose(cfg.NoIPv6, others, host); err != nil {
+		return nil, err
+	}
+	if _, err := netstack.NewIPAM(n.IPAM(0)); err != nil {
+		return nil, invalid("", "network %s: %v", n.Name, err)
+	}
+	return n, nil
+}
+
+func newID() string {
+	var b [32]byte
+	rand.Read(b[:]) // never fails
+	return hex.EncodeToString(b[:])
+}
+
+// IPAM is how the network's addresses are given out; next is the place to begin at.
+func (n *Network) IPAM(next uint32) netstack.IPAMConfig {
+	return netstack.IPAMConfig{
+		Subnet4: n.Subnet4, Subnet6: n.Subnet6, Gateway4: n.Gateway4, Gateway6: n.Gateway6,
+		Range4: n.Range4, Range6: n.Range6, Reserved: slices.Collect(maps.Values(n.Aux)), Next: next,
+	}
+}
+
+// PublicName is what users know the network as.
+func (n *Network) PublicName() string { return PublicName(n.Name) }
+
+// PublicName is what users know a network as.
+func PublicName(name string) string {
+	if name == Default {
+		return Bridge
+	}
+	return name
+}
+
+// checkNames refuses what cannot be a network at all.
+func (n *Network) checkNames() error {
+	if err := CheckName(n.Name); err != nil {
+		return err
+	}
+	switch n.Driver {
+	case "":
+		n.Driver = DriverBridge
+	case DriverBridge:
+	case "macvlan", "ipvlan", "overlay", "host", "none", "null":
+		return invalid("use --driver bridge", "the driver %s needs root, or another machine", n.Driver)
+	default:
+		return invalid("use --driver bridge", "there is no driver %.80q", n.Driver)
+	}
+	size := 0
+	for k, v := range n.Labels {
+		if k == "" || strings.ContainsAny(k, "=\x00\n") || strings.ContainsRune(v, 0) {
+			return invalid("write --label KEY=VALUE", "label %q needs a name without '='", k+"="+v)
+		}
+		size += len(k) + len(v)
+	}
+	for k, v := range n.Options {
+		size += len(k) + len(v)
+	}
+	if size > maxText || len(n.Aux) > maxAux {
+		return invalid("", "%d bytes of labels and options, %d auxiliary addresses: the limits are %d and %d", size, len(n.Aux), maxText, maxAux)
+	}
+	return nil
+}
+
+// reserved are names that mean something else to --network.
+var reserved = []string{Default, Bridge, "host", "none", "container", "ns", "slirp4netns", "pasta", "private"}
+
+// CheckName says whether a network that is made may be called so. It becomes the
+// name of files.
+func CheckName(name string) error {
+	const fix = "use letters, digits, '_', '.' and '-', at most 64, the first a letter or digit"
+	if name == "" {
+		return invalid(fix, "a network needs a name")
+	}
+	ok := len(name) <= maxName
+	for i, r := range name {
+		alnum := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
+		ok = ok && (alnum || i > 0 && strings.ContainsRune("_.-", r))
+	}
+	switch {
+	case !ok:
+		return invalid(fix, "%.80q cannot be the name of a network", name)
+	case slices.Contains(reserved, name):
+		return invalid("choose another name", "%s is a network of its own kind, and always there", name)
+	case strings.HasSuffix(name, ".leases"):
+		return invalid("choose another name", "names that end in .leases are taken")
+	}
+	return nil
+}
+
+// ChooseDefault gives the default network its subnets.
+func ChooseDefault(others []Network, host []netstack.HostPrefix) (netstack.SubnetChoice, error) {
+	return netstack.ChooseSubnets(uint32(os.Geteuid()), Default, nil, append(taken(others), host...))
+}

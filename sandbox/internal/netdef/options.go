@@ -1,0 +1,107 @@
+package netdef
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Behaviour is what a network's options mean.
+type Behaviour struct {
+	// MTU of the links; 0 means the largest.
+	MTU int `json:"mtu,omitempty"`
+	// Isolate keeps the networks' sandboxes from what other networks publish on the
+	// host's addresses.
+	Isolate bool `json:"isolate,omitempty"`
+	// Private keeps the network's sandboxes from each other.
+	Private bool `json:"private,omitempty"`
+	// VLAN of the network, 0 for none; Trunk are those that sandboxes may use with
+	// tags of their own.
+	VLAN  uint16   `json:"vlan,omitempty"`
+	Trunk []uint16 `json:"trunk,omitempty"`
+}
+
+// longNames are Docker's names of options.
+var longNames = map[string]string{
+	"com.docker.network.driver.mtu":        "mtu",
+	"com.docker.network.bridge.enable_icc": "icc",
+}
+
+// harmless options ask for what is so anyway, with these values; any, if there are
+// none.
+var harmless = map[string][]string{
+	"com.docker.network.bridge.name":                 nil,
+	"com.docker.network.bridge.default_bridge":       {"false"},
+	"com.docker.network.bridge.enable_ip_masquerade": {"true"},
+	"com.docker.network.bridge.gateway_mode_ipv4":    {"nat"},
+	"com.docker.network.bridge.gateway_mode_ipv6":    {"nat"},
+	"com.docker.network.bridge.host_binding_ipv4":    {"0.0.0.0"},
+	"com.docker.network.enable_ipv6":                 nil,
+	"metric":                                         nil,
+}
+
+func parseOptions(options map[string]string) (b Behaviour, err error) {
+	for key, v := range options {
+		name := key
+		if s := longNames[key]; s != "" {
+			name = s
+		}
+		switch name {
+		case "mtu":
+			b.MTU, err = number(key, v, 576, 65520)
+		case "icc":
+			var on bool
+			on, err = boolean(key, v)
+			b.Private = !on
+		case "isolate":
+			if v == "strict" { // Podman's; here it is the only kind
+				v = "true"
+			}
+			b.Isolate, err = boolean(key, v)
+		case "vlan":
+			b.VLAN, err = vlan(key, v)
+		case "trunk":
+			for _, s := range strings.Split(v, ",") {
+				var id uint16
+				if id, err = vlan(key, s); err != nil {
+					break
+				}
+				b.Trunk = append(b.Trunk, id)
+			}
+		default:
+			values, known := harmless[key]
+			switch {
+			case !known:
+				err = invalid("use mtu=, icc=, isolate=, vlan= or trunk=", "there is no option %.80q", key)
+			case values != nil && !slices.Contains(values, v):
+				err = invalid("leave it out", "option %s=%.80s is not supported: it is always %s here", key, v, values[0])
+			}
+		}
+		if err != nil {
+			return Behaviour{}, err
+		}
+	}
+	return b, nil
+}
+
+func number(key, v string, least, most int) (int, error) {
+	n, err := strconv.Atoi(v)
+	if err != nil || n < least || n > most {
+		return 0, invalid("", "option %s=%.80s: want a number from %d to %d", key, v, least, most)
+	}
+	return n, nil
+}
+
+func vlan(key, v string) (uint16, error) {
+	n, err := number(key, v, 1, 4094)
+	return uint16(n), err
+}
+
+func boolean(key, v string) (bool, error) {
+	b, err := strconv.ParseBool(v)
+	if err != nil {
+		return false, invalid(fmt.Sprintf("write %s=true or %s=false", key, key), "option %s=%.80s is neither true nor false", key, v)
+	}
+	return b, nil
+}
