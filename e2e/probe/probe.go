@@ -19,11 +19,13 @@ type command struct {
 	run   func(args []string) error
 }
 
-// Commands are grouped by file: serve.go, client.go, process.go, try.go.
+// Commands are grouped by file: serve.go, who.go, client.go, process.go, try.go.
 func commands() map[string]command {
 	return map[string]command{
 		"serve":   {"serve PORT...: HTTP on each port; see serve.go", 1, serve},
 		"echo":    {"echo [ADDR:]PORT...: TCP and UDP echo", 1, echo},
+		"who":     {"who PORT...: tell each client its address, TCP and UDP", 1, who},
+		"ask":     {"ask NETWORK ADDR: print what a server of who answers", 2, ask},
 		"get":     {"get URL: print the body", 1, get},
 		"down":    {"down URL N SEED: fetch N bytes, compare", 3, down},
 		"up":      {"up URL N SEED: send N bytes, compare sums", 3, up},

@@ -30,7 +30,8 @@ func Sum(r io.Reader) (string, error) {
 }
 
 // Handler serves /client (the address the request came from), /bytes?n=N&seed=S,
-// /sum (of the request's body), and /fetch?url=U (what this side gets from there).
+// /sum (of the request's body), and /fetch?url=U and /ask?network=N&addr=A (what this
+// side gets from there).
 func Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "probe %s\n", r.URL.Path) })
@@ -62,6 +63,14 @@ func Handler() http.Handler {
 		defer resp.Body.Close()
 		w.WriteHeader(resp.StatusCode)
 		_, _ = io.Copy(w, resp.Body) // the client notices a short body
+	})
+	mux.HandleFunc("/ask", func(w http.ResponseWriter, r *http.Request) {
+		answer, err := Ask(r.FormValue("network"), r.FormValue("addr"))
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		fmt.Fprintln(w, answer)
 	})
 	return mux
 }

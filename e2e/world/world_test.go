@@ -199,28 +199,34 @@ func TestClientAddress(t *testing.T) {
 	e := harness.New(t, harness.BB)
 	for _, driver := range []string{"", "stack"} {
 		port := e.FreePort()
-		args := []string{"run", "--rm", "-p", fmt.Sprintf("%d:80", port)}
+		args := []string{"run", "--rm", "-p", fmt.Sprintf("%d:80", port), "-p", fmt.Sprintf("%d:80/udp", port)}
 		if driver != "" {
 			args = append(args, "--port-driver", driver)
 		}
-		p := e.Start(append(args, harness.BB, "/probe", "serve", "80")...)
+		p := e.Start(append(args, harness.BB, "/probe", "who", "80")...)
 		p.WaitOut("ready", 30*time.Second)
-		for host, client := range map[string]string{"203.0.113.10": "203.0.113.1", "2001:db8:113::10": "2001:db8:113::1"} {
-			// The tests run where sbx runs; the client is the router, which has an agent there.
-			out, err := fromRouter("http://" + addr(host, strconv.Itoa(port)) + "/client")
-			if err != nil || !strings.Contains(out, client) {
-				t.Errorf("driver %q: the sandbox saw %q, want %s: %v", driver, out, client, err)
+		for _, network := range []string{"tcp", "udp"} {
+			for host, clients := range map[string][2]string{
+				"203.0.113.10":     {"203.0.113.1", far4},
+				"2001:db8:113::10": {"2001:db8:113::1", far6},
+			} {
+				// The tests run where sbx runs; the router and the one behind it have an agent.
+				for i, agent := range []string{"203.0.113.1", far4} {
+					if got, err := askFrom(agent, network, addr(host, strconv.Itoa(port))); err != nil || !strings.HasPrefix(got, addr(clients[i], "")) {
+						t.Errorf("driver %q, %s: the sandbox saw %q, want %s: %v", driver, network, got, clients[i], err)
+					}
+				}
 			}
-		}
-		if got, err := harness.Get(fmt.Sprintf("http://127.0.0.1:%d/client", port)); err != nil || got == "" {
-			t.Errorf("from loopback: %q %v", got, err)
+			if got, err := probe.Ask(network, fmt.Sprintf("127.0.0.1:%d", port)); err != nil || got == "" {
+				t.Errorf("%s from loopback: %q %v", network, got, err)
+			}
 		}
 		p.Stop()
 	}
 }
 
-// fromRouter fetches a page from the router's side: its HTTP server does it for us.
-func fromRouter(url string) (string, error) {
-	out, err := exec.Command("curl", "-fsS", "-m", "20", "-G", "--data-urlencode", "url="+url, "http://203.0.113.1/fetch").CombinedOutput()
+// askFrom has an agent ask a server in the sandbox as whom it sees the agent.
+func askFrom(agent, network, to string) (string, error) {
+	out, err := exec.Command("curl", "-fsS", "-m", "20", "-G", "--data-urlencode", "network="+network, "--data-urlencode", "addr="+to, "http://"+agent+"/ask").CombinedOutput()
 	return string(out), err
 }
