@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -59,6 +60,32 @@ func TestKillNetwork(t *testing.T) {
 		}
 		p.Stop()
 	}
+}
+
+// TestKillNetworkOfMany: what connects two sandboxes goes on when the network's process
+// is killed, again and again; names, the world and published ports come back.
+func TestKillNetworkOfMany(t *testing.T) {
+	e := harness.New(t, harness.BB)
+	port := e.FreePort()
+	detached(t, e, "server", "-p", fmt.Sprintf("127.0.0.1:%d:80", port), harness.BB, "sh", "-c", "/probe echo 7 & exec /probe serve 80")
+	addr := strings.TrimSpace(e.Must("inspect", "-f", "{{.NetworkSettings.IPAddress}}", "server"))
+	until(t, e, "probe /", "exec", "server", "/probe", "get", "http://127.0.0.1/")
+	talk := e.Start("run", "--rm", "--name", "client", harness.BB, "/probe", "talk", addr+":7")
+	said := func() int { return strings.Count(talk.Result().Stdout, "\n") }
+	for range 3 {
+		goesOn(t, talk, said()+5)
+		killOne(t, e.Role("sbx-netd"), nil)
+		goesOn(t, talk, said()+5)
+		waitGet(t, fmt.Sprintf("http://127.0.0.1:%d/", port))
+		until(t, e, ".", "exec", "client", "/probe", "lookup", "host.sbx.internal")
+	}
+	talk.Stop()
+}
+
+// goesOn waits until one that talks has had so many answers.
+func goesOn(t *testing.T, p *harness.Proc, answers int) {
+	t.Helper()
+	p.WaitOut(fmt.Sprintf("answer %d\n", answers), 20*time.Second)
 }
 
 // TestKillEverywhere kills sbx at moments spread over its start: there is no moment

@@ -26,9 +26,9 @@ import (
 // Limits: a query of 4096 bytes, an answer by UDP of 4096; 256 unanswered queries
 // of one client, 512 questions upstream; a cache of 4096 answers and 4 MiB, each
 // answer of at most 16 KiB, for a day at most, an hour if negative, a second if a
-// failure; 4096 owners of records with 64 names, 16 addresses and 256 services each. The host's
-// file is looked at once a second at most; three servers of it are asked. What is
-// over a bound is counted in ResolverStats.
+// failure; 4096 owners of records with 64 names, 16 addresses and 256 services each.
+// The host's file is looked at ten times a second at most; three servers of it are
+// asked. What is over a bound is counted in ResolverStats.
 
 const (
 	// maxQuery bounds a query; real ones are below 600 bytes even with cookies.

@@ -15,7 +15,7 @@ const (
 	// resolvCheck is how often at most the host's file is looked at. A stat
 	// takes a microsecond; an inotify watch would have to follow every
 	// directory of a chain of links.
-	resolvCheck = time.Second
+	resolvCheck = 100 * time.Millisecond
 	// resolvSettle: a file changed less than this before it was read may change
 	// again without a new time stamp, so it is read once more.
 	resolvSettle = 2 * time.Second

@@ -219,6 +219,29 @@ func exchange(addr string, msg []byte) error {
 	return nil
 }
 
+// talk goes on until the connection fails.
+func talk(args []string) error {
+	c, err := net.DialTimeout("tcp", args[0], 20*time.Second)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	buf := make([]byte, 5)
+	for n := 1; ; n++ {
+		if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+			return err
+		}
+		if _, err := c.Write([]byte("hello")); err != nil {
+			return err
+		}
+		if _, err := io.ReadFull(c, buf); err != nil {
+			return err
+		}
+		fmt.Println("answer", n)
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
 func udp(args []string) error {
 	var sizes []int
 	for _, a := range args[1:] {

@@ -19,17 +19,20 @@ type command struct {
 	run   func(args []string) error
 }
 
-// Commands are grouped by file: serve.go, who.go, client.go, process.go, try.go.
+// Commands are grouped by file: serve.go, who.go, dns.go, client.go, process.go, try.go.
 func commands() map[string]command {
 	return map[string]command{
 		"serve":   {"serve PORT...: HTTP on each port; see serve.go", 1, serve},
 		"echo":    {"echo [ADDR:]PORT...: TCP and UDP echo", 1, echo},
 		"who":     {"who PORT...: tell each client its address, TCP and UDP", 1, who},
 		"ask":     {"ask NETWORK ADDR: print what a server of who answers", 2, ask},
+		"dns":     {"dns ADDR NAME=IP...: a name server", 2, dnsServer},
+		"lookup":  {"lookup NAME: print its addresses", 1, lookup},
 		"get":     {"get URL: print the body", 1, get},
 		"down":    {"down URL N SEED: fetch N bytes, compare", 3, down},
 		"up":      {"up URL N SEED: send N bytes, compare sums", 3, up},
 		"dial":    {"dial NETWORK ADDR: connect and print ok or the errno", 2, dial},
+		"talk":    {"talk ADDR: one connection to an echo server; print how often it has answered", 1, talk},
 		"many":    {"many ADDR N PARALLEL: short connections to an echo server", 3, many},
 		"udp":     {"udp ADDR SIZE...: datagrams to an echo server", 2, udp},
 		"offload": {"offload all|no-segments|none: what devices do for the kernel", 1, offload},
