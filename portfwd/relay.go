@@ -3,6 +3,7 @@ package portfwd
 import (
 	"errors"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -15,8 +16,8 @@ type pair struct {
 	pipes *pipePool
 	loop  *loop // nil until it has one
 	id    pairID
-	// ended is called once, with the bytes from the client and from the guest.
-	ended func(in, out int64)
+	moved [2]*atomic.Uint64 // count the bytes from the client and from the guest
+	ended func()            // is called once
 
 	mu      sync.Mutex // guards what follows, and fd from being closed in use
 	closed  bool
@@ -33,7 +34,6 @@ type half struct {
 	pipe     *pipe  // nil: nothing is on its way
 	mem      *chunk // instead of a pipe, out of descriptors
 	held     int    // bytes in pipe or mem
-	n        int64  // bytes carried
 	readable bool   // fd[i] may have something
 	blocked  bool   // the other socket has no room
 	armed    bool   // and epoll has been asked to say when it has
@@ -145,7 +145,7 @@ func (p *pair) pump(i int) (more bool, err error) {
 			return false, err
 		}
 		h.held -= n
-		h.n += int64(n)
+		p.moved[i].Add(uint64(n))
 	}
 	return true, nil
 }
@@ -177,7 +177,7 @@ func (p *pair) end(reset bool) {
 			unix.Close(fd)
 		}
 	}
-	p.ended(p.half[0].n, p.half[1].n)
+	p.ended()
 }
 
 // fill reads what there is, into the pipe or memory of h.

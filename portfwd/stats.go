@@ -21,8 +21,8 @@ type Stats struct {
 	// UDPIn and UDPOut count datagrams from and to clients. UDPDropped counts
 	// datagrams lost to a full flow table, a full queue or a failed send.
 	UDPIn, UDPOut, UDPDropped uint64
-	// BytesIn and BytesOut count payload to and from the guest, TCP through the
-	// direct driver once a connection has ended, UDP at once.
+	// BytesIn and BytesOut count the payload to and from the guest that does not
+	// cross its link: that of the direct driver.
 	BytesIn, BytesOut uint64
 }
 

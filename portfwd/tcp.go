@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -158,15 +159,14 @@ func (p *published) direct(fd, guest int, client netip.AddrPort, err error) {
 		p.over()
 		return
 	}
-	pr := &pair{pipes: p.m.pipes, fd: [2]int{fd, guest}}
+	c := &p.m.count
+	pr := &pair{pipes: p.m.pipes, fd: [2]int{fd, guest}, moved: [2]*atomic.Uint64{&c.bytesIn, &c.bytesOut}}
 	stop := context.AfterFunc(p.ctx, pr.kill)
-	pr.ended = func(in, out int64) {
+	pr.ended = func() {
 		stop()
-		p.m.count.bytesIn.Add(uint64(in))
-		p.m.count.bytesOut.Add(uint64(out))
 		p.over()
 	}
-	p.m.count.direct.Add(1)
+	c.direct.Add(1)
 	if err := p.m.carry(pr); err != nil {
 		p.failed(client, err)
 	}

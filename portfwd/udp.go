@@ -168,9 +168,7 @@ func (f *flow) toGuest(t *dgram.Train) {
 	if f.send != nil {
 		if f.send(t.Segment, t.Data...) != nil {
 			m.count.udpDropped.Add(uint64(t.Count))
-			return
 		}
-		m.count.bytesIn.Add(uint64(t.Bytes))
 		return
 	}
 	dgram.Cut(t.Segment, t.Data, func(a, b []byte) bool {
@@ -190,7 +188,6 @@ func (f *flow) enqueue(b []byte) {
 		return
 	}
 	f.queue = append(f.queue, b)
-	m.count.bytesIn.Add(uint64(len(b)))
 }
 
 // open sends what has waited and lets the reader send from now on.
@@ -319,6 +316,10 @@ func (f *flow) runSocket(dst netip.AddrPort, retry bool) error {
 		if err := rc.Control(func(fd uintptr) { serr = sendNow(int(fd), segment, pieces) }); err != nil {
 			return err
 		}
+		if serr == nil {
+			_, size := dgram.Count(segment, pieces)
+			p.m.count.bytesIn.Add(uint64(size))
+		}
 		return serr
 	}
 	f.mu.Lock()
@@ -401,6 +402,7 @@ func (f *flow) readSocket(fd int) error {
 			if !ok {
 				break
 			}
+			f.s.p.m.count.bytesOut.Add(uint64(t.Bytes))
 			f.toClient(t.Segment, t.Data, true)
 		}
 	}
@@ -414,13 +416,12 @@ func (f *flow) toClient(segment int, pieces [][]byte, wait bool) {
 		f.forget() // the first datagram has arrived
 	}
 	f.touch()
-	n, size := dgram.Count(segment, pieces)
+	n, _ := dgram.Count(segment, pieces)
 	if err := f.s.sendTo(f, segment, pieces, wait); err != nil {
 		c.udpDropped.Add(uint64(n))
 		return
 	}
 	c.udpOut.Add(uint64(n))
-	c.bytesOut.Add(uint64(size))
 }
 
 // sendTo sends to a flow's client. It may wait for room in the socket's buffer.
