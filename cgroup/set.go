@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/docker/go-units"
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/cgroups/fs2"
 	"github.com/rootless-sbx/sbx/internal/wire"
@@ -29,6 +30,9 @@ func (g *Group) Set(l Limits) error {
 		if err := g.need(f); err != nil {
 			return err
 		}
+	}
+	if err := g.checkUsage(l); err != nil {
+		return err
 	}
 	r, err := g.resources(l)
 	if err != nil {
@@ -55,6 +59,23 @@ func (g *Group) need(f flag) error {
 	}
 	if err := passOn(g.dir, f.controller); err != nil {
 		return wire.ToError("--"+f.name+": enable the cgroup controller "+f.controller, err)
+	}
+	return nil
+}
+
+// checkUsage refuses a limit that is below what is in use and cannot be given back: the
+// kernel would kill.
+func (g *Group) checkUsage(l Limits) error {
+	if l.Memory == 0 {
+		return nil
+	}
+	st, err := g.Stats()
+	if err != nil {
+		return err
+	}
+	if used := st.Memory.Used(); l.Memory > 0 && used > uint64(l.Memory) {
+		return &wire.Error{Step: "--memory", Msg: fmt.Sprintf("%s is less than the %s that are in use", units.BytesSize(float64(l.Memory)), units.BytesSize(float64(used))),
+			Fix: "give it more, or stop it first"}
 	}
 	return nil
 }

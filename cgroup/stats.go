@@ -40,6 +40,9 @@ type MemoryStats struct {
 	SwapLimit uint64 // 0: none
 }
 
+// Used is what docker stats shows: without the cache that the kernel takes back first.
+func (m *MemoryStats) Used() uint64 { return m.Current - min(m.Current, m.Inactive) }
+
 // PidsStats count threads.
 type PidsStats struct {
 	Current uint64
@@ -48,6 +51,7 @@ type PidsStats struct {
 
 // IOStats are bytes and operations of block devices since the start.
 type IOStats struct {
+	Counted                              bool // there is the controller io
 	ReadBytes, WriteBytes, Reads, Writes uint64
 }
 
@@ -70,7 +74,9 @@ func (g *Group) Stats() (Stats, error) {
 	if err != nil {
 		return Stats{}, fmt.Errorf("read the sandbox's statistics: %w", err)
 	}
-	return convert(st), nil
+	s := convert(st)
+	s.IO.Counted = opts.Controllers&cgroups.IO != 0
+	return s, nil
 }
 
 func convert(st *cgroups.Stats) Stats {

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -574,6 +575,20 @@ func TestTop(t *testing.T) {
 	if strings.Contains(got, "sbx-monitor") {
 		t.Errorf("what is ours is in\n%s", got)
 	}
+	with := [][]string{{"-o", "pid,args"}}
+	if exec.Command("ps", "-ef").Run() == nil { // it does not work in User Mode Linux
+		with = append(with, []string{"-ef"}, []string{"aux"}, []string{"axf"})
+	}
+	for _, args := range with { // the host's ps
+		got := e.Must(append([]string{"top", "top"}, args...)...)
+		if strings.Count(got, "\n") != 4 || !strings.Contains(got, "PID") || !strings.Contains(got, "sleep 87654323") {
+			t.Errorf("%v: %s", args, got)
+		}
+	}
+	if got := e.Must("top", "top", "-o", "comm="); strings.Count(got, "sleep\n") != 3 {
+		t.Errorf("%q", got)
+	}
+	e.Fails(1, []string{"ps --nosuch"}, "top", "top", "--nosuch")
 	e.Must("kill", "top")
 	p.Wait(20 * time.Second)
 	e.Fails(1, []string{"not running"}, "top", "top")

@@ -87,28 +87,30 @@ func TestTCPEcho(t *testing.T) {
 // What passes by the guest's link is counted at once, and nothing else.
 func TestBytesCounted(t *testing.T) {
 	for d, want := range map[string]Stats{DriverDirect: {BytesIn: 10, BytesOut: 10}, DriverStack: {}} {
-		run(t, d, Limits{}, func(t *testing.T, s *suite) {
-			serve(t, s.g.listen(t, "tcp", ":80"), echo)
-			serveUDP(t, s.g.listenUDP(t, "udp", ":80"), same)
-			tcp := s.publish(t, port.Spec{Proto: "tcp", ChildPort: 80}).Spec.ParentPort
-			udp := s.publish(t, port.Spec{Proto: "udp", ChildPort: 80}).Spec.ParentPort
-			c := (*netns)(nil).dial(t, "tcp", net.JoinHostPort("127.0.0.1", fmt.Sprint(tcp)))
-			defer c.Close() // it is not over
-			c.SetDeadline(time.Now().Add(10 * time.Second))
-			if _, err := io.WriteString(c, "seven b"); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := io.ReadFull(c, make([]byte, 7)); err != nil {
-				t.Fatal(err)
-			}
-			u := (*netns)(nil).dial(t, "udp", net.JoinHostPort("127.0.0.1", fmt.Sprint(udp)))
-			defer u.Close()
-			if _, err := askUDP(u, []byte("abc")); err != nil {
-				t.Fatal(err)
-			}
-			eventually(t, d+" has counted", func() bool {
-				got := s.m.Stats()
-				return got.BytesIn == want.BytesIn && got.BytesOut == want.BytesOut
+		t.Run(d, func(t *testing.T) {
+			run(t, d, Limits{}, func(t *testing.T, s *suite) {
+				serve(t, s.g.listen(t, "tcp", ":80"), echo)
+				serveUDP(t, s.g.listenUDP(t, "udp", ":80"), same)
+				tcp := s.publish(t, port.Spec{Proto: "tcp", ChildPort: 80}).Spec.ParentPort
+				udp := s.publish(t, port.Spec{Proto: "udp", ChildPort: 80}).Spec.ParentPort
+				c := (*netns)(nil).dial(t, "tcp", net.JoinHostPort("127.0.0.1", fmt.Sprint(tcp)))
+				defer c.Close() // it is not over
+				c.SetDeadline(time.Now().Add(10 * time.Second))
+				if _, err := io.WriteString(c, "seven b"); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := io.ReadFull(c, make([]byte, 7)); err != nil {
+					t.Fatal(err)
+				}
+				u := (*netns)(nil).dial(t, "udp", net.JoinHostPort("127.0.0.1", fmt.Sprint(udp)))
+				defer u.Close()
+				if _, err := askUDP(u, []byte("abc")); err != nil {
+					t.Fatal(err)
+				}
+				eventually(t, d+" has counted", func() bool {
+					got := s.m.Stats()
+					return got.BytesIn == want.BytesIn && got.BytesOut == want.BytesOut
+				})
 			})
 		})
 	}

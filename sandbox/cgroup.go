@@ -3,7 +3,9 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
+	"time"
 
 	"github.com/rootless-sbx/sbx/cgroup"
 )
@@ -24,15 +26,26 @@ func checkResources(c *Config) error {
 	return findCgroup().Check(c.Resources)
 }
 
-// makeGroup makes the sandbox's cgroup with the monitor in it if limits are asked for,
-// and returns its directory. Here and not in the monitor: systemd serves a process
-// that is the user's own, outside of the sandbox's user namespace.
+// groupPatience is how long a cgroup that nobody has asked for may take.
+const groupPatience = 5 * time.Second
+
+// makeGroup makes the sandbox's cgroup with the monitor in it, and returns its
+// directory. Limits need one; a sandbox that is left to itself has one, if it can be
+// had, to be paused, measured and given limits later. Here and not in the monitor:
+// systemd serves a process that is the user's own, outside of the sandbox's user
+// namespace.
 //
 // The monitor is moved when it waits for its orders. On one processor, one in eight
 // that were moved while they started, and had all their threads make a system call
 // (setgroups), stood still for 14 to 25 s.
 func (s *Sandbox) makeGroup(ctx context.Context, m *owner) (dir string, err error) {
-	if s.cfg.Resources.Zero() {
+	must := !s.cfg.Resources.Zero()
+	if !must && !s.start.Life.Detach {
+		return "", nil
+	}
+	host := findCgroup()
+	if why, _ := host.Missing(); why != "" && !must {
+		s.note("it has no cgroup, so it cannot be paused or limited: " + why)
 		return "", nil
 	}
 	select {
@@ -42,12 +55,32 @@ func (s *Sandbox) makeGroup(ctx context.Context, m *owner) (dir string, err erro
 	case <-ctx.Done():
 		return "", context.Cause(ctx)
 	}
-	g, err := findCgroup().New(ctx, cgroup.Config{ID: s.id, Name: s.name, PID: m.PID, Limits: s.cfg.Resources})
+	if !must {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, groupPatience, fmt.Errorf("no answer in %v", groupPatience))
+		defer cancel()
+	}
+	g, err := host.New(ctx, cgroup.Config{ID: s.id, Name: s.name, PID: m.PID, Limits: s.cfg.Resources})
+	if err != nil && !must {
+		s.note(fmt.Sprintf("it has no cgroup, so it cannot be paused or limited: %v", err))
+		return "", nil
+	}
 	if err != nil {
 		return "", err
 	}
 	s.marks.add("cgroup made")
 	return g.Dir(), nil
+}
+
+// noGroup says why a sandbox that runs has no cgroup.
+func (s *Sandbox) noGroup() error {
+	e := &StateError{Kind: ErrNoGroup, Name: s.name}
+	why, fix := findCgroup().Missing()
+	if why == "" { // it was another place, or nobody had asked for one
+		why, fix = "it was started in the foreground without limits, or where there was none to be had", "start it again, with -d or a limit: sbx restart "+s.name
+	}
+	e.Msg, e.Fix = "the sandbox has no cgroup: "+why, fix
+	return e
 }
 
 // clearGroups ends what a killed monitor has left in the sandbox's cgroup.

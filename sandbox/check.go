@@ -60,7 +60,7 @@ func checkLife(c *Config) error {
 	if err := oneOf("log driver", &c.Log.Driver, "", "json-file", "none"); err != nil {
 		return err
 	}
-	if err := oneOf("restart policy", &c.Restart.Name, "no", "on-failure", "always", "unless-stopped"); err != nil {
+	if err := checkRestart(&c.Restart); err != nil {
 		return err
 	}
 	r := c.Restart
@@ -69,8 +69,6 @@ func checkLife(c *Config) error {
 		return badConfig("log", "a size or number of files is negative")
 	case c.Log.MaxSize > 0 && c.Log.MaxSize < 64<<10:
 		return badConfig("log", "files of %d bytes are too small, at least 64k", c.Log.MaxSize)
-	case r.Max < 0 || r.Max > 0 && r.Name != "on-failure":
-		return badConfig("restart policy", "%s:%d: only on-failure has a number of times", r.Name, r.Max)
 	case r.Name != "no" && !c.Keep:
 		return badConfig("restart policy", "a sandbox that is removed when it ends (--rm) cannot be started again")
 	case r.Name != "no" && !c.Detach:
@@ -83,6 +81,16 @@ func checkLife(c *Config) error {
 		if len(h.Test) > 0 && h.Test[0] != "NONE" && (len(h.Test) < 2 || h.Test[0] != "CMD" && h.Test[0] != "CMD-SHELL") {
 			return badConfig("health check", "%q is neither CMD nor CMD-SHELL and a command", h.Test)
 		}
+	}
+	return nil
+}
+
+func checkRestart(r *RestartPolicy) error {
+	if err := oneOf("restart policy", &r.Name, "no", "on-failure", "always", "unless-stopped"); err != nil {
+		return err
+	}
+	if r.Max < 0 || r.Max > 0 && r.Name != "on-failure" {
+		return badConfig("restart policy", "%s:%d: only on-failure has a number of times", r.Name, r.Max)
 	}
 	return nil
 }

@@ -41,6 +41,12 @@ var (
 	ErrNotRunning = errors.New("the sandbox is not running")
 	// ErrRunning is returned by what only a sandbox that does not run can do.
 	ErrRunning = errors.New("the sandbox is running")
+	// ErrPaused is returned by what only a sandbox that is not paused can do, and
+	// ErrNotPaused by Unpause for such a one.
+	ErrPaused    = errors.New("the sandbox is paused")
+	ErrNotPaused = errors.New("the sandbox is not paused")
+	// ErrNoGroup is returned by what needs a cgroup, for a sandbox that has none.
+	ErrNoGroup = errors.New("the sandbox has no cgroup")
 	// ErrBusy is returned when another command works on the sandbox.
 	ErrBusy = errors.New("another command works on the sandbox")
 	// ErrNotAttachable is returned for a sandbox whose streams are another command's.

@@ -151,6 +151,11 @@ func (e *Engine) stateOf(ctx context.Context, id string) (*record.State, error) 
 // reclaim makes this process the owner of a sandbox that does not run, for Start.
 func (s *Sandbox) reclaim(ctx context.Context) error {
 	dir, err := s.claimStopped(ctx)
+	if errors.Is(err, ErrRunning) {
+		if st, lerr := s.look(ctx); lerr == nil && st.Status == record.Paused {
+			return &StateError{Kind: ErrPaused, Name: s.name, Fix: "sbx unpause " + s.name}
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -178,7 +183,7 @@ func (s *Sandbox) claimStopped(ctx context.Context) (*boxdir.Dir, error) {
 			return nil, err
 		}
 		if st.Alive() {
-			return nil, &StateError{Kind: ErrRunning, Name: s.name, Fix: "sbx stop " + s.name}
+			return nil, s.running(st)
 		}
 		dir, err := boxdir.Claim(ctx, s.e.containers(), s.id)
 		if err != nil {
@@ -200,6 +205,14 @@ func (s *Sandbox) claimStopped(ctx context.Context) (*boxdir.Dir, error) {
 			return nil, context.Cause(ctx)
 		}
 	}
+}
+
+func (s *Sandbox) running(st *record.State) error {
+	e := &StateError{Kind: ErrRunning, Name: s.name, Fix: "sbx stop " + s.name}
+	if st.Status == record.Paused {
+		e.Msg = "the sandbox is paused"
+	}
+	return e
 }
 
 // prepareAgain finds what a sandbox stands on, as Create did.

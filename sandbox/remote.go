@@ -97,6 +97,12 @@ func (s *Sandbox) controlError(err error) error {
 		return s.notRunning(nil)
 	case errors.As(err, &we) && we.Code == proto.CodeNotRunning:
 		return s.notRunning(nil)
+	case errors.As(err, &we) && we.Code == proto.CodePaused:
+		return &StateError{Kind: ErrPaused, Name: s.name, Msg: we.Msg, Fix: "sbx unpause " + s.name}
+	case errors.As(err, &we) && we.Code == proto.CodeNotPaused:
+		return &StateError{Kind: ErrNotPaused, Name: s.name}
+	case errors.As(err, &we) && we.Code == proto.CodeNoBox:
+		return s.noGroup()
 	case errors.As(err, &we) && we.Code == proto.CodeNotAttachable:
 		return &StateError{Kind: ErrNotAttachable, Name: s.name, Msg: we.Msg, Fix: we.Fix}
 	}
@@ -121,13 +127,17 @@ func (s *Sandbox) remoteCall(ctx context.Context, typ string, req, resp any) err
 	return nil
 }
 
+func exitStatus(x *proto.Exited) ExitStatus {
+	return ExitStatus{Code: x.Code, Signal: syscall.Signal(x.Signal), OOMKilled: x.OOMKilled}
+}
+
 // remoteWait waits for the end of a sandbox that runs; of another one it knows it.
 func (s *Sandbox) remoteWait(ctx context.Context) (ExitStatus, error) {
 	for {
 		var x proto.Exited
 		err := s.remoteCall(ctx, proto.MsgWait, nil, &x)
 		if !errors.Is(err, ErrNotRunning) {
-			return ExitStatus{Code: x.Code, Signal: syscall.Signal(x.Signal)}, err
+			return exitStatus(&x), err
 		}
 		st, err := s.look(ctx) // also when the monitor was killed meanwhile
 		switch {
@@ -136,7 +146,7 @@ func (s *Sandbox) remoteWait(ctx context.Context) (ExitStatus, error) {
 		case err != nil:
 			return ExitStatus{}, err
 		case !st.Alive():
-			return ExitStatus{Code: st.ExitCode}, nil
+			return ExitStatus{Code: st.ExitCode, OOMKilled: st.OOMKilled}, nil
 		}
 		// The kernel has not ended all of the monitor yet.
 		select {

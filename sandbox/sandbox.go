@@ -90,6 +90,12 @@ func (s *Sandbox) Notes() []string {
 	return append(append([]string(nil), s.notes...), s.started.Notes...)
 }
 
+func (s *Sandbox) note(text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.notes = append(s.notes, text)
+}
+
 // Ports are the published ports with the host ports that were chosen.
 func (s *Sandbox) Ports() []port.Status { return s.Info().Ports }
 

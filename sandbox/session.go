@@ -3,7 +3,6 @@ package sandbox
 import (
 	"context"
 	"errors"
-	"syscall"
 
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 )
@@ -92,7 +91,7 @@ func (x *Session) Wait(ctx context.Context) (ExitStatus, error) {
 	}
 	err := x.stdio.drain()
 	x.Close()
-	return ExitStatus{Code: e.Code, Signal: syscall.Signal(e.Signal)}, err
+	return exitStatus(&e), err
 }
 
 // lost explains the end of the connection.

@@ -300,7 +300,7 @@ func (s *Sandbox) wait(m *owner, err error) {
 			s.afterDeath()
 		}
 	default:
-		status = ExitStatus{Code: x.Code, Signal: syscall.Signal(x.Signal), OOMKilled: x.OOMKilled}
+		status = exitStatus(x)
 	}
 	m.Close()
 	s.recorded = s.recorded || s.cfg.Keep

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/rootless-sbx/sbx/sandbox/internal/record"
 )
 
 // Process is one of a sandbox's processes, as the host sees it.
@@ -22,7 +24,11 @@ type Process struct {
 	TTY       string // "?" without one
 	Started   time.Time
 	CPU       time.Duration
+	Threads   int
+	Memory    uint64 // resident bytes, with what it shares with others
 	Command   string
+
+	reaped time.Duration // CPU of those that have ended, its children and theirs
 }
 
 // hertz is what /proc counts in on every architecture.
@@ -37,14 +43,20 @@ func (s *Sandbox) Top(ctx context.Context) ([]Process, error) {
 	if st.PID == 0 {
 		return nil, s.notRunning(st)
 	}
-	boot, err := bootTime()
+	all, err := processes()
 	if err != nil {
 		return nil, err
 	}
-	all, err := processes(boot)
-	if err != nil {
-		return nil, err
+	list := members(st, all)
+	if len(list) == 0 {
+		return nil, s.notRunning(nil)
 	}
+	slices.SortFunc(list, func(a, b Process) int { return a.PID - b.PID })
+	return list, nil
+}
+
+// members are those of a sandbox.
+func members(st *record.State, all map[int]Process) (list []Process) {
 	children := map[int][]int{}
 	for pid, p := range all {
 		children[p.PPID] = append(children[p.PPID], pid)
@@ -57,21 +69,21 @@ func (s *Sandbox) Top(ctx context.Context) ([]Process, error) {
 			queue = append(queue, pid)
 		}
 	}
-	var list []Process
 	for ; len(queue) > 0; queue = queue[1:] {
 		if p, ok := all[queue[0]]; ok {
 			list = append(list, p)
 			queue = append(queue, children[p.PID]...)
 		}
 	}
-	if len(list) == 0 {
-		return nil, s.notRunning(nil)
-	}
-	slices.SortFunc(list, func(a, b Process) int { return a.PID - b.PID })
-	return list, nil
+	return list
 }
 
-func processes(boot time.Time) (map[int]Process, error) {
+// processes are all of the machine's.
+func processes() (map[int]Process, error) {
+	boot, err := bootTime()
+	if err != nil {
+		return nil, err
+	}
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return nil, err
@@ -98,12 +110,15 @@ func readProcess(dir string, boot time.Time) (p Process, err error) {
 	}
 	open, end := bytes.IndexByte(stat, '('), bytes.LastIndexByte(stat, ')')
 	f := strings.Fields(string(stat[end+1:]))
-	if open < 0 || len(f) < 20 {
+	if open < 0 || len(f) < 22 {
 		return p, fmt.Errorf("%s/stat is cut short", dir)
 	}
 	n := func(i int) int64 { v, _ := strconv.ParseInt(f[i], 10, 64); return v } // the kernel's
 	p.PPID = int(n(1))
 	p.CPU = time.Duration(n(11)+n(12)) * time.Second / hertz
+	p.reaped = time.Duration(n(13)+n(14)) * time.Second / hertz
+	p.Threads = int(n(17))
+	p.Memory = uint64(n(21)) * uint64(os.Getpagesize())
 	p.Started = boot.Add(time.Duration(n(19)) * time.Second / hertz)
 	p.TTY = "?"
 	if dev := n(4); dev>>8&0xfff >= 136 && dev>>8&0xfff <= 143 {

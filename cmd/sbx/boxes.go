@@ -161,7 +161,7 @@ func removeCommand(g *globals) *command {
 		err := s.RemoveWith(ctx, o)
 		var se *sandbox.StateError
 		if errors.As(err, &se) && errors.Is(err, sandbox.ErrRunning) {
-			se.Msg, se.Fix = "the sandbox is running", "stop it first, or remove it with -f"
+			se.Fix = "stop it first, or remove it with -f"
 		}
 		return err
 	})

@@ -176,16 +176,10 @@ func (o *runOptions) parseHostAccess(cfg *sandbox.Config) error {
 	return nil
 }
 
-func (o *runOptions) parseLife(cfg *sandbox.Config) error {
+func (o *runOptions) parseLife(cfg *sandbox.Config) (err error) {
 	cfg.Keep = !o.rm
-	name, times, counted := strings.Cut(o.restart, ":")
-	cfg.Restart.Name = name
-	if counted {
-		n, err := strconv.Atoi(times)
-		if err != nil || n < 0 || name != "on-failure" {
-			return &usage{msg: fmt.Sprintf("--restart %q is no policy", o.restart), fix: "write it as no, on-failure, on-failure:3, always or unless-stopped"}
-		}
-		cfg.Restart.Max = n
+	if cfg.Restart, err = parseRestart(o.restart); err != nil {
+		return err
 	}
 	switch cfg.Log.Driver = o.logDriver; o.logDriver {
 	case "local", "journald": // there is one kind of file

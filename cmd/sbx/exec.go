@@ -101,7 +101,7 @@ func execAttached(ctx context.Context, g *globals, s *sandbox.Sandbox, cfg sandb
 			}
 		}()
 	}
-	return waitAttached(x.Wait, detached)
+	return waitAttached(g, x.Wait, detached)
 }
 
 func execEnv(env, files []string) ([]string, error) {

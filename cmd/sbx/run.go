@@ -78,20 +78,28 @@ func runAction(ctx context.Context, g *globals, o *runOptions, args []string) er
 	announcePorts(g.term, cfg, s.Ports())
 	signals.forward(s, tty, o.sigProxy)
 	if detached == nil {
-		return exitOf(s.Wait(context.WithoutCancel(ctx)))
+		return ended(g, s.Wait)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- exitOf(s.Wait(context.WithoutCancel(ctx))) }()
+	end := make(chan error, 1)
+	go func() { end <- ended(g, s.Wait) }()
 	select {
-	case err := <-ended:
+	case err := <-end:
 		return err
 	case <-detached.done:
 		return s.Detach(context.WithoutCancel(ctx))
 	}
 }
 
-// exitOf is the end of the workload as that of this command.
-func exitOf(status sandbox.ExitStatus, err error) error {
+// ended waits for a workload, whose end is that of this command.
+func ended(g *globals, wait func(context.Context) (sandbox.ExitStatus, error)) error {
+	status, err := wait(context.Background())
+	return exitOf(g, status, err)
+}
+
+func exitOf(g *globals, status sandbox.ExitStatus, err error) error {
+	if err == nil && status.OOMKilled {
+		fmt.Fprintln(g.term, "sbx: note: the kernel killed a process of the sandbox: its memory was used up (--memory)")
+	}
 	if err == nil && status.Code != 0 {
 		return exitStatus(status.Code)
 	}

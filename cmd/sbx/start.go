@@ -121,11 +121,11 @@ func startAttached(ctx context.Context, g *globals, e *sandbox.Engine, ref strin
 		return workloadFailed(err)
 	}
 	signals.forward(attachedTo{s, s.Resize, detached}, tty, true)
-	return waitAttached(s.Wait, detached)
+	return waitAttached(g, s.Wait, detached)
 }
 
 // waitAttached waits for the end of a session, or for the keys that leave it.
-func waitAttached(wait func(context.Context) (sandbox.ExitStatus, error), detached *detachment) error {
+func waitAttached(g *globals, wait func(context.Context) (sandbox.ExitStatus, error), detached *detachment) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	go func() {
@@ -135,7 +135,8 @@ func waitAttached(wait func(context.Context) (sandbox.ExitStatus, error), detach
 		case <-ctx.Done():
 		}
 	}()
-	err := exitOf(wait(ctx))
+	status, err := wait(ctx)
+	err = exitOf(g, status, err)
 	if detached.is() {
 		return nil
 	}
@@ -198,7 +199,7 @@ func attachCommand(g *globals) *command {
 		defer tty.restore()
 		signals.catchAll()
 		signals.forward(attachedTo{s, x.Resize, detached}, tty, sigProxy)
-		return waitAttached(x.Wait, detached)
+		return waitAttached(g, x.Wait, detached)
 	}
 	return c
 }

@@ -42,6 +42,7 @@ func (m *monitor) oomKills() uint64 {
 }
 
 // watchOOM tells of kills for want of memory; stop, of those that it has not seen.
+// Whoever looks at a sandbox in which a helper was killed is to see why.
 func (m *monitor) watchOOM() (stop func()) {
 	if m.group == nil {
 		return func() {}
@@ -53,6 +54,7 @@ func (m *monitor) watchOOM() (stop func()) {
 		tell := func(kills uint64) {
 			if kills > last {
 				last = kills
+				m.outOfMemory()
 				m.event(events.OOM)
 			}
 		}
@@ -66,6 +68,19 @@ func (m *monitor) watchOOM() (stop func()) {
 		if last := <-told; m.oomKills() > last {
 			m.event(events.OOM)
 		}
+	}
+}
+
+// outOfMemory writes it into the record of a sandbox that runs.
+func (m *monitor) outOfMemory() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.state.OOMKilled || !m.state.Alive() {
+		return
+	}
+	m.state.OOMKilled = true
+	if err := m.save(); err != nil {
+		m.log.Warn("write the sandbox's state", "err", err)
 	}
 }
 

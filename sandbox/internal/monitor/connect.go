@@ -164,11 +164,10 @@ func (m *monitor) changed(ctx context.Context, spec proto.Network, gone, come []
 		return err
 	}
 	m.spec.Network = spec
-	rec, err := record.ReadConfig(m.spec.Dir)
-	if err == nil {
+	err := m.changeRecord(func(rec *record.Config) error {
 		rec.Start.Network.Attachments = spec.Attachments
-		err = record.WriteConfig(m.spec.Dir, rec)
-	}
+		return nil
+	})
 	if err != nil {
 		return fmt.Errorf("record the sandbox's networks: %w", err)
 	}

@@ -24,6 +24,16 @@ func errNotAttachable() error {
 		Fix: "start it with -d, or without --rm, or look on with sbx exec"}
 }
 
+func errPaused() error {
+	return &wire.Error{Code: proto.CodePaused, Msg: "the sandbox is paused"}
+}
+
+func errNoBox() error { return &wire.Error{Code: proto.CodeNoBox, Msg: "the sandbox has no cgroup"} }
+
+func errForeground() error {
+	return &wire.Error{Msg: "a sandbox in the foreground ends with its command", Fix: "start it with -d"}
+}
+
 func isNotRunning(err error) bool {
 	var we *wire.Error
 	return errors.As(err, &we) && we.Code == proto.CodeNotRunning

@@ -11,6 +11,7 @@ import (
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox/internal/events"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
+	"github.com/rootless-sbx/sbx/sandbox/internal/record"
 	"github.com/rootless-sbx/sbx/sandbox/internal/streams"
 	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
 	"github.com/rootless-sbx/sbx/userns"
@@ -75,6 +76,11 @@ func (p *executed) wait() proto.Exited {
 
 // execute starts a program.
 func (m *monitor) execute(ctx context.Context, x proto.Exec, files map[string]*os.File) (*executed, error) {
+	letGo, err := m.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer letGo()
 	one, host, err := m.execBegin()
 	if err != nil {
 		return nil, err
@@ -175,6 +181,9 @@ func (m *monitor) execBegin() (one *os.File, host bool, err error) {
 	defer m.mu.Unlock()
 	if m.init == nil || !m.started {
 		return nil, false, errNotRunning()
+	}
+	if m.state.Status == record.Paused {
+		return nil, false, errPaused()
 	}
 	if m.execs >= maxExecs {
 		return nil, false, wire.Errorf("", "%d programs are executed in the sandbox already", m.execs)

@@ -69,9 +69,16 @@ func (m *monitor) checkHealth(ctx context.Context, h *proto.Healthcheck) {
 		case <-ctx.Done():
 			return
 		}
+		n := m.pauseCount()
+		if m.pausedSince(n) {
+			continue
+		}
 		r := m.probe(ctx, h)
 		if ctx.Err() != nil {
 			return
+		}
+		if m.pausedSince(n) {
+			continue // it says nothing
 		}
 		was := state.Status
 		if r.ExitCode == 0 {

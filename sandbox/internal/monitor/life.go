@@ -99,10 +99,16 @@ func (m *monitor) restore() error {
 // of the run is left.
 func (m *monitor) begin(ctx context.Context, files map[string]*os.File) (*proto.Started, error) {
 	ended := make(chan struct{})
+	before := m.oomKills()
 	m.mu.Lock()
-	m.ended = ended
+	m.ended, m.oomBefore = ended, before
 	m.mu.Unlock()
-	m.oomBefore = m.oomKills()
+	letGo, err := m.enter(ctx)
+	if err != nil {
+		closeAll(files)
+		return nil, err
+	}
+	defer letGo()
 	stdio, err := m.openStreams(files)
 	if err != nil {
 		closeAll(files)
@@ -139,7 +145,7 @@ func (m *monitor) publish(st *proto.Started) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.state.Status, m.state.MonitorPID, m.state.StartedAt = record.Running, os.Getpid(), time.Now().UTC()
-	m.state.ExitCode, m.state.Error, m.state.Started = 0, "", *st
+	m.state.ExitCode, m.state.OOMKilled, m.state.Error, m.state.Started = 0, false, "", *st
 	// They may have been changed since.
 	m.state.Networks, m.state.Ports = m.endpoints(), slices.Clone(m.ports)
 	return m.save()
@@ -163,6 +169,11 @@ func (m *monitor) finishRun() proto.Exited {
 	x := m.wait()
 	endHealth()
 	endOOM()
+	m.mu.Lock()
+	m.started = false // so that no pause begins
+	m.mu.Unlock()
+	_, err := m.thaw(context.Background()) // killed while it was paused
+	m.note("thaw", err)
 	if m.published != nil {
 		m.note("record the sandbox", <-m.published)
 		m.published = nil
@@ -255,6 +266,9 @@ func (m *monitor) stop(ctx context.Context, how proto.Stop) error {
 	if err := m.signal(sig); err != nil && !isNotRunning(err) {
 		return err
 	}
+	if _, err := m.thaw(ctx); err != nil { // for a signal that is not the sandbox's own
+		return err
+	}
 	var late <-chan time.Time
 	if patience > 0 {
 		t := time.NewTimer(patience)
@@ -293,8 +307,8 @@ func (m *monitor) failed(ctx context.Context, req *wire.Message, err error) erro
 		m.note("write the sandbox's state", m.save())
 		m.mu.Unlock()
 	}
-	m.leave(proto.Exited{Code: exitOf(err)})
-	return errors.Join(m.caller.Send(proto.MsgExited, proto.Exited{Notes: m.notes}), m.caller.Reply(req, nil, err))
+	x := m.leave(proto.Exited{Code: exitOf(err)})
+	return errors.Join(m.caller.Send(proto.MsgExited, proto.Exited{Notes: x.Notes}), m.caller.Reply(req, nil, err))
 }
 
 // end writes down how it ended, or removes what is left.
@@ -311,17 +325,16 @@ func (m *monitor) end(x proto.Exited) error {
 	if !m.spec.Life.Keep {
 		m.remove()
 	}
-	x.Notes, x.Marks = m.notes, m.marks.List
-	m.leave(x)
+	x = m.leave(x)
 	if err := m.caller.Send(proto.MsgExited, x); err != nil && !isEOF(err) && !errors.Is(err, os.ErrClosed) {
 		return err
 	}
 	return nil
 }
 
-// leave lets go of everything; those who wait are told last, so that they find the
-// sandbox without an owner.
-func (m *monitor) leave(x proto.Exited) {
+// leave lets go of everything and returns x with all that there is to say; those who
+// wait are told last, so that they find the sandbox without an owner.
+func (m *monitor) leave(x proto.Exited) proto.Exited {
 	m.note("remove the cgroup", m.removeGroup())
 	if m.logs != nil {
 		m.note("end the log", m.logs.Close())
@@ -333,9 +346,11 @@ func (m *monitor) leave(x proto.Exited) {
 	m.leaving = true
 	m.mu.Unlock()
 	m.lock.Close()
+	x.Notes, x.Marks = m.notes, m.marks.List
 	m.exited = x
 	close(m.over)
 	if m.server != nil {
 		m.server.drain()
 	}
+	return x
 }

@@ -23,6 +23,7 @@ import (
 	"runtime"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
@@ -39,6 +40,7 @@ import (
 	"github.com/rootless-sbx/sbx/sandbox/internal/sealed"
 	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
 	"github.com/rootless-sbx/sbx/userns"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 )
 
@@ -69,6 +71,11 @@ type monitor struct {
 	publisher *network           // on which they are
 	resolv    []byte             // /etc/resolv.conf as we wrote it
 
+	// entry is held by who starts a process in the sandbox, all of it by a pause.
+	entry     *semaphore.Weighted
+	pausing   atomic.Int32 // pauses that are under way
+	recording sync.Mutex   // guards config.json
+
 	mu       sync.Mutex // guards what follows
 	state    record.State
 	init     *userns.Child
@@ -78,6 +85,7 @@ type monitor struct {
 	started  bool
 	detached bool  // the caller may go
 	stopping bool  // by a request to stop, which is an event
+	pauses   int   // until now
 	failure  error // what init reported before it ended
 	execs    int   // that run now
 	leaving  bool  // nobody waits for anything any more
@@ -117,7 +125,8 @@ func Main(ctx context.Context, conn *wire.Conn) error {
 	marks.Add("asked to start")
 	m := &monitor{
 		caller: conn, marks: marks, over: make(chan struct{}), quit: make(chan struct{}),
-		log: slog.New(slog.NewTextHandler(logWriter{conn}, &slog.HandlerOptions{ReplaceAttr: plain})),
+		entry: semaphore.NewWeighted(maxExecs),
+		log:   slog.New(slog.NewTextHandler(logWriter{conn}, &slog.HandlerOptions{ReplaceAttr: plain})),
 	}
 	if err := req.Decode(&m.spec); err != nil {
 		return err
@@ -192,6 +201,13 @@ func (m *monitor) signal(sig syscall.Signal) error {
 	if sig == syscall.SIGKILL || sig == m.spec.Life.StopSignal {
 		m.stopped()
 	}
+	if err := m.signalOne(sig); err != nil {
+		return err
+	}
+	return m.thawFor(sig)
+}
+
+func (m *monitor) signalOne(sig syscall.Signal) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.init == nil || !m.started {

@@ -79,11 +79,10 @@ func unpublish(ctx context.Context, k *netd.Keeper, ports []port.Status) (err er
 
 // keepPorts writes down what is published from now on.
 func (m *monitor) keepPorts(ports []portfwd.Spec) error {
-	rec, err := record.ReadConfig(m.spec.Dir)
-	if err == nil {
+	err := m.changeRecord(func(rec *record.Config) error {
 		rec.Start.Network.Ports = ports
-		err = record.WriteConfig(m.spec.Dir, rec)
-	}
+		return nil
+	})
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

@@ -151,6 +151,24 @@ func (s *session) handle(ctx context.Context, req *wire.Message) error {
 		}
 		m.event(events.Detach)
 		return s.conn.Reply(req, nil, nil)
+	case proto.MsgPause:
+		return s.do(req, func() error { return m.pause(ctx) })
+	case proto.MsgUnpause:
+		return s.do(req, func() error { return m.unpause(ctx) })
+	case proto.MsgUpdate:
+		var u proto.Update
+		if err := req.Decode(&u); err != nil {
+			return err
+		}
+		return s.do(req, func() error { return m.update(u) })
+	case proto.MsgStats:
+		return s.later(func() error {
+			st, err := m.stats(ctx)
+			if err != nil {
+				return err
+			}
+			return s.conn.Reply(req, st, nil)
+		}, req)
 	case proto.MsgRenamed:
 		if err := m.renamed(ctx); err != nil {
 			return err
@@ -214,6 +232,16 @@ func (s *session) later(f func() error, req *wire.Message) error {
 		s.mu.Unlock()
 	}()
 	return nil
+}
+
+// do runs what takes its time and has no answer but its end.
+func (s *session) do(req *wire.Message, f func() error) error {
+	return s.later(func() error {
+		if err := f(); err != nil {
+			return err
+		}
+		return s.conn.Reply(req, nil, nil)
+	}, req)
 }
 
 // await counts a request that waits for something; false when all is over.

@@ -7,6 +7,7 @@ import (
 
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox/internal/logfile"
+	"github.com/rootless-sbx/sbx/sandbox/internal/record"
 	"github.com/rootless-sbx/sbx/sandbox/internal/streams"
 )
 
@@ -146,6 +147,9 @@ func (m *monitor) attachSession(files map[string]*os.File) error {
 	case w == nil || w.outputs == nil:
 		m.mu.Unlock()
 		return errNotAttachable()
+	case m.state.Status == record.Paused:
+		m.mu.Unlock()
+		return errPaused()
 	}
 	outputs := w.outputs
 	m.mu.Unlock()

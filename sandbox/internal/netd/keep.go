@@ -55,6 +55,9 @@ type Keeper struct {
 	op   chan struct{} // of one: held by who changes client or ports
 	once sync.Once
 
+	metering sync.Mutex // guards meter
+	meter    meter
+
 	mu     sync.Mutex // guards what follows; changes need op as well
 	client *Client
 	ports  []*keptPort
@@ -329,10 +332,11 @@ func (k *Keeper) ListPorts(context.Context) ([]port.Status, error) {
 // Stats asks netd for the counters. Reattached says how often the attachment
 // was made again.
 func (k *Keeper) Stats(ctx context.Context) (st Stats, reattached int, err error) {
-	st, err = k.current().Stats(ctx)
 	k.mu.Lock()
-	defer k.mu.Unlock()
-	return st, k.times, err
+	c, reattached := k.client, k.times
+	k.mu.Unlock()
+	st, err = c.Stats(ctx)
+	return st, reattached, err
 }
 
 // Close detaches the sandbox. Its published ports are free when it returns: whoever

@@ -14,6 +14,10 @@
 //	anybody   monitor   signal        Signal                            empty
 //	anybody   monitor   stop          Stop                              Exited, when all is over
 //	anybody   monitor   wait                                            Exited, when all is over
+//	anybody   monitor   pause                                           empty
+//	anybody   monitor   unpause                                         empty
+//	anybody   monitor   update        Update                            empty; the record is written
+//	anybody   monitor   stats                                           Stats
 //	anybody   monitor   renamed                                         empty; the new name is in the directory
 //	anybody   monitor   connect       Attachment                        empty
 //	anybody   monitor   disconnect    Name                              empty
@@ -59,10 +63,12 @@ import (
 	"time"
 
 	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
+	"github.com/rootless-sbx/sbx/cgroup"
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/image"
 	"github.com/rootless-sbx/sbx/netstack"
 	"github.com/rootless-sbx/sbx/portfwd"
+	"github.com/rootless-sbx/sbx/sandbox/internal/netd"
 	"github.com/rootless-sbx/sbx/sandbox/internal/netdef"
 	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
 )
@@ -74,6 +80,10 @@ const (
 	MsgStop       = "stop"
 	MsgWait       = "wait"
 	MsgDetach     = "detach"
+	MsgPause      = "pause"
+	MsgUnpause    = "unpause"
+	MsgUpdate     = "update"
+	MsgStats      = "stats"
 	MsgRenamed    = "renamed"
 	MsgConnect    = "connect"
 	MsgDisconnect = "disconnect"
@@ -102,6 +112,9 @@ const (
 	CodeNotRunning    = "not-running"
 	CodeNotAttachable = "not-attachable"
 	CodeNotPublished  = "not-published"
+	CodePaused        = "paused"
+	CodeNotPaused     = "not-paused"
+	CodeNoBox         = "no-box" // it has no cgroup
 )
 
 // LabelSandbox names the sandbox that an anonymous volume belongs to.
@@ -297,6 +310,18 @@ type Stop struct {
 	Timeout time.Duration `json:"timeout,omitempty"` // 0: the sandbox's own; negative: never
 	// Remove says that it is removed then, which is another event.
 	Remove bool `json:"remove,omitempty"`
+}
+
+// Update changes what a sandbox may use, and what becomes of it at its end.
+type Update struct {
+	Limits  cgroup.Limits `json:"limits,omitzero"` // those that are to change
+	Restart *Restart      `json:"restart,omitempty"`
+}
+
+// Stats is what a sandbox has used.
+type Stats struct {
+	Group   *cgroup.Stats `json:"group,omitempty"`   // nil: it has no cgroup
+	Network *netd.Traffic `json:"network,omitempty"` // nil: nobody counts it
 }
 
 // Attach adds a session: the pipes that come with it are written to.

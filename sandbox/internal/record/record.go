@@ -115,6 +115,32 @@ func ReadConfig(dir string) (*Config, error) {
 	return c, read(dir, configName, c, &c.Version)
 }
 
+// UpdateConfig changes it. The caller is the owner of the directory, and does so one
+// at a time.
+func UpdateConfig(dir string, change func(*Config) error) error {
+	c, err := ReadConfig(dir)
+	if err == nil {
+		err = change(c)
+	}
+	if err != nil {
+		return err
+	}
+	return WriteConfig(dir, c)
+}
+
+// Change is what an update does to a record.
+func (c *Config) Change(u proto.Update) (err error) {
+	if !u.Limits.Zero() {
+		if c.Resources, err = c.Resources.With(u.Limits); err != nil {
+			return err
+		}
+	}
+	if u.Restart != nil {
+		c.Start.Life.Restart = *u.Restart
+	}
+	return nil
+}
+
 // WriteState writes state.json. The caller is an owner of the directory.
 func WriteState(dir string, s *State) error {
 	s.Version = Version
