@@ -1,7 +1,7 @@
 # make build      the static binary bin/sbx
 # make demo       set up, build, run the built-in image, fetch its page
 # make test       every test; as root they run as an ordinary user
-# make install    PREFIX=/usr/local
+# make install    PREFIX=/usr/local: the binary, manual pages, completion
 # See CONTRIBUTING.md for the rest.
 
 GO       ?= scripts/go
@@ -15,10 +15,17 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 export GOFLAGS := -buildvcs=false
 
-.PHONY: build setup demo test test-packages test-fuzz fuzz test-e2e test-security test-world test-vm test-race bench bench-quick bench-setup bench-micro lint fmt install uninstall clean
+.PHONY: build man setup demo test test-packages test-fuzz fuzz test-e2e test-security test-world test-vm test-race bench bench-quick bench-setup bench-micro lint fmt install uninstall clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -tags $(TAGS) -trimpath -ldflags '$(LDFLAGS)' -o bin/sbx ./cmd/sbx
+
+# The manual pages, by go-md2man, which is no part of the binary.
+man: build
+	@rm -rf bin/man && mkdir -p bin/man
+	@bin/sbx __manual bin/man "$$(git log -1 --format=%cs 2>/dev/null || date +%F)"
+	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/go-md2man github.com/cpuguy83/go-md2man/v2
+	@for f in bin/man/*.md; do bin/go-md2man -in $$f -out $${f%.md} && rm $$f || exit 1; done
 
 setup:
 	@scripts/setup.sh $(SETUP)
@@ -91,11 +98,18 @@ lint:
 fmt:
 	gofmt -w $$(git ls-files '*.go')
 
-install: build
+install: build man
 	install -D -m 755 bin/sbx $(DESTDIR)$(PREFIX)/bin/sbx
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 644 bin/man/*.1 $(DESTDIR)$(PREFIX)/share/man/man1
+	bin/sbx completion bash | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/bash-completion/completions/sbx
+	bin/sbx completion zsh | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_sbx
+	bin/sbx completion fish | install -D -m 644 /dev/stdin $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/sbx.fish
 
 uninstall:
-	rm -f $(DESTDIR)$(PREFIX)/bin/sbx
+	rm -f $(DESTDIR)$(PREFIX)/bin/sbx $(DESTDIR)$(PREFIX)/share/man/man1/sbx.1 $(DESTDIR)$(PREFIX)/share/man/man1/sbx-*.1 \
+		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/sbx $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_sbx \
+		$(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/sbx.fish
 
 clean:
 	rm -rf bin dist

@@ -39,6 +39,9 @@ packages=(
 	zstd             'test: layers'
 	procps           'test: sysctl, ps'
 	e2fsprogs        'test: a full disk'
+	mandoc           'test: the manual pages'
+	zsh              'test: completion'
+	fish             'test: completion'
 )
 case ${1:-} in
 uml | qemu)

@@ -42,7 +42,7 @@ func newRoot(term *terminal) *command {
 		unpauseCommand(g), updateCommand(g))
 	add(categories[1], pullCommand(g), loadCommand(g), imagesCommand(g), rmiCommand(g), tagCommand(g), imageCommand(g), volumeCommand(g), networkCommand(g))
 	add(categories[2], systemCommand(g), eventsCommand(g), doctorCommand(g), infoCommand(g), versionCommand(), completionCommand(), helpCommand())
-	root.add(completeCommand())
+	root.add(completeCommand(), manualCommand())
 	prepare(root, g)
 	return root
 }

@@ -165,14 +165,6 @@ func TestErrorLines(t *testing.T) {
 	}
 }
 
-// everyCommand visits the commands in the order of the help.
-func everyCommand(c *command, visit func(*command)) {
-	visit(c)
-	for _, s := range c.visible() {
-		everyCommand(s, visit)
-	}
-}
-
 func TestHelpFits(t *testing.T) {
 	everyCommand(newRoot(&terminal{f: os.Stderr}), func(c *command) {
 		for _, width := range []int{narrow, wide} {
@@ -209,17 +201,14 @@ Data goes to standard output; progress, notes, warnings and errors go to standar
 
 | variable | effect |
 |---|---|
-| ` + "`SBX_DEBUG=1`" + ` | as --debug |
-| ` + "`XDG_DATA_HOME`" + ` | images, volumes and sandboxes are in its ` + "`sbx`" + `; default ` + "`~/.local/share`" + ` |
-| ` + "`XDG_RUNTIME_DIR`" + ` | sockets and locks are in its ` + "`sbx`" + `; without it in a private directory below /tmp |
-| ` + "`DOCKER_CONFIG`, `REGISTRY_AUTH_FILE`" + ` | where credentials of registries are |
-| ` + "`HTTPS_PROXY`, `HTTP_PROXY`, `NO_PROXY`" + ` | proxy for pulls |
-| ` + "`NO_COLOR`, `CLICOLOR_FORCE`" + ` | never, or always, colours |
 `
 
 func cliDoc() string {
 	var b strings.Builder
 	b.WriteString(docIntro)
+	for _, v := range environment {
+		fmt.Fprintf(&b, "| `%s` | %s |\n", strings.Join(v.names, "`, `"), v.effect)
+	}
 	everyCommand(newRoot(&terminal{f: os.Stderr}), func(c *command) {
 		fmt.Fprintf(&b, "\n## %s\n\n```\n%s```\n", c.Path(), helpText(c, narrow))
 	})

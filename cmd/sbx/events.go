@@ -16,7 +16,7 @@ func eventsCommand(g *globals) *command {
 	var since, until, format string
 	var filters []string
 	c := &command{
-		Use: "events [OPTIONS]", Short: "Show what happens to sandboxes, images, volumes and networks", Args: wantArgs(0, 0),
+		Use: "events [OPTIONS]", Short: "Show what happens to sandboxes, images, volumes, networks", Args: wantArgs(0, 0),
 		Long: `Shows each event when it happens, until interrupted. With --since also what was
 before, and with an --until that has passed only that.`,
 		Example: `  sbx events --since 1h

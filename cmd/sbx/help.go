@@ -97,8 +97,18 @@ func helpCommands(b *strings.Builder, c *command) {
 }
 
 func helpFlags(b *strings.Builder, c *command, width int) {
-	var order []string
-	groups := map[string][]*pflag.Flag{}
+	groups, order := flagGroups(c)
+	for _, title := range order {
+		fmt.Fprintf(b, "\n%s:\n", title)
+		for _, f := range groups[title] {
+			helpFlag(b, f, width)
+		}
+	}
+}
+
+// flagGroups are the flags that help shows, by their headings, and those in order.
+func flagGroups(c *command) (groups map[string][]*pflag.Flag, order []string) {
+	groups = map[string][]*pflag.Flag{}
 	c.Flags().VisitAll(func(f *pflag.Flag) {
 		if f.Hidden {
 			return
@@ -112,25 +122,29 @@ func helpFlags(b *strings.Builder, c *command, width int) {
 		}
 		groups[title] = append(groups[title], f)
 	})
-	for _, title := range order {
-		fmt.Fprintf(b, "\n%s:\n", title)
-		for _, f := range groups[title] {
-			helpFlag(b, f, width)
-		}
+	return groups, order
+}
+
+// flagText is the name of a flag's value, "" for a switch, and what the flag does.
+func flagText(f *pflag.Flag) (arg, text string) {
+	arg, text = pflag.UnquoteUsage(f)
+	if f.Value.Type() == "bool" {
+		arg = ""
 	}
+	if d := f.DefValue; d != "" && d != "[]" && d != "0" && d != "false" && !strings.Contains(text, "(default") {
+		text += " (default " + d + ")"
+	}
+	return arg, text
 }
 
 func helpFlag(b *strings.Builder, f *pflag.Flag, width int) {
-	arg, text := pflag.UnquoteUsage(f)
+	arg, text := flagText(f)
 	left := "      --" + f.Name
 	if f.Shorthand != "" {
 		left = "  -" + f.Shorthand + ", --" + f.Name
 	}
-	if f.Value.Type() != "bool" && arg != "" {
+	if arg != "" {
 		left += " " + arg
-	}
-	if d := f.DefValue; d != "" && d != "[]" && d != "0" && d != "false" && !strings.Contains(text, "(default") {
-		text += " (default " + d + ")"
 	}
 	if utf8.RuneCountInString(left) > textColumn-2 {
 		fmt.Fprintln(b, left)
