@@ -98,8 +98,13 @@ func completeBoxes(most int, which func(*sandbox.Inspection) bool) completion {
 			return o
 		}
 		for _, b := range list {
-			if name := boxName(&b); !slices.Contains(in.args, name) {
-				o.words = append(o.words, name)
+			name, id := boxName(&b), b.ID[:12]
+			if slices.Contains(in.args, name) || slices.Contains(in.args, id) {
+				continue
+			}
+			o.words = append(o.words, name)
+			if in.current != "" { // of an id only the rest: there are too many
+				o.words = append(o.words, id+"\t"+name)
 			}
 		}
 		return o

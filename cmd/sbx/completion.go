@@ -61,8 +61,9 @@ type offers struct {
 
 // typed is what a command was given before the cursor.
 type typed struct {
-	args  []string
-	flags map[string]bool
+	args    []string
+	flags   map[string]bool
+	current string // what stands at the cursor
 }
 
 // completion offers arguments of a command.
@@ -99,11 +100,12 @@ func complete(asking *command, words []string, current string) offers {
 		words = words[1:]
 	}
 	in, open, flagsEnd := at.typed(words)
+	in.current = current
 	var o offers
 	prefix := ""
 	switch name, value, assigned := strings.Cut(current, "="); {
 	case open != nil:
-		o = flagOffers(open)
+		o = flagOffers(at, open)
 	case flagsEnd || !strings.HasPrefix(current, "-"):
 		switch {
 		case len(at.commands) > 0 && len(words) == 0:
@@ -118,7 +120,7 @@ func complete(asking *command, words []string, current string) offers {
 		}
 	case assigned && strings.HasPrefix(name, "--"):
 		if f := at.Flags().Lookup(name[2:]); f != nil {
-			o, prefix, current = flagOffers(f), name+"=", value
+			o, prefix, current = flagOffers(at, f), name+"=", value
 		}
 	default:
 		o = flagNames(at, in)

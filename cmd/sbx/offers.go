@@ -15,21 +15,39 @@ import (
 // flagValues are offered for flags that take any value.
 var flagValues = map[string][]string{
 	"security-opt": {"no-new-privileges", "seccomp=unconfined", "seccomp="},
-	"stop-signal":  {"SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGKILL"},
+	"stop-signal":  signalNames,
 	"platform":     {"linux/amd64", "linux/arm64", "linux/arm/v7", "linux/386", "linux/ppc64le", "linux/riscv64", "linux/s390x"},
 	"ulimit":       {"core=", "cpu=", "data=", "fsize=", "locks=", "memlock=", "msgqueue=", "nice=", "nofile=", "nproc=", "rss=", "rtprio=", "rttime=", "sigpending=", "stack="},
 	"sysctl":       {"net.core.somaxconn=", "net.ipv4.ip_forward=", "net.ipv4.ip_local_port_range=", "net.ipv4.ip_unprivileged_port_start=", "net.ipv4.tcp_syncookies=", "net.ipv6.conf.all.disable_ipv6=", "kernel.msgmax=", "kernel.sem=", "kernel.shmmax=", "fs.mqueue.msg_max="},
 	"add-host":     {"host.docker.internal:host-gateway"},
 	"format":       {"json", "table", "{{json .}}"},
-	"filter":       {"reference=", "label=", "dangling=true", "dangling=false"},
+	"signal":       signalNames,
+}
+
+var signalNames = []string{"SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGKILL"}
+
+// filterValues are offered for --filter, by the name of the command.
+var filterValues = map[string][]string{
+	"ps":     {"name=", "id=", "status=", "label=", "ancestor=", "exited=", "health=", "network=", "volume=", "publish=", "expose=", "before=", "since="},
+	"images": {"reference=", "label=", "dangling=true", "dangling=false"},
+	"events": {"container=", "event=", "image=", "label=", "network=", "scope=local", "type=container", "type=image", "type=network", "type=volume", "volume="},
 }
 
 // pathFlags take a file or directory, for which the shell's own completion is best.
 var pathFlags = []string{"cidfile", "env-file", "label-file", "input", "output", "volume", "mount"}
 
-// flagOffers are the values of a flag.
-func flagOffers(f *pflag.Flag) offers {
+// flagOffers are the values of a flag of c.
+func flagOffers(c *command, f *pflag.Flag) offers {
 	o := offers{words: flagValues[f.Name]}
+	if f.Name == "filter" {
+		o.words = filterValues[c.Name()]
+		switch c.Path() {
+		case "sbx image ls":
+			o.words = filterValues["images"]
+		case "sbx volume ls":
+			o.words = []string{"name=", "label="}
+		}
+	}
 	if f.Name == "cap-add" || f.Name == "cap-drop" {
 		o.words = capabilities()
 	}
