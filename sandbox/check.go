@@ -31,7 +31,7 @@ func badConfig(field, format string, args ...any) error {
 // checkConfig refuses what can be refused before anything is done, and fills in
 // the defaults.
 func (s *Sandbox) checkConfig() error {
-	for _, check := range []func(*Config) error{checkLimits, checkChoices, checkNames, checkWorkload, checkAttachments, checkNetwork, checkMounts, checkResources} {
+	for _, check := range []func(*Config) error{checkLimits, checkChoices, checkNames, checkWorkload, checkAttachments, checkLinks, checkNetwork, checkMounts, checkResources} {
 		if err := check(&s.cfg); err != nil {
 			return err
 		}

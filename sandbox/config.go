@@ -101,6 +101,8 @@ type Config struct {
 	// (NetworkContainer, NetworkPath) stand alone. The way out is the first that is not
 	// internal, and there its ports are published.
 	Networks []Attachment
+	// Links are other sandboxes to be known inside, which must run when this one starts.
+	Links []Link
 	// DNS, DNSSearch and DNSOptions replace what /etc/resolv.conf says inside.
 	DNS, DNSSearch, DNSOptions []string
 	// AddHost are NAME:IP lines for /etc/hosts; the IP may be "host-gateway".

@@ -40,6 +40,12 @@
 // the files of its port driver. Files of images and named volumes stay. Of one that
 // is to be kept, the record then says that its monitor was killed.
 //
+// # Networks
+//
+// [Engine.CreateNetwork] makes a network, [Engine.InspectNetwork] describes it and who
+// is on it. Config.Networks says where a sandbox is, [Sandbox.ConnectNetwork] and
+// [Sandbox.DisconnectNetwork] change it while it runs or not. See docs/networking.md.
+//
 // # Streams
 //
 // Stdout and Stderr are complete when Wait returns: Wait lasts as long as their

@@ -74,6 +74,7 @@ type InspectHost struct {
 	DNSOptions      []string `json:"DnsOptions"`
 	DNSSearch       []string `json:"DnsSearch"`
 	ExtraHosts      []string
+	Links           []string
 	GroupAdd        []string
 	IpcMode         string
 	Privileged      bool
@@ -252,6 +253,7 @@ func (e *Engine) inspection(id, name string, rec *record.Config, st *record.Stat
 		of := filepath.Join(e.containers(), id)
 		in.ResolvConfPath, in.HostnamePath, in.HostsPath = filepath.Join(of, "resolv.conf"), filepath.Join(of, "hostname"), filepath.Join(of, "hosts")
 	}
+	in.HostConfig.Links = linkTexts(name, &start.Network)
 	in.NetworkSettings = e.inspectNetworks(name, rec, st)
 	return in
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -116,6 +117,10 @@ type owner struct {
 
 // launch starts the monitor and lets it start the workload.
 func (s *Sandbox) launch(ctx context.Context) (_ *owner, err error) {
+	env, hosts, err := s.links(ctx)
+	if err != nil {
+		return nil, err
+	}
 	shared, err := s.sharedUserNS(ctx)
 	if err != nil {
 		return nil, err
@@ -154,8 +159,10 @@ func (s *Sandbox) launch(ctx context.Context) (_ *owner, err error) {
 		s.undo(ctx, m)
 		return nil, err
 	}
+	order := s.start
+	order.Process.Env, order.Network.Linked = slices.Concat(order.Process.Env, env), hosts
 	var started proto.Started
-	reply, err := child.Conn.Call(ctx, proto.MsgStart, s.start, &started, files...)
+	reply, err := child.Conn.Call(ctx, proto.MsgStart, order, &started, files...)
 	if err == nil {
 		err = m.takeInput(reply, s.cfg.TTY)
 	}

@@ -99,8 +99,12 @@ func (f *boxFilters) match(in *sandbox.Inspection, find func(string) *sandbox.In
 			case "health":
 				return in.State.Health != nil && in.State.Health.Status == v || in.State.Health == nil && v == "none"
 			case "network":
-				_, ok := in.NetworkSettings.Networks[v]
-				return ok || v == "bridge" && in.HostConfig.NetworkMode == sandbox.NetworkDefault
+				for name, p := range in.NetworkSettings.Networks {
+					if name == v || len(v) >= 4 && strings.HasPrefix(p.NetworkID, v) || name == "bridge" && v == sandbox.NetworkDefault {
+						return true
+					}
+				}
+				return false
 			case "volume":
 				return slices.ContainsFunc(in.Mounts, func(m sandbox.InspectMount) bool { return m.Name == v || m.Source == v || m.Destination == v })
 			case "publish":

@@ -33,6 +33,7 @@ type runOptions struct {
 	networks, publish, expose, dns, dnsSearch, dnsOptions, addHosts, hostAccess []string
 	publishAll                                                                  bool
 	place                                                                       placeOptions
+	links                                                                       []string
 	linkDriver, portDriver                                                      string
 	mtu                                                                         int
 
@@ -150,6 +151,7 @@ func (o *runOptions) networkFlags(fs *pflag.FlagSet) {
 	lists(fs, &o.expose, "expose", "", "`PORT` to publish with -P, as PORT[-END][/tcp|udp]")
 	lists(fs, &o.networks, "network", "", "`NETWORK` to be on, as eth0, eth1, ...: a name, or name=N,alias=A,ip=IP,ip6=IP,mac=MAC; or none, host, container:SANDBOX to share that one's, ns:PATH; also --net")
 	o.place.define(fs, "network-alias")
+	lists(fs, &o.links, "link", "", "know the sandbox of `NAME`[:ALIAS] by its alias, with its ports in the environment")
 	fs.StringVar(&o.place.mac, "mac-address", "", "`MAC` address in the network (default: chosen)")
 	lists(fs, &o.hostAccess, "host-access", "", "let the sandbox reach `PORTS` of the host's loopback, as host.sbx.internal; 5432 or 80,8000-8010")
 	lists(fs, &o.dns, "dns", "", "name server `IP` to use instead of the network's")

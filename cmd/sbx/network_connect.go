@@ -116,6 +116,13 @@ func (o *runOptions) parseNetworks(cfg *sandbox.Config) error {
 			cfg.Networks = append(cfg.Networks, a)
 		}
 	}
+	for _, s := range o.links {
+		l, err := sandbox.ParseLink(s)
+		if err != nil {
+			return usagef("--link %v", err)
+		}
+		cfg.Links = append(cfg.Links, l)
+	}
 	if o.place.ip+o.place.ip6+o.place.mac == "" && o.place.aliases == nil {
 		return nil
 	}

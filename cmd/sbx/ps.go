@@ -150,6 +150,7 @@ func newBoxRow(in *sandbox.Inspection, whole bool) boxRow {
 	for n := range in.NetworkSettings.Networks {
 		networks = append(networks, n)
 	}
+	slices.Sort(networks)
 	r.Mounts, r.Networks, r.LocalVolumes = strings.Join(mounts, ","), strings.Join(networks, ","), strconv.Itoa(volumes)
 	return r
 }

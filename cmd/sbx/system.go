@@ -17,16 +17,16 @@ func systemCommand(g *globals) *command {
 func systemPruneCommand(g *globals) *command {
 	var all, force, volumes bool
 	c := &command{
-		Use: "prune [OPTIONS]", Short: "Remove sandboxes that do not run, and images without a name", Args: wantArgs(0, 0),
+		Use: "prune [OPTIONS]", Short: "Remove stopped sandboxes, unused networks, images without a name", Args: wantArgs(0, 0),
 	}
 	c.Flags().BoolVarP(&all, "all", "a", false, "also every image that no sandbox uses")
 	c.Flags().BoolVar(&volumes, "volumes", false, "also anonymous volumes that no sandbox has")
 	c.Flags().BoolVarP(&force, "force", "f", false, "do not ask")
 	c.RunE = withEngine(g, func(ctx context.Context, c *command, e *sandbox.Engine, _ []string) error {
 		if !force {
-			what := "all sandboxes that do not run, and all images without a name"
+			what := "all sandboxes that do not run, all networks that no other sandbox is on, and all images without a name"
 			if all {
-				what = "all sandboxes that do not run, and all images that no other sandbox uses"
+				what = "all sandboxes that do not run, all networks that no other sandbox is on, and all images that no other sandbox uses"
 			}
 			if volumes {
 				what += ", and all anonymous volumes that no other sandbox has"
@@ -38,6 +38,11 @@ func systemPruneCommand(g *globals) *command {
 		return reclaiming(ctx, c, e, func() error {
 			gone, err := pruneBoxes(ctx, e)
 			section(c, "Deleted Containers:", gone)
+			if err != nil {
+				return err
+			}
+			gone, err = e.PruneNetworks(ctx, nil)
+			section(c, "Deleted Networks:", gone)
 			if err != nil {
 				return err
 			}

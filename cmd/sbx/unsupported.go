@@ -42,7 +42,6 @@ func unsupportedFlags() []unsupportedFlag {
 	same("a sandbox has a systemd scope of its own, or a group in what the user was given", "", "cgroup-parent")
 	same(whyDevice, fixDevice, "device", "device-cgroup-rule", "gpus")
 	same("the kernel chooses it", "", "link-local-ip")
-	same("sandboxes know each other by name", "put both on one network: sbx network create", "link")
 	same(whyWindows, "", "cpu-count", "cpu-percent", "io-maxbandwidth", "io-maxiops")
 	same("annotations are for other runtimes", "use --label", "annotation")
 	same("the host name has one part", "--hostname NAME.DOMAIN", "domainname")

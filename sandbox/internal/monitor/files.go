@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"slices"
 
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/netstack"
@@ -18,7 +19,7 @@ func (m *monitor) hosts() ([]byte, error) {
 			return b, err
 		}
 	}
-	cfg := fsoverlay.HostsConfig{Hostname: m.spec.Hostname, Extra: n.AddHost}
+	cfg := fsoverlay.HostsConfig{Hostname: m.spec.Hostname, Extra: slices.Concat(n.AddHost, n.Linked)}
 	for _, net := range m.nets {
 		cfg.Addrs = append(cfg.Addrs, net.lease.Addr4)
 		if net.lease.Addr6.IsValid() {

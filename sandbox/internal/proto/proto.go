@@ -249,16 +249,26 @@ type Network struct {
 	// Attachments.
 	Mode string `json:"mode"`
 	// Attachments are the sandbox's places in networks, eth0 first.
-	Attachments []Attachment   `json:"attachments,omitempty"`
-	MTU         int            `json:"mtu,omitempty"`
-	LinkDriver  string         `json:"linkDriver,omitempty"`
-	HostAccess  []uint16       `json:"hostAccess,omitempty"`
-	DNS         []string       `json:"dns,omitempty"`
-	DNSSearch   []string       `json:"dnsSearch,omitempty"`
-	DNSOptions  []string       `json:"dnsOptions,omitempty"`
-	AddHost     []string       `json:"addHost,omitempty"`
-	Ports       []portfwd.Spec `json:"ports,omitempty"`
-	PortDriver  string         `json:"portDriver,omitempty"`
+	Attachments []Attachment `json:"attachments,omitempty"`
+	MTU         int          `json:"mtu,omitempty"`
+	LinkDriver  string       `json:"linkDriver,omitempty"`
+	HostAccess  []uint16     `json:"hostAccess,omitempty"`
+	DNS         []string     `json:"dns,omitempty"`
+	DNSSearch   []string     `json:"dnsSearch,omitempty"`
+	DNSOptions  []string     `json:"dnsOptions,omitempty"`
+	// Links are other sandboxes that this one is to know; Linked are their lines of
+	// /etc/hosts at this start, as AddHost.
+	Links      []LinkTo       `json:"links,omitempty"`
+	Linked     []string       `json:"linked,omitempty"`
+	AddHost    []string       `json:"addHost,omitempty"`
+	Ports      []portfwd.Spec `json:"ports,omitempty"`
+	PortDriver string         `json:"portDriver,omitempty"`
+}
+
+// LinkTo is a link to another sandbox.
+type LinkTo struct {
+	Target string `json:"target"`
+	Alias  string `json:"alias"`
 }
 
 // Attachment is a sandbox's place in a network as it is wanted.
