@@ -237,3 +237,122 @@ func TestKillRandomly(t *testing.T) {
 		}
 	}
 }
+
+// killAll ends every process of the user's sandboxes at once, as the end of a machine.
+func killAll(e *harness.Env) {
+	for _, role := range []string{"sbx-monitor", "sbx-netd", "fuse-overlayfs"} {
+		for _, pid := range e.Role(role) {
+			_ = unix.Kill(pid, unix.SIGKILL) // one may end with another
+		}
+	}
+	eventually(func() string {
+		if len(e.Role("sbx-monitor")) > 0 {
+			return "a monitor is there"
+		}
+		return ""
+	})
+}
+
+// TestStartByPolicy: after the end of everything the restart policies say what is started,
+// and what somebody had stopped.
+func TestStartByPolicy(t *testing.T) {
+	e := harness.New(t, harness.BB)
+	var want []string
+	for _, b := range []struct {
+		policy, name string
+		before, due  bool // stopped by the user; started again
+	}{
+		{"always", "always", false, true},
+		{"always", "always-stopped", true, true},
+		{"unless-stopped", "unless", false, true},
+		{"unless-stopped", "unless-stopped", true, false},
+		{"on-failure", "failure", false, true},
+		{"no", "no", false, false},
+	} {
+		detached(t, e, b.name, "--network", "none", "--restart", b.policy, harness.BB, "sleep", "1000")
+		if b.before {
+			e.Must("stop", "-t", "0", b.name)
+		}
+		if b.due {
+			want = append(want, b.name)
+		}
+	}
+	e.AtEnd("rm", "-f", "never")
+	e.Must("create", "--name", "never", "--restart", "always", harness.BB, "true")
+	killAll(e)
+	r := e.Run("start", "--by-policy")
+	if got := strings.Fields(r.Stdout); r.Code != 0 || !slices.Equal(got, want) || strings.Count(r.Stderr, "monitor was killed") != 4 {
+		t.Errorf("want %v: %v", want, r)
+	}
+	running := strings.Fields(e.Must("ps", "--format", "{{.Names}}"))
+	slices.Sort(running)
+	slices.Sort(want)
+	if !slices.Equal(running, want) {
+		t.Errorf("running: %v, want %v", running, want)
+	}
+	if got := e.Must("start", "--by-policy"); got != "" {
+		t.Errorf("started again what runs: %q", got)
+	}
+	e.Fails(125, []string{"takes no argument"}, "start", "--by-policy", "no")
+	e.Fails(125, []string{"one sandbox"}, "start", "--by-policy", "-a")
+}
+
+// TestMonitorTerminated: systemd ends a session, a service or a machine with SIGTERM. The
+// workload is asked to end, and the record is true at once; the restart policy holds
+// later, and not now.
+func TestMonitorTerminated(t *testing.T) {
+	e := harness.New(t, harness.BB)
+	for _, sig := range []unix.Signal{unix.SIGTERM, unix.SIGHUP} {
+		detached(t, e, "box", "--restart", "unless-stopped", harness.BB, "sh", "-c", "trap 'echo bye; exit 7' TERM; echo ready; while :; do sleep 0.05; done")
+		until(t, e, "ready", "logs", "box")
+		for _, pid := range e.Role("sbx-monitor") {
+			if err := unix.Kill(pid, sig); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := e.Must("wait", "box"); got != "7\n" {
+			t.Errorf("%v: wait: %q", sig, got)
+		}
+		r := e.Run("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}} {{.State.Error}}", "box")
+		if want := "exited 7 its monitor got " + unix.SignalName(sig); !strings.HasPrefix(r.Stdout, want) || r.Stderr != "" {
+			t.Errorf("want %q: %v", want, r)
+		}
+		if got := e.Must("logs", "--tail", "1", "box"); got != "bye\n" {
+			t.Errorf("%v: logs: %q", sig, got)
+		}
+		if got := e.Must("start", "--by-policy"); got != "box\n" {
+			t.Errorf("%v: start --by-policy: %q", sig, got)
+		}
+		e.Must("rm", "-f", "box")
+	}
+}
+
+// TestAutostart: the unit is installed and removed, also where no systemd is.
+func TestAutostart(t *testing.T) {
+	e := harness.New(t)
+	unit := e.Must("system", "autostart")
+	if want := "\nExecStart=-\"" + harness.Binary() + "\" start --by-policy\n"; !strings.Contains(unit, want) || !strings.Contains(unit, "\nEnvironment=\"XDG_DATA_HOME=") {
+		t.Errorf("no %q in\n%s", want, unit)
+	}
+	path := filepath.Join(e.Home, ".config/systemd/user/sbx-restart.service")
+	link := filepath.Join(e.Home, ".config/systemd/user/default.target.wants/sbx-restart.service")
+	for range 2 {
+		if got := e.Must("system", "autostart", "--install"); got != path+"\n" {
+			t.Errorf("%q", got)
+		}
+	}
+	for _, f := range []string{path, link} {
+		if b, err := os.ReadFile(f); err != nil || string(b) != unit {
+			t.Errorf("%s: %q, %v", f, b, err)
+		}
+	}
+	for range 2 {
+		e.Must("system", "autostart", "--remove")
+	}
+	for _, f := range []string{path, link} {
+		if _, err := os.Lstat(f); !os.IsNotExist(err) {
+			t.Errorf("%s: %v", f, err)
+		}
+	}
+	e.Fails(125, []string{"contradict"}, "system", "autostart", "--install", "--remove")
+}

@@ -60,19 +60,37 @@ func printNotes(g *globals, s *sandbox.Sandbox) {
 }
 
 func startCommand(g *globals) *command {
-	var attach, interactive bool
+	var attach, interactive, byPolicy bool
 	var keys string
 	c := &command{
-		Use: "start [OPTIONS] SANDBOX [SANDBOX...]", Short: "Start sandboxes that do not run", Args: wantArgs(1, -1),
-		Long:     "With -a or -i one sandbox, and the exit code is its command's.",
+		Use: "start [OPTIONS] SANDBOX [SANDBOX...]", Short: "Start sandboxes that do not run",
+		Long: `With -a or -i one sandbox, and the exit code is its command's.
+
+Nothing of sbx runs when no sandbox does: after a restart of the machine, or
+the end of a session, sbx start --by-policy starts those that want it. With
+--restart always that is each that has ever run; with unless-stopped, and with
+on-failure after a failure, each that nobody has stopped. "sbx system autostart"
+has systemd do it.`,
 		Complete: completeBoxes(-1, stoppedBox),
 	}
 	fs := c.Flags()
 	fs.BoolVarP(&attach, "attach", "a", false, "connect its output, and forward signals")
 	fs.BoolVarP(&interactive, "interactive", "i", false, "connect its input")
 	fs.StringVar(&keys, "detach-keys", defaultDetachKeys, "`KEYS` that leave a terminal, e.g. ctrl-x,x")
+	fs.BoolVar(&byPolicy, "by-policy", false, "those that do not run although their restart policy wants it")
+	c.Args = func(c *command, args []string) error {
+		if byPolicy {
+			return wantArgs(0, 0)(c, args)
+		}
+		return wantArgs(1, -1)(c, args)
+	}
 	c.RunE = func(c *command, args []string) error {
-		if !attach && !interactive {
+		switch {
+		case byPolicy && (attach || interactive):
+			return usagef("sbx start -a and -i are for one sandbox, and --by-policy is not")
+		case byPolicy:
+			return withEngine(g, startByPolicy(g))(c, args)
+		case !attach && !interactive:
 			return eachBox(g, func(ctx context.Context, c *command, s *sandbox.Sandbox) error {
 				err := startNoted(ctx, g, s)
 				if errors.Is(err, sandbox.ErrRunning) {
@@ -95,6 +113,37 @@ func startCommand(g *globals) *command {
 		return startAttached(c.Context(), g, e, args[0], interactive, seq)
 	}
 	return c
+}
+
+// startByPolicy starts what its restart policy wants started, and prints its names.
+// What fails does not keep the others.
+func startByPolicy(g *globals) engineAction {
+	return func(ctx context.Context, c *command, e *sandbox.Engine, _ []string) error {
+		due, err := e.DueByPolicy(ctx)
+		bad := err != nil
+		if bad {
+			printError(c.Err(), err)
+		}
+		for _, s := range due {
+			err := startNoted(ctx, g, s)
+			switch {
+			case ctx.Err() != nil:
+				return err
+			case errors.Is(err, sandbox.ErrRunning), errors.Is(err, sandbox.ErrNoSandbox): // somebody was faster
+			case err != nil:
+				printError(c.Err(), fmt.Errorf("%s: %w", s.Name(), err))
+				bad = true
+			default:
+				if err := printLines(c.Out(), s.Name()); err != nil {
+					return err
+				}
+			}
+		}
+		if bad {
+			return exitStatus(1)
+		}
+		return nil
+	}
 }
 
 func startAttached(ctx context.Context, g *globals, e *sandbox.Engine, ref string, interactive bool, keys []byte) error {

@@ -10,7 +10,7 @@ import (
 
 func systemCommand(g *globals) *command {
 	c := &command{Use: "system COMMAND", Short: "Look after what sbx keeps on the disk"}
-	c.add(systemUsageCommand(g), eventsCommand(g), infoCommand(g), systemPruneCommand(g))
+	c.add(autostartCommand(g), systemUsageCommand(g), eventsCommand(g), infoCommand(g), systemPruneCommand(g))
 	return c
 }
 

@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -207,7 +208,7 @@ func (m *monitor) startFailed(err error) proto.Exited {
 // again says whether the workload is to be started once more, after the pause.
 func (m *monitor) again(x *proto.Exited, pause time.Duration) bool {
 	m.mu.Lock()
-	due := !m.state.Stopped && m.due(x.Code)
+	due := !m.state.Stopped && m.spec.Life.Restart.Wants(x.Code, m.state.Restarts)
 	if due {
 		m.state.Status = record.Restarting
 		m.state.Restarts++
@@ -230,22 +231,13 @@ func (m *monitor) again(x *proto.Exited, pause time.Duration) bool {
 	}
 }
 
-func (m *monitor) due(code int) bool {
-	switch r := m.spec.Life.Restart; r.Name {
-	case "always", "unless-stopped":
-		return true
-	case "on-failure":
-		return code != 0 && (r.Max == 0 || m.state.Restarts < r.Max)
-	}
-	return false
-}
-
 // stopped notes that somebody wants the end.
 func (m *monitor) stopped() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if !m.state.Stopped {
-		m.state.Stopped = true
+	m.state.Stopped = m.state.Stopped || m.interrupted == ""
+	if !m.quitting {
+		m.quitting = true
 		close(m.quit)
 	}
 }
@@ -318,7 +310,7 @@ func (m *monitor) end(x proto.Exited) error {
 		m.event(events.Stop)
 	}
 	if m.spec.Life.Keep {
-		m.state.Status = record.Exited
+		m.state.Status, m.state.Error = record.Exited, cmp.Or(m.interrupted, m.state.Error)
 		m.note("write the sandbox's state", m.save())
 	}
 	m.mu.Unlock()

@@ -59,7 +59,7 @@ type monitor struct {
 	over      chan struct{} // closed when all is over; exited says how
 	exited    proto.Exited
 	cancel    context.CancelCauseFunc // of a start
-	quit      chan struct{}           // closed when somebody wants the end
+	quit      chan struct{}           // closed when somebody wants the end; see quitting
 
 	waiters sync.WaitGroup // requests that wait for something
 
@@ -86,9 +86,12 @@ type monitor struct {
 	detached bool  // the caller may go
 	stopping bool  // by a request to stop, which is an event
 	pauses   int   // until now
+	quitting bool  // quit is closed
 	failure  error // what init reported before it ended
 	execs    int   // that run now
 	leaving  bool  // nobody waits for anything any more
+
+	interrupted string // why somebody has ended us; "": nobody
 
 	root      fsoverlay.RootSpec
 	group     *cgroup.Group // nil: none
@@ -152,6 +155,7 @@ func Main(ctx context.Context, conn *wire.Conn) error {
 		s.serve(ctx)
 		m.callerGone()
 	}()
+	defer m.watchInterrupts()()
 	return m.live(ctx, req, files)
 }
 

@@ -219,6 +219,18 @@ type Restart struct {
 	Max  int    `json:"max,omitempty"`  // for on-failure; 0: as often as it takes
 }
 
+// Wants says whether a workload that has ended so, and was started again that often, is
+// to be started once more.
+func (r Restart) Wants(code, restarts int) bool {
+	switch r.Name {
+	case "always", "unless-stopped":
+		return true
+	case "on-failure":
+		return code != 0 && (r.Max == 0 || restarts < r.Max)
+	}
+	return false
+}
+
 // Healthcheck is how to see whether the workload does its work.
 type Healthcheck struct {
 	Test          []string      `json:"test"` // CMD or CMD-SHELL, and the command
