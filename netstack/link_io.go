@@ -122,9 +122,10 @@ type linkReader struct {
 	head [headLen]byte
 	// view takes what does not fit into head. It is as large as gVisor pools
 	// views, and is handed on with its contents when they are large.
-	view *buffer.View
-	cur  frame
-	iov  [3]unix.Iovec
+	view   *buffer.View
+	parked atomic.Pointer[buffer.View]
+	cur    frame
+	iov    [3]unix.Iovec
 	// Of a packet socket.
 	msg     unix.Msghdr
 	control [auxSpace]byte
@@ -139,9 +140,8 @@ const viewLen = 64 << 10
 // the link is closed (nil) or fails, or stop says so.
 func (r *linkReader) run(stop func() bool, fn func(*frame), idle func()) error {
 	defer func() {
-		if r.view != nil {
-			r.view.Release()
-		}
+		r.rest()
+		r.reap()
 	}()
 	var failed error
 	yielded := false
@@ -159,6 +159,7 @@ func (r *linkReader) run(stop func() bool, fn func(*frame), idle func()) error {
 				idle()
 				if yielded {
 					yielded = false
+					r.rest()
 					return false
 				}
 				// Once more, after everybody else: what was read is then done, and
@@ -171,6 +172,7 @@ func (r *linkReader) run(stop func() bool, fn func(*frame), idle func()) error {
 			case unix.ENOBUFS, unix.ENETDOWN:
 				// The guest took its interface down; frames come again when it
 				// is up.
+				r.rest()
 				return false
 			default:
 				failed = errno
@@ -185,10 +187,32 @@ func (r *linkReader) run(stop func() bool, fn func(*frame), idle func()) error {
 	return errors.Join(failed, err)
 }
 
+// rest leaves the view where reap finds it while the reader sleeps.
+func (r *linkReader) rest() {
+	r.cur, r.iov[2].Base = frame{}, nil // they point into it
+	r.parked.Store(r.view)
+	r.view = nil
+}
+
+// wake takes it back, or gets another one.
+func (r *linkReader) wake() {
+	if r.view = r.parked.Swap(nil); r.view == nil {
+		r.view = buffer.NewViewSize(viewLen)
+	}
+}
+
+// reap gives the view of a reader that sleeps back to gVisor: a thousand guests are
+// not all busy. It may run while the reader does.
+func (r *linkReader) reap() {
+	if v := r.parked.Swap(nil); v != nil {
+		v.Release()
+	}
+}
+
 // read reads one frame. A runt gives nil.
 func (r *linkReader) read(fd int) (*frame, unix.Errno) {
 	if r.view == nil {
-		r.view = buffer.NewViewSize(viewLen)
+		r.wake()
 	}
 	iov := &r.iov
 	iov[0].Base = &r.raw[0]

@@ -36,6 +36,7 @@ type Port struct {
 	frags  reassembler // used by the reader alone, but for expiry
 	mtus   mtuAdvice   // likewise
 	trains trains      // likewise
+	seen   uint64      // frames, by the janitor
 	floods budget      // likewise
 	count  counters
 
@@ -212,7 +213,14 @@ func (p *Port) write(iov []unix.Iovec, size int) error {
 	return nil
 }
 
+// expire is the janitor's: it ends what is idle, and takes back a guest's read buffer
+// if nothing has come since it was here.
 func (p *Port) expire(now time.Time) {
+	if n := p.count.rxFrames.Load(); n != p.seen {
+		p.seen = n
+	} else {
+		p.reader.reap()
+	}
 	p.frags.expire(now)
 	p.nat.expire(p, now)
 }
