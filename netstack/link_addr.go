@@ -59,9 +59,13 @@ func configureLink(cfg GuestConfig, link *GuestLink) ([]string, error) {
 	if ip6 {
 		// Everything is configured here, and addresses are unique because the
 		// network gave them out: neither router nor duplicate discovery.
+		own := "0"
+		if cfg.Autoconf {
+			own = "1"
+		}
 		notes = setSysctls(
-			"net/ipv6/conf/"+cfg.Name+"/accept_ra", "0",
-			"net/ipv6/conf/"+cfg.Name+"/accept_dad", "0",
+			"net/ipv6/conf/"+cfg.Name+"/accept_ra", own,
+			"net/ipv6/conf/"+cfg.Name+"/accept_dad", own,
 		)
 	} else {
 		notes = []string{fmt.Sprintf("no IPv6, as MTU %d is below %d", cfg.MTU, minMTU6)}

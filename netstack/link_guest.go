@@ -53,6 +53,8 @@ type GuestConfig struct {
 	Metric int
 	// MTU of the interface; 0 means 65520.
 	MTU int
+	// Autoconf lets routers of the segment give it IPv6 addresses and routes.
+	Autoconf bool
 }
 
 // GuestLink is the near end of a link, for Network.Attach.

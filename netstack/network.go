@@ -85,6 +85,9 @@ func New(cfg Config) (*Network, error) {
 // GatewayMAC is the gateway's address on the wire.
 func (n *Network) GatewayMAC() [6]byte { return n.gwMAC }
 
+// MTU of the links that have none of their own.
+func (n *Network) MTU() int { return n.cfg.MTU }
+
 // Close detaches every port and ends every flow. It waits until nothing of the
 // network runs any more.
 func (n *Network) Close() error {

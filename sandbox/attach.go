@@ -47,7 +47,7 @@ func checkAttachments(c *Config) error {
 }
 
 func (a *Attachment) check() error {
-	wishes := len(a.Aliases) > 0 || a.Addr4.IsValid() || a.Addr6.IsValid() || a.MAC != nil || a.GatewayPriority != 0
+	wishes := len(a.Aliases) > 0 || a.DHCP || a.Addr4.IsValid() || a.Addr6.IsValid() || a.MAC != nil || a.GatewayPriority != 0
 	switch {
 	case alone(a.Network) && wishes:
 		return badConfig("network", "with %s a sandbox has no address or name in a network", a.Network)
@@ -98,8 +98,12 @@ func (e *Engine) attachment(a Attachment) (*proto.Attachment, error) {
 			return nil, err
 		}
 	}
-	p := &proto.Attachment{Network: *n, Aliases: a.Aliases, Addr4: a.Addr4, Addr6: a.Addr6, MAC: a.MAC, Priority: a.GatewayPriority}
+	p := &proto.Attachment{Network: *n, Aliases: a.Aliases, Addr4: a.Addr4, Addr6: a.Addr6, MAC: a.MAC, DHCP: a.DHCP || n.DHCP(), Priority: a.GatewayPriority}
 	switch {
+	case a.DHCP && !n.Uplink():
+		return nil, badConfig("ip", "network %s is no uplink: it has no DHCP server, and gives out addresses by itself", n.PublicName())
+	case n.DHCP() && (a.Addr4.IsValid() || a.Addr6.IsValid()):
+		return nil, badConfig("ip", "network %s has no subnet: its addresses are those of a DHCP server outside", n.PublicName())
 	case a.Addr4.IsValid() && n.Subnet4.IsValid() && !n.Subnet4.Contains(a.Addr4):
 		return nil, badConfig("ip", "%s is not in %s, the subnet of network %s", a.Addr4, n.Subnet4, n.PublicName())
 	case a.Addr6.IsValid() && n.Subnet4.IsValid() && !n.Subnet6.IsValid():
@@ -164,7 +168,7 @@ func networksOf(n *proto.Network) []Attachment {
 	}
 	var list []Attachment
 	for _, a := range n.Attachments {
-		list = append(list, Attachment{Network: a.Network.Name, Aliases: a.Aliases, Addr4: a.Addr4, Addr6: a.Addr6, MAC: a.MAC, GatewayPriority: a.Priority})
+		list = append(list, Attachment{Network: a.Network.Name, Aliases: a.Aliases, Addr4: a.Addr4, Addr6: a.Addr6, MAC: a.MAC, DHCP: a.DHCP, GatewayPriority: a.Priority})
 	}
 	return list
 }

@@ -154,6 +154,9 @@ type Attachment struct {
 	// chooses.
 	Addr4, Addr6 netip.Addr
 	MAC          net.HardwareAddr
+	// DHCP: the IPv4 address is to be one of the segment's server, on an uplink. It is
+	// so anyway where that has no subnet.
+	DHCP bool
 	// GatewayPriority: of several networks the one with the highest is the way out.
 	// From -100 to 100.
 	GatewayPriority int

@@ -21,13 +21,14 @@ func networkCommand(g *globals) *command {
 
 // networkOptions are the flags of sbx network create as they were typed.
 type networkOptions struct {
-	driver                                       string
+	driver, parent                               string
 	subnets, gateways, ranges, aux, labels, opts []string
 	internal, attachable, ipv6                   bool
 }
 
 func (o *networkOptions) define(fs *pflag.FlagSet) {
-	fs.StringVarP(&o.driver, "driver", "d", "bridge", "`DRIVER` of the network: bridge")
+	fs.StringVarP(&o.driver, "driver", "d", "bridge", "`DRIVER` of the network: bridge, or uplink for a segment outside")
+	fs.StringVar(&o.parent, "parent", "", "`DEVICE` of an uplink: a TAP or macvtap that root has given to you")
 	lists(fs, &o.subnets, "subnet", "", "`SUBNET` such as 10.1.2.0/24; one of each family (default: chosen, free of the host's and of other networks)")
 	lists(fs, &o.gateways, "gateway", "", "`IP` of the gateway (default: the subnet's first)")
 	lists(fs, &o.ranges, "ip-range", "", "choose addresses from this `RANGE` of the subnet only")
@@ -89,6 +90,9 @@ func (o *networkOptions) config(name string) (cfg sandbox.NetworkConfig, err err
 			return cfg, &usage{msg: fmt.Sprintf("--opt %q: no name before the =", s), fix: "write --opt NAME=VALUE"}
 		}
 		cfg.Options[k] = v
+	}
+	if o.parent != "" {
+		cfg.Options["parent"] = o.parent
 	}
 	return cfg, nil
 }

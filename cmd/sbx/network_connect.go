@@ -22,7 +22,7 @@ type placeOptions struct {
 }
 
 func (o *placeOptions) define(fs *pflag.FlagSet, alias string) {
-	fs.StringVar(&o.ip, "ip", "", "IPv4 address `IP` in the network (default: chosen)")
+	fs.StringVar(&o.ip, "ip", "", "IPv4 address `IP` in the network (default: chosen), or dhcp on an uplink")
 	fs.StringVar(&o.ip6, "ip6", "", "IPv6 address `IP` in the network (default: chosen)")
 	lists(fs, &o.aliases, alias, "", "more `NAME` for the sandbox in the network; others may have it too")
 }
@@ -33,7 +33,7 @@ func (o *placeOptions) apply(a *sandbox.Attachment) error {
 		key, value string
 		has        bool
 	}{
-		{"ip", o.ip, a.Addr4.IsValid()}, {"ip6", o.ip6, a.Addr6.IsValid()}, {"mac-address", o.mac, a.MAC != nil},
+		{"ip", o.ip, a.Addr4.IsValid() || a.DHCP}, {"ip6", o.ip6, a.Addr6.IsValid()}, {"mac-address", o.mac, a.MAC != nil},
 	} {
 		if w.value == "" {
 			continue
@@ -57,8 +57,11 @@ func setPlace(a *sandbox.Attachment, key, v string) (err error) {
 	case "alias":
 		a.Aliases = append(a.Aliases, v)
 	case "ip":
+		if a.DHCP = v == "dhcp"; a.DHCP {
+			break
+		}
 		if a.Addr4, err = netip.ParseAddr(v); err != nil || !a.Addr4.Is4() {
-			err = fmt.Errorf("want an IPv4 address")
+			err = fmt.Errorf("want an IPv4 address, or dhcp")
 		}
 	case "ip6":
 		if a.Addr6, err = netip.ParseAddr(v); err != nil || !a.Addr6.Is6() {

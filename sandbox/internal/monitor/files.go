@@ -21,7 +21,9 @@ func (m *monitor) hosts() ([]byte, error) {
 	}
 	cfg := fsoverlay.HostsConfig{Hostname: m.spec.Hostname, Extra: slices.Concat(n.AddHost, n.Linked)}
 	for _, net := range m.nets {
-		cfg.Addrs = append(cfg.Addrs, net.lease.Addr4)
+		if net.lease.Addr4.IsValid() {
+			cfg.Addrs = append(cfg.Addrs, net.lease.Addr4)
+		}
 		if net.lease.Addr6.IsValid() {
 			cfg.Addrs = append(cfg.Addrs, net.lease.Addr6)
 		}
@@ -47,6 +49,16 @@ func (m *monitor) resolvConf() ([]byte, error) {
 	}
 	first := m.first()
 	switch {
+	case first != nil && first.Network.Uplink():
+		// No server of ours is there.
+		if len(cfg.DNS) == 0 {
+			for _, a := range first.lease.DNS {
+				cfg.DNS = append(cfg.DNS, a.String())
+			}
+		}
+		if len(cfg.Search) == 0 {
+			cfg.Search = first.lease.Search
+		}
 	case first != nil:
 		cfg.Gateway4, cfg.Gateway6 = first.lease.Gateway4, first.lease.Gateway6
 	case (n.Mode == "host" || n.NetNSPath() != "") && len(n.DNS)+len(n.DNSSearch)+len(n.DNSOptions) == 0:

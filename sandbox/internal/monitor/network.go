@@ -91,7 +91,7 @@ func (m *monitor) leaseOne(ctx context.Context, n *network) (err error) {
 	if err != nil {
 		return err
 	}
-	n.lease, err = n.client.Lease(ctx, netd.LeaseRequest{ID: m.spec.ID, Name: name, Addr4: n.Addr4, Addr6: n.Addr6, MAC: n.MAC})
+	n.lease, err = n.client.Lease(ctx, netd.LeaseRequest{ID: m.spec.ID, Name: name, Addr4: n.Addr4, Addr6: n.Addr6, MAC: n.MAC, DHCP: n.DHCP})
 	return err
 }
 
@@ -201,6 +201,9 @@ func (m *monitor) attach(ctx context.Context, st *proto.Started) (err error) {
 	}
 	if way == nil && len(m.nets) > 0 && len(m.spec.Network.Ports) > 0 {
 		m.notes = append(m.notes, "published ports are ignored, as the sandbox is on internal networks alone")
+	}
+	if way != nil && way.Network.Uplink() && len(m.spec.Network.Ports) > 0 {
+		m.notes = append(m.notes, "published ports are ignored, as the sandbox is a host of the uplink's segment with ports of its own")
 	}
 	if err := m.introduce(ctx); err != nil {
 		return err

@@ -184,7 +184,7 @@ func (k *Keeper) attempt() (*Client, error) {
 	was := k.cfg.Lease
 	ctx, cancel := context.WithTimeout(k.ctx, 10*time.Second)
 	defer cancel()
-	l, err := c.Lease(ctx, LeaseRequest{ID: was.ID, Name: was.Name, Addr4: was.Addr4, Addr6: was.Addr6, MAC: was.MAC})
+	l, err := c.Lease(ctx, LeaseRequest{ID: was.ID, Name: was.Name, Addr4: was.Addr4, Addr6: was.Addr6, MAC: was.MAC, DHCP: was.DHCP})
 	if err == nil && (l.Gateway4 != was.Gateway4 || l.Gateway6 != was.Gateway6 || l.Prefix4 != was.Prefix4) {
 		err = &wire.Error{Code: CodeAddrBad, Step: "attach again", Msg: fmt.Sprintf("the network is now %s with gateway %s", l.Prefix4, l.Gateway4)}
 	}

@@ -133,9 +133,19 @@ type state struct {
 // makeNetwork makes the network as it is defined.
 func (s *server) makeNetwork() error {
 	n := &s.cfg.Network
-	if !n.Subnet4.IsValid() {
+	if !n.Subnet4.IsValid() && !n.Uplink() {
 		if err := s.chooseSubnets(n); err != nil {
 			return err
+		}
+	}
+	var uplink *netstack.Uplink
+	if n.Uplink() {
+		var err error
+		if uplink, err = netstack.OpenUplink(n.Parent); err != nil {
+			return err
+		}
+		if n.DHCP() {
+			return s.serveNetwork(uplink, nil)
 		}
 	}
 	subnets := []netip.Prefix{n.Subnet4}
@@ -151,7 +161,12 @@ func (s *server) makeNetwork() error {
 	if _, err := netstack.NewIPAM(n.IPAM(0)); err != nil {
 		return err
 	}
-	var err error
+	return s.serveNetwork(uplink, subnets)
+}
+
+// serveNetwork starts the switch and the name server.
+func (s *server) serveNetwork(uplink *netstack.Uplink, subnets []netip.Prefix) (err error) {
+	n := &s.cfg.Network
 	if s.dns, err = netstack.NewResolver(netstack.ResolverConfig{
 		Gateway4: n.Gateway4, Gateway6: n.Gateway6, Subnets: subnets, Network: n.PublicName(), Internal: n.Internal, Peers: s.names.elsewhere,
 		ResolvConf: s.cfg.ResolvConf, Logger: s.log,
@@ -161,6 +176,7 @@ func (s *server) makeNetwork() error {
 	s.net, err = netstack.New(netstack.Config{
 		Name: n.Name, Subnet4: n.Subnet4, Subnet6: n.Subnet6, Gateway4: n.Gateway4, Gateway6: n.Gateway6, MTU: n.MTU,
 		Internal: n.Internal, Isolate: n.Isolate, Private: n.Private, VLAN: n.VLAN, Hairpin: true, DNS: s.dns, Logger: s.log,
+		Uplink: uplink,
 	})
 	return err
 }
@@ -223,7 +239,7 @@ func (s *server) readState() *state {
 func (s *server) info() Info {
 	i := Info{PID: os.Getpid(), Name: s.cfg.Name, MTU: s.cfg.MTU}
 	if i.MTU == 0 {
-		i.MTU = netstack.DefaultMTU
+		i.MTU = s.net.MTU()
 	}
 	i.Subnet4, i.Subnet6 = s.cfg.Subnet4, s.cfg.Subnet6
 	i.Gateway4, i.Gateway6 = s.cfg.Gateway4, s.cfg.Gateway6

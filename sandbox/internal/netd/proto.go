@@ -67,7 +67,8 @@ const (
 	CodeAddrBad    = "bad-address"      // the wanted address is not to be had
 	CodeNoAddress  = "no-address"       // the network is full
 	CodeNoSubnet   = "no-subnet"        // every subnet clashes with the host's routes
-	CodeInternal   = "internal-network" // an internal network publishes nothing
+	CodeInternal   = "internal-network" // an internal network, or an uplink, publishes nothing
+	CodeDHCP       = "dhcp"             // no address from the segment outside
 	CodeTooMany    = "too-many"         // a bound of this process
 	CodeNoNetwork  = "no-network"       // it was removed
 	CodeMisuse     = "protocol-misuse"  // a request out of order or malformed
@@ -126,6 +127,8 @@ type LeaseRequest struct {
 	Addr4 netip.Addr       `json:"addr4,omitzero"`
 	Addr6 netip.Addr       `json:"addr6,omitzero"`
 	MAC   net.HardwareAddr `json:"mac,omitempty"`
+	// DHCP asks a server outside for the IPv4 address, on an uplink.
+	DHCP bool `json:"dhcp,omitempty"`
 }
 
 // Rename gives the sandbox of a lease another name.
@@ -146,18 +149,26 @@ type Lease struct {
 	DNS      []netip.Addr `json:"dns"`
 	MTU      int          `json:"mtu"`
 	Internal bool         `json:"internal,omitempty"`
+	// Uplink: the sandbox is a host of a segment outside. DHCP: with an address from
+	// there, as are its name servers and the domains to search.
+	Uplink bool     `json:"uplink,omitempty"`
+	DHCP   bool     `json:"dhcp,omitempty"`
+	Search []string `json:"search,omitempty"`
 }
 
 // GuestConfig is the lease as netstack.SetupGuest takes it.
 func (l *Lease) GuestConfig() netstack.GuestConfig {
-	c := netstack.GuestConfig{MAC: l.MAC, MTU: l.MTU, Addrs: []netip.Prefix{l.Prefix4}}
+	c := netstack.GuestConfig{MAC: l.MAC, MTU: l.MTU, Addrs: []netip.Prefix{l.Prefix4}, Autoconf: l.Uplink && !l.Prefix6.IsValid()}
 	if l.Prefix6.IsValid() {
 		c.Addrs = append(c.Addrs, l.Prefix6)
 	}
 	if l.Internal {
 		return c // its gateway leads nowhere
 	}
-	if c.Gateways = append(c.Gateways, l.Gateway4); l.Prefix6.IsValid() {
+	if l.Gateway4.IsValid() { // a segment outside may have none
+		c.Gateways = append(c.Gateways, l.Gateway4)
+	}
+	if l.Prefix6.IsValid() {
 		c.Gateways = append(c.Gateways, l.Gateway6)
 	}
 	return c

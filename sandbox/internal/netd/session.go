@@ -35,7 +35,8 @@ type session struct {
 	port    *netstack.Port
 	forward portfwd.Manager
 	sockets *guestSockets
-	member  Member // under s.mu, too
+	dhcp    *netstack.DHCPClient // on an uplink
+	member  Member               // under s.mu, too
 
 	released chan struct{} // closed when the lease is given back
 }
@@ -226,16 +227,22 @@ func (x *session) doLease(m *wire.Message) (any, error) {
 	}
 	x.id = req.ID
 	x.log = x.s.log.With("sandbox", req.ID)
-	l := Lease{Lease: got}
 	n := &x.s.cfg.Network
+	l := Lease{Lease: got, MTU: x.s.info().MTU, Internal: n.Internal, Uplink: n.Uplink()}
 	l.Gateway4, l.Gateway6 = n.Gateway4, n.Gateway6
-	l.Prefix4 = netip.PrefixFrom(got.Addr4, n.Subnet4.Bits())
-	l.DNS = []netip.Addr{l.Gateway4}
+	if got.Addr4.IsValid() {
+		l.Prefix4 = netip.PrefixFrom(got.Addr4, n.Subnet4.Bits())
+	}
 	if got.Addr6.IsValid() {
 		l.Prefix6 = netip.PrefixFrom(got.Addr6, n.Subnet6.Bits())
+	}
+	if l.Uplink {
+		if err := x.leaseOutside(&l, req); err != nil {
+			return nil, err
+		}
+	} else if l.DNS = append(l.DNS, l.Gateway4); l.Prefix6.IsValid() {
 		l.DNS = append(l.DNS, l.Gateway6)
 	}
-	l.MTU, l.Internal = x.s.info().MTU, n.Internal
 	x.s.mu.Lock()
 	x.lease = l
 	x.s.mu.Unlock()
@@ -250,8 +257,10 @@ func (x *session) doRename(m *wire.Message) error {
 	if req.Name == "" {
 		return wire.Errorf(CodeMisuse, "request %q: no name", msgRename)
 	}
-	if _, err := x.s.lease(x.ctx, x.id, netstack.LeaseWant{Name: req.Name}); err != nil {
-		return err
+	if !x.lease.DHCP {
+		if _, err := x.s.lease(x.ctx, x.id, netstack.LeaseWant{Name: req.Name}); err != nil {
+			return err
+		}
 	}
 	x.s.mu.Lock()
 	x.lease.Name = req.Name
@@ -277,7 +286,11 @@ func (s *server) claim(x *session, req LeaseRequest) (netstack.Lease, error) {
 		}
 		return netstack.Lease{}, &wire.Error{Code: CodeLeaseTaken, Step: "lease an address", Path: fmt.Sprintf("%.80q", req.ID), Msg: "the sandbox is attached already"}
 	}
-	got, err := s.lease(x.ctx, req.ID, netstack.LeaseWant{Name: req.Name, Addr4: req.Addr4, Addr6: req.Addr6, MAC: req.MAC})
+	want := netstack.LeaseWant{Name: req.Name, Addr4: req.Addr4, Addr6: req.Addr6, MAC: req.MAC}
+	if s.cfg.DHCP() || req.DHCP {
+		return outsideLease(req), nil
+	}
+	got, err := s.lease(x.ctx, req.ID, want)
 	if err != nil {
 		s.mu.Lock()
 		delete(s.byID, req.ID)
@@ -321,6 +334,9 @@ func (x *session) doAttach(r request) (any, error) {
 	}
 	cfg := netstack.PortConfig{ID: x.id, Name: x.lease.Name, MAC: x.lease.MAC, Addr4: x.lease.Addr4, Addr6: x.lease.Addr6,
 		Link: r.link, Driver: req.Driver, HdrLen: req.HdrLen, MTU: req.MTU, HostPorts: req.HostPorts, VLAN: req.VLAN, Trunk: slices.Concat(x.s.cfg.Trunk, req.Trunk)}
+	if x.lease.DHCP {
+		cfg.Addr4 = netip.Addr{} // it may change, and the guest may have a client of its own
+	}
 	var err error
 	if x.port, err = x.s.net.Attach(cfg); err != nil {
 		x.port = nil
@@ -343,6 +359,9 @@ func (x *session) doAttach(r request) (any, error) {
 // publish makes the forwarders. All ports or none: a container of which half
 // the ports answer is worse than an error.
 func (x *session) publish(req AttachRequest, sockets *os.File) (Ports, error) {
+	if x.s.cfg.Uplink() {
+		return Ports{Ports: []port.Status{}}, nil
+	}
 	var err error
 	if x.sockets, err = newGuestSockets(x.lease, sockets); err != nil {
 		x.sockets = nil
@@ -398,6 +417,13 @@ func (x *session) watch(p *netstack.Port) {
 }
 
 func (x *session) doPorts(m *wire.Message) (any, error) {
+	if x.forward == nil { // an uplink
+		if m.Type == msgPorts {
+			return Ports{Ports: []port.Status{}}, nil
+		}
+		return nil, &wire.Error{Code: CodeInternal, Step: "publish a port", Path: x.s.cfg.Name, Msg: "the network is an uplink, where the sandbox has all ports of its own address",
+			Fix: "connect the sandbox to another network, too"}
+	}
 	switch m.Type {
 	case msgAddPort:
 		var spec portfwd.Spec
@@ -460,5 +486,8 @@ func (x *session) detach() {
 		x.s.dns.Remove(x.id)
 		warn("link", x.port.Close())
 		x.port = nil
+	}
+	if x.dhcp != nil && x.s.ctx.Err() == nil { // a process told to go leaves it to the next
+		warn("address from DHCP", x.dhcp.Close())
 	}
 }

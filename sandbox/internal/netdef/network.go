@@ -23,7 +23,10 @@ const (
 )
 
 // Drivers of networks.
-const DriverBridge = "bridge"
+const (
+	DriverBridge = "bridge"
+	DriverUplink = "uplink" // a part of a segment outside
+)
 
 // Version is that of the files. An older sbx refuses a newer one's.
 const Version = 1
@@ -129,6 +132,12 @@ func New(cfg Config, others []Network, host []netstack.HostPrefix) (*Network, er
 	if err := n.placeInSubnets(&cfg); err != nil {
 		return nil, err
 	}
+	if n.Driver == DriverUplink {
+		return n, n.checkUplink()
+	}
+	if n.Parent != "" {
+		return nil, invalid("add --driver uplink", "the driver %s has no parent device", n.Driver)
+	}
 	if err := n.clash(others, host); err != nil {
 		return nil, err
 	}
@@ -140,6 +149,31 @@ func New(cfg Config, others []Network, host []netstack.HostPrefix) (*Network, er
 	}
 	return n, nil
 }
+
+// checkUplink refuses what a segment outside cannot have. Its subnets, if there are
+// any, are also those of others, and of the machine itself.
+func (n *Network) checkUplink() error {
+	switch {
+	case n.Parent == "":
+		return invalid("add --parent DEVICE, a TAP or macvtap that root has given to you", "an uplink needs a parent device")
+	case n.Internal:
+		return invalid("use --driver bridge", "an uplink leads outside: it cannot be internal")
+	case !n.Subnet4.IsValid() && n.Subnet6.IsValid():
+		return invalid("add an IPv4 subnet, or leave both out for DHCP", "an uplink with an IPv6 subnet alone")
+	case n.DHCP():
+		return nil
+	}
+	if _, err := netstack.NewIPAM(n.IPAM(0)); err != nil {
+		return invalid("", "network %s: %v", n.Name, err)
+	}
+	return nil
+}
+
+// Uplink says whether the network is a part of a segment outside.
+func (n *Network) Uplink() bool { return n.Driver == DriverUplink }
+
+// DHCP says whether addresses are those that the segment's own server gives out.
+func (n *Network) DHCP() bool { return n.Uplink() && !n.Subnet4.IsValid() }
 
 func newID() string {
 	var b [32]byte
@@ -174,11 +208,13 @@ func (n *Network) checkNames() error {
 	switch n.Driver {
 	case "":
 		n.Driver = DriverBridge
-	case DriverBridge:
-	case "macvlan", "ipvlan", "overlay", "host", "none", "null":
+	case DriverBridge, DriverUplink:
+	case "macvlan", "ipvlan":
+		return invalid("use --driver uplink --parent DEVICE, with a TAP or macvtap that root has given to you", "the driver %s needs root", n.Driver)
+	case "overlay", "host", "none", "null":
 		return invalid("use --driver bridge", "the driver %s needs root, or another machine", n.Driver)
 	default:
-		return invalid("use --driver bridge", "there is no driver %.80q", n.Driver)
+		return invalid("use --driver bridge or uplink", "there is no driver %.80q", n.Driver)
 	}
 	size := 0
 	for k, v := range n.Labels {

@@ -20,6 +20,9 @@ type Behaviour struct {
 	// tags of their own.
 	VLAN  uint16   `json:"vlan,omitempty"`
 	Trunk []uint16 `json:"trunk,omitempty"`
+	// Parent is the device of an uplink: the name of a TAP or macvtap, or the node of
+	// the latter.
+	Parent string `json:"parent,omitempty"`
 }
 
 // longNames are Docker's names of options.
@@ -59,6 +62,8 @@ func parseOptions(options map[string]string) (b Behaviour, err error) {
 				v = "true"
 			}
 			b.Isolate, err = boolean(key, v)
+		case "parent":
+			b.Parent = v
 		case "vlan":
 			b.VLAN, err = vlan(key, v)
 		case "trunk":

@@ -291,6 +291,7 @@ type Attachment struct {
 	Addr4    netip.Addr       `json:"addr4,omitzero"`
 	Addr6    netip.Addr       `json:"addr6,omitzero"`
 	MAC      net.HardwareAddr `json:"mac,omitempty"`
+	DHCP     bool             `json:"dhcp,omitempty"`
 	Priority int              `json:"priority,omitempty"` // of its gateway
 }
 
