@@ -16,12 +16,15 @@
 #   sbxrough 192.0.3.10      2001:db8:3::10     rough: the same servers, behind a link that
 #                                               loses, doubles, reorders and delays frames
 #   sbxwire                                     both links
+#   sbxseg   192.168.66.1    fd66::1            the router of a segment on which a TAP of the user's is
+#                                               (sbxtap on a bridge in sbxhost): HTTP 80, DHCP, DNS of
+#                                               lab.example, router advertisements
 set -euo pipefail
 cd "$(dirname "$0")/.."
 run=/run/sbx-world
 delay=${SBX_WORLD_DELAY:-25ms}
 rough=${SBX_WORLD_ROUGH:-loss=0.01,dup=0.01,reorder=0.02,delay=1ms,jitter=1ms,seed=$RANDOM}
-all=(sbxhost sbxnet sbxfar sbxrough sbxwire)
+all=(sbxhost sbxnet sbxfar sbxrough sbxwire sbxseg)
 
 in_ns() { local ns=$1; shift; ip netns exec "$ns" "$@"; }
 
@@ -108,6 +111,20 @@ up() {
 		--txt-record=small.world.test,hello --mx-host=world.test,near.world.test,10 \
 		--srv-host=_http._tcp.world.test,near.world.test,80,1,2 \
 		--txt-record=big.world.test,"${big}1,${big}2,${big}3,${big}4,${big}5,${big}6,${big}7,${big}8,${big}9"
+
+	local user=${SBX_TEST_USER:-sbxtest}
+	wire sbxhost seg0 sbxseg eth0
+	in_ns sbxhost ip link add brseg type bridge
+	in_ns sbxhost ip link set brseg up
+	in_ns sbxhost ip link set seg0 master brseg
+	in_ns sbxhost ip tuntap add dev sbxtap mode tap user "$user"
+	in_ns sbxhost ip link set sbxtap master brseg up
+	addr sbxseg eth0 192.168.66.1/24 fd66::1/64
+	service sbxseg sbxseg-http "$run/worldd" probe serve 80
+	service sbxseg dhcp dnsmasq --no-daemon --conf-file=/dev/null --pid-file= --user=root --no-resolv --no-hosts --no-ping \
+		--interface=eth0 --bind-interfaces --domain=lab.example --host-record=router.lab.example,192.168.66.1,fd66::1 --local=/lab.example/ \
+		--dhcp-range=192.168.66.100,192.168.66.199,255.255.255.0,2m --dhcp-range=fd66::,ra-only,64,5m --enable-ra \
+		--dhcp-authoritative --dhcp-leasefile="$run/dhcp.leases"
 
 	mkdir -p /etc/netns/sbxhost
 	printf 'nameserver 198.51.100.53\nsearch world.test\n' >/etc/netns/sbxhost/resolv.conf

@@ -230,3 +230,36 @@ func askFrom(agent, network, to string) (string, error) {
 	out, err := exec.Command("curl", "-fsS", "-m", "20", "-G", "--data-urlencode", "network="+network, "--data-urlencode", "addr="+to, "http://"+agent+"/ask").CombinedOutput()
 	return string(out), err
 }
+
+// TestUplink: sandboxes as hosts of a segment, through a TAP that root has given to the
+// user: with addresses from its DHCP server, and with their own.
+func TestUplink(t *testing.T) {
+	e := harness.New(t, harness.BB)
+	const router, here = "192.168.66.1", "192.168.66."
+	address := func(network string) string {
+		out := e.Must("run", "--rm", "--network", network, harness.BB, "sh", "-c",
+			"/probe get http://"+router+"/ >/dev/null && /probe get http://router.lab.example/ >/dev/null && while read a b; do case $a in "+here+"*) echo $a;; esac; done </etc/hosts")
+		return strings.TrimSpace(out)
+	}
+	e.Must("network", "create", "-d", "uplink", "--parent", "sbxtap", "lan")
+	if a := address("lan"); !strings.HasPrefix(a, here+"1") || len(a) != len(here)+3 { // .100 to .199
+		t.Errorf("address %q, want one of the server's", a)
+	}
+	// One process at a time has the device.
+	e.Must("network", "rm", "lan")
+
+	e.Must("network", "create", "-d", "uplink", "--parent", "sbxtap", "--subnet", "192.168.66.0/24", "--gateway", router, "--ip-range", "192.168.66.32/28", "own")
+	e.Must("run", "-d", "--name", "server", "--network", "own", "--ip", "192.168.66.40", harness.BB, "/probe", "serve", "80")
+	e.Must("run", "--rm", "--network", "own", "--dns", router, harness.BB, "/probe", "get", "http://192.168.66.40/")
+	e.Must("run", "--rm", "--network", "own", "--dns", router, harness.BB, "/probe", "get", "http://router.lab.example/")
+	// It has all ports of its own address: none are to be published.
+	e.Fails(1, []string{"uplink"}, "port", "add", "server", "8080:80")
+	e.Must("rm", "-f", "server")
+	e.Must("network", "rm", "own")
+
+	for parent, want := range map[string]string{"brseg": "bridge device, not a TAP", "nosuch": "Link not found"} {
+		e.Must("network", "create", "-d", "uplink", "--parent", parent, "bad")
+		e.Fails(125, []string{want}, "run", "--rm", "--network", "bad", harness.BB, "true")
+		e.Must("network", "rm", "bad")
+	}
+}

@@ -16,7 +16,9 @@ func sameName(a, b string) bool {
 // memberList describes who is on the network.
 func (s *server) memberList() Members {
 	list := Members{Info: s.info(), Members: []MemberInfo{}, DNS: s.dns.Stats(), Refused: s.refused.Load()}
-	stats := s.net.Stats().Ports
+	all := s.net.Stats()
+	stats := all.Ports
+	list.Uplink = all.Uplink
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for id, x := range s.byID {

@@ -201,6 +201,8 @@ type Members struct {
 	Members []MemberInfo           `json:"members"`
 	DNS     netstack.ResolverStats `json:"dns"`
 	Refused uint64                 `json:"refused"`
+	// Uplink is nil on a network without one.
+	Uplink *netstack.PortStats `json:"uplink,omitempty"`
 }
 
 // MemberInfo is one of them.

@@ -54,6 +54,17 @@ func TestNew(t *testing.T) {
 		cfg  Config
 		want any // a check, or the error
 	}{
+		"uplink with DHCP": {Config{Driver: "uplink", Options: map[string]string{"parent": "tap0"}}, says(func(n *Network) bool {
+			return n.Uplink() && n.DHCP() && n.Parent == "tap0" && !n.Subnet4.IsValid() && !n.Subnet6.IsValid()
+		})},
+		"uplink where the machine itself is": {Config{Driver: "uplink", Options: map[string]string{"parent": "tap0"}, Subnets: prefixes("192.168.7.0/24")},
+			says(func(n *Network) bool {
+				return n.Uplink() && !n.DHCP() && n.Gateway4.String() == "192.168.7.1" && !n.Subnet6.IsValid()
+			})},
+		"uplink to nowhere":       {Config{Driver: "uplink"}, bad(ErrInvalid, "needs a parent device")},
+		"uplink that is internal": {Config{Driver: "uplink", Internal: true, Options: map[string]string{"parent": "tap0"}}, bad(ErrInvalid, "cannot be internal")},
+		"uplink with IPv6 alone":  {Config{Driver: "uplink", Options: map[string]string{"parent": "tap0"}, Subnets: prefixes("fd00:7::/64")}, bad(ErrInvalid, "IPv6 subnet alone")},
+		"a parent without uplink": {Config{Options: map[string]string{"parent": "tap0"}}, bad(ErrInvalid, "has no parent device")},
 		"basic": {Config{}, says(func(n *Network) bool {
 			return len(n.ID) == 64 && n.Driver == "bridge" && n.Subnet4.Bits() == 22 && n.Gateway4 == n.Subnet4.Addr().Next() &&
 				n.Subnet6.Bits() == 64 && n.Gateway6 == n.Subnet6.Addr().Next() && n.Subnet6.Addr().As16()[0] == 0xfd && !n.Internal && !n.Created.IsZero()
