@@ -96,7 +96,7 @@ func netdMain(ctx context.Context, conn *wire.Conn) error {
 	resident.TrimLater()
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	return netd.Main(ctx, conn, netd.MainConfig{Log: os.Stderr})
+	return netd.Main(ctx, conn, netd.MainConfig{Log: os.Stderr, Confine: true})
 }
 
 // exitOwn is the exit status of a process of sbx that failed; its error has gone

@@ -24,6 +24,8 @@ import (
 type MainConfig struct {
 	// Log is standard error, the log file. Nil: no log. It is kept below 1 MiB.
 	Log *os.File
+	// Confine takes from the whole process what a network does not need.
+	Confine bool
 }
 
 // claimPatience is how long a killed predecessor may take to be gone. Ensure
@@ -116,6 +118,13 @@ func newServer(ctx context.Context, m *wire.Message, mc MainConfig) (_ *server, 
 	}
 	if s.ln, err = s.dir.listen(); err != nil {
 		return nil, wire.ToError("listen for sandboxes of network "+s.cfg.Name, err)
+	}
+	if mc.Confine {
+		c, err := s.confinement()
+		if err != nil {
+			return nil, wire.ToError("confine network "+s.cfg.Name, err)
+		}
+		c.confine(s.log)
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.idle = time.AfterFunc(s.cfg.Linger, s.wake)

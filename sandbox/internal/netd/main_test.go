@@ -31,6 +31,8 @@ func TestMain(m *testing.M) {
 		err = netdRole()
 	case "monitor":
 		err = monitorRole()
+	case "confined":
+		err = confinedRole()
 	case "broken":
 		err = errors.New("broken on purpose")
 	}
@@ -48,7 +50,7 @@ func netdRole() error {
 	if err != nil {
 		return err
 	}
-	return Main(ctx, conn, MainConfig{Log: os.Stderr})
+	return Main(ctx, conn, MainConfig{Log: os.Stderr, Confine: true})
 }
 
 // spawner starts real processes and knows them.
@@ -113,7 +115,7 @@ func newNetwork(t testing.TB) *network {
 	}
 	n := &network{t: t, dir: dir, spawner: &spawner{role: "netd"}}
 	n.Config = Config{StartConfig: StartConfig{
-		RuntimeDir: dir, DataDir: filepath.Join(dir, "data"), Network: netdef.Network{Name: "default"}, Linger: shortLinger, Debug: true,
+		RuntimeDir: dir, DataDir: t.TempDir(), Network: netdef.Network{Name: "default"}, Linger: shortLinger, Debug: true,
 	}, Start: n.start}
 	t.Cleanup(func() {
 		n.mu.Lock()

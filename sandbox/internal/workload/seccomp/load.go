@@ -22,18 +22,32 @@ func (f *Filter) Len() int { return len(f.raw) }
 // Load makes the calling thread obey the filter, and what it forks or
 // executes. The thread needs CAP_SYS_ADMIN in its user namespace or
 // no_new_privs. The caller has locked the goroutine to it.
-func (f *Filter) Load() error {
+func (f *Filter) Load() error { return f.load(0) }
+
+// LoadAll makes all threads of the process obey the filter, and sets no_new_privs.
+func (f *Filter) LoadAll() error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("set no_new_privs: %w", err)
+	}
+	return f.load(unix.SECCOMP_FILTER_FLAG_TSYNC)
+}
+
+func (f *Filter) load(more uint) error {
 	prog := unix.SockFprog{
 		Len:    uint16(len(f.raw)),
 		Filter: (*unix.SockFilter)(unsafe.Pointer(unsafe.SliceData(f.raw))),
 	}
-	flags := f.flags
+	flags := f.flags | more
 	for {
-		_, _, e := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(flags), uintptr(unsafe.Pointer(&prog)))
+		thread, _, e := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(flags), uintptr(unsafe.Pointer(&prog)))
 		runtime.KeepAlive(f)
 		switch {
-		case e == 0:
+		case e == 0 && thread == 0:
 			return nil
+		case e == 0:
+			return fmt.Errorf("load the seccomp filter: thread %d has another one", thread)
 		case e == unix.EINVAL && flags&unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW != 0:
 			// Kernels before 4.17 do not have the flag, nor what it undoes.
 			flags &^= unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW

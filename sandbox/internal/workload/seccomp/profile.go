@@ -40,6 +40,10 @@ func Compile(profile string, caps []string) (*Filter, error) {
 	return compile(config, arches)
 }
 
+// CompileSpec makes the filter of rules that a program has for itself. They apply to
+// the native way of calling the kernel; any other is refused.
+func CompileSpec(p *specs.LinuxSeccomp) (*Filter, error) { return compile(p, arches) }
+
 // load reads a profile and applies its conditions.
 func load(profile string, caps []string) (*specs.LinuxSeccomp, error) {
 	rs := &specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: caps}}}
