@@ -21,6 +21,7 @@ import (
 //	  cache    answers still valid                  dns_cache.go
 //	  resolve  one upstream query per question      dns_flight.go
 //	  ask      the host's servers, as they are now  dns_forward.go
+//	  inside addresses that are not the Internet's dns_rebind.go
 //	finish     truncation, EDNS, the client's id    dns_finish.go
 //
 // Limits: a query of 4096 bytes, an answer by UDP of 4096; 256 unanswered queries
@@ -92,7 +93,10 @@ type ResolverStats struct {
 	// Malformed counts what was no query; Refused what we do not do; Dropped
 	// what exceeded a bound; Spoofed upstream packets that answered no question.
 	Malformed, Refused, Dropped, Spoofed uint64
-	CacheEntries, CacheBytes             int
+	// Inside counts answers from outside with an address of a private network, a
+	// link or a loopback: names of a company, or DNS rebinding.
+	Inside                   uint64
+	CacheEntries, CacheBytes int
 }
 
 // Resolver is a network's name server: its own names first, then the host's
@@ -116,8 +120,8 @@ type Resolver struct {
 	clients map[netip.Addr]int
 
 	count struct {
-		queries, local, peers, shared, upstream, failed atomic.Uint64
-		malformed, refused, dropped, spoofed, cache     atomic.Uint64
+		queries, local, peers, shared, upstream, failed     atomic.Uint64
+		malformed, refused, dropped, spoofed, inside, cache atomic.Uint64
 	}
 }
 
@@ -201,7 +205,7 @@ func (r *Resolver) Stats() ResolverStats {
 	s := ResolverStats{
 		Queries: c.queries.Load(), Local: c.local.Load(), Peers: c.peers.Load(), CacheHits: c.cache.Load(), Shared: c.shared.Load(),
 		Upstream: c.upstream.Load(), UpstreamFailed: c.failed.Load(), Malformed: c.malformed.Load(),
-		Refused: c.refused.Load(), Dropped: c.dropped.Load(), Spoofed: c.spoofed.Load(),
+		Refused: c.refused.Load(), Dropped: c.dropped.Load(), Spoofed: c.spoofed.Load(), Inside: c.inside.Load(),
 	}
 	s.CacheEntries, s.CacheBytes = r.cache.size()
 	return s

@@ -146,6 +146,10 @@ func (r *Resolver) resolve(f *flight, from netip.Addr, key cacheKey, req *dns.Ms
 		r.log.Debug("unusable answer", "name", req.Question[0].Name, "err", err)
 	} else {
 		f.wire = wire
+		if a, ok := insideAddr(m); ok {
+			r.count.inside.Add(1)
+			r.log.Debug("a name from outside has an address inside", "name", req.Question[0].Name, "address", a)
+		}
 		if _, shared := keyOf(req); shared && !m.Truncated {
 			r.cache.put(key, m, wire, epoch)
 		}

@@ -322,6 +322,34 @@ func TestDNSForward(t *testing.T) {
 	}
 }
 
+// TestDNSInside: addresses inside from a name outside are passed on and counted.
+func TestDNSInside(t *testing.T) {
+	var answer atomic.Pointer[dns.RR]
+	r := newResolver(t, ResolverConfig{CacheEntries: -1}, dnsServer(t, func(w dns.ResponseWriter, q *dns.Msg) {
+		m := new(dns.Msg)
+		m.SetReply(q)
+		m.Answer = []dns.RR{dnsRR(t, q.Question[0].Name+" 300 IN CNAME x.example.com."), *answer.Load()}
+		w.WriteMsg(m)
+	}))
+	for _, c := range []struct {
+		rr     string
+		inside uint64
+	}{
+		{"A 192.0.2.1", 0}, {"A 10.0.0.1", 1}, {"A 192.168.1.1", 1}, {"A 127.0.0.1", 1}, {"A 169.254.169.254", 1}, {"A 0.0.0.0", 1},
+		{"AAAA 2001:db8::1", 0}, {"AAAA ::1", 1}, {"AAAA fd00:ec2::254", 1}, {"AAAA fe80::1", 1}, {"AAAA ::ffff:10.0.0.1", 1}, {"TXT 10.0.0.1", 0},
+	} {
+		rr := dnsRR(t, "x.example.com. 300 IN "+c.rr)
+		answer.Store(&rr)
+		before := r.Stats().Inside
+		if a := dnsExchange(t, r, dnsQuery("rebind.example.com.", rr.Header().Rrtype), false); len(a.Answer) != 2 {
+			t.Errorf("%s: %v", c.rr, a)
+		}
+		if got := r.Stats().Inside - before; got != c.inside {
+			t.Errorf("%s: counted %d times", c.rr, got)
+		}
+	}
+}
+
 func TestDNSTruncation(t *testing.T) {
 	var many []dns.RR
 	for i := range 200 {

@@ -3,6 +3,7 @@ package netstack
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"syscall"
 )
 
@@ -29,6 +30,12 @@ var (
 	this4   = netip.MustParsePrefix("0.0.0.0/8")
 	// bcast4 is the limited broadcast address, which net/netip has no word for.
 	bcast4 = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	// metadata is where clouds tell a machine its secrets, besides link-local
+	// 169.254.169.254: Amazon, Google, Alibaba, Oracle, Azure.
+	metadata = []netip.Addr{
+		netip.MustParseAddr("fd00:ec2::254"), netip.MustParseAddr("fd20:ce::254"), netip.MustParseAddr("100.100.100.200"),
+		netip.MustParseAddr("192.0.0.192"), netip.MustParseAddr("168.63.129.16"),
+	}
 	// nat64 leads to IPv4 addresses where the host's network translates: the
 	// embedded address must pass, too.
 	nat64 = netip.MustParsePrefix("64:ff9b::/96")
@@ -44,7 +51,8 @@ func outside(a netip.Addr) verdict {
 	switch {
 	case a.IsMulticast(), a == bcast4, a.IsUnspecified():
 		return ignore
-	case a.IsLoopback(), a.IsLinkLocalUnicast(), this4.Contains(a), mapped4.Contains(a), compat4.Contains(a):
+	case a.IsLoopback(), a.IsLinkLocalUnicast(), this4.Contains(a), mapped4.Contains(a), compat4.Contains(a),
+		slices.Contains(metadata, a):
 		return deny
 	}
 	return allow
