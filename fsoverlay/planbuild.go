@@ -88,6 +88,48 @@ func BuildPlan(c PlanConfig) (Plan, error) {
 	return append(p, Op{Kind: KindPivot}), nil
 }
 
+// BuildFilesPlan makes the part of the plan that shows files to somebody outside: the
+// root with volumes and bind mounts, and without what only a process in it has, such
+// as proc, devices and tmpfs. "/" stays what it was.
+func BuildFilesPlan(c PlanConfig) (Plan, error) {
+	if err := CheckMounts(c.Mounts); err != nil {
+		return nil, err
+	}
+	user := map[string]bool{}
+	for _, m := range c.Mounts {
+		user[path.Clean(m.Target)] = true
+	}
+	p := Plan{{Kind: KindSlave}, {Kind: KindRoot, Source: c.Root}}
+	for _, m := range byDepth(withEtc(&c, user)) {
+		if t := path.Clean(m.Target); m.Type == TypeTmpfs || KernelDir(t) {
+			continue
+		}
+		ops, err := userOps(m)
+		if err != nil {
+			return nil, err
+		}
+		p = append(p, ops...)
+	}
+	if c.ReadOnly {
+		p = append(p, Op{Kind: KindReadonly, Target: "/", TopOnly: true})
+	}
+	return p, nil
+}
+
+// KernelDir says whether a clean path is in one of the directories whose contents are
+// the kernel's and not the sandbox's.
+func KernelDir(p string) bool {
+	for _, d := range KernelDirs {
+		if p == d || strings.HasPrefix(p, d+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// KernelDirs are these directories.
+var KernelDirs = []string{"/dev", "/proc", "/sys"}
+
 func procOps() Plan {
 	bind := &Op{Kind: KindBind, Source: "/proc", Target: "/proc", Attrs: ReadOnly | NoSuid | NoDev | NoExec, NoLinks: true, Outer: true,
 		Optional: "/proc is that of the surrounding container, read-only and with its process numbers: a new one is refused because parts of it are masked"}

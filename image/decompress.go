@@ -42,6 +42,13 @@ func sniff(head []byte) compression {
 	return plain
 }
 
+// Decompress returns the uncompressed stream of one that is compressed with gzip or
+// zstd, or not at all. The returned function frees what the decompressor holds.
+func Decompress(r io.Reader) (io.Reader, func(), error) {
+	raw, _, free, err := decompress(r)
+	return raw, free, err
+}
+
 // decompress returns the uncompressed stream. The returned function frees what
 // the decompressor holds.
 func decompress(r io.Reader) (io.Reader, compression, func(), error) {

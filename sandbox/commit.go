@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"io"
+	"os"
 	"slices"
 	"strings"
 
@@ -68,7 +69,7 @@ func (s *Sandbox) Commit(ctx context.Context, o CommitOptions) (*image.Image, Co
 	}
 	opts.Layer = func(ctx context.Context, w io.Writer) (int64, error) {
 		var err error
-		res, err = s.tree(ctx, what, func(r io.Reader) error {
+		res, err = s.tree(ctx, what, func(r *os.File) error {
 			_, err := io.Copy(w, r)
 			return err
 		})

@@ -83,6 +83,7 @@ func FixOf(err error) string {
 		we *wire.Error
 		se *StateError
 		ne *netdef.Error
+		ce *CopyError
 	)
 	switch {
 	case errors.As(err, &ie) && ie.Fix != "":
@@ -91,6 +92,8 @@ func FixOf(err error) string {
 		return se.Fix
 	case errors.As(err, &ne) && ne.Fix != "":
 		return ne.Fix
+	case errors.As(err, &ce) && ce.Fix != "":
+		return ce.Fix
 	case errors.As(err, &we):
 		return we.Fix
 	}

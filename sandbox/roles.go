@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"github.com/rootless-sbx/sbx/internal/wire"
+	"github.com/rootless-sbx/sbx/sandbox/internal/boxfiles"
 	"github.com/rootless-sbx/sbx/sandbox/internal/demo"
 	"github.com/rootless-sbx/sbx/sandbox/internal/initproc"
 	"github.com/rootless-sbx/sbx/sandbox/internal/monitor"
@@ -33,6 +34,7 @@ func MaybeInit() {
 		proto.RoleLinker:   initproc.Linker,
 		proto.RoleNetd:     netdMain,
 		proto.RoleWorker:   workerMain,
+		proto.RoleFiles:    boxfiles.Main,
 		initproc.RoleStage: initproc.Stage,
 	}
 	if filepath.Base(os.Args[0]) == demo.Role {

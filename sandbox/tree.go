@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/internal/archive"
@@ -37,7 +38,7 @@ const (
 // Volumes and other mounts are not its own.
 func (s *Sandbox) Diff(ctx context.Context) ([]Change, error) {
 	var list []Change
-	_, err := s.tree(ctx, proto.TreeChanges, func(r io.Reader) error {
+	_, err := s.tree(ctx, proto.TreeChanges, func(r *os.File) error {
 		b := bufio.NewReader(r)
 		for {
 			line, err := b.ReadString(0)
@@ -61,9 +62,8 @@ func (s *Sandbox) Diff(ctx context.Context) ([]Change, error) {
 // sandbox sees. What is mounted in it is not part of it: of a volume there is what it
 // covers.
 func (s *Sandbox) Export(ctx context.Context, w io.Writer) (Copied, error) {
-	res, err := s.tree(ctx, proto.TreeAll, func(r io.Reader) error {
-		_, err := io.Copy(w, r)
-		return err
+	res, err := s.tree(ctx, proto.TreeAll, func(r *os.File) error {
+		return copyUntil(ctx, w, r)
 	})
 	if err == nil {
 		s.event(events.Export)
@@ -73,7 +73,7 @@ func (s *Sandbox) Export(ctx context.Context, w io.Writer) (Copied, error) {
 
 // tree lets a worker read the sandbox's files, and read take what it writes. Whether
 // the sandbox runs makes no difference: the layers are read where they lie.
-func (s *Sandbox) tree(ctx context.Context, what string, read func(io.Reader) error) (Copied, error) {
+func (s *Sandbox) tree(ctx context.Context, what string, read func(*os.File) error) (Copied, error) {
 	var res Copied
 	st, err := s.storage(ctx)
 	if err != nil {
@@ -94,8 +94,9 @@ func (s *Sandbox) tree(ctx context.Context, what string, read func(io.Reader) er
 	return res, err
 }
 
-// piped runs read and write on the two ends of a pipe. Who fails first says why.
-func piped(read func(io.Reader) error, write func(*os.File) error) error {
+// piped runs read and write on the two ends of a pipe, and returns the error that is no
+// consequence of the other.
+func piped(read func(*os.File) error, write func(*os.File) error) error {
 	pr, pw, err := os.Pipe()
 	if err != nil {
 		return err
@@ -108,15 +109,33 @@ func piped(read func(io.Reader) error, write func(*os.File) error) error {
 	}()
 	werr := write(pw)
 	pw.Close()
-	if rerr := <-done; rerr != nil {
+	rerr := <-done
+	if werr == nil || rerr != nil && errors.Is(werr, syscall.EPIPE) {
 		return rerr
 	}
 	return werr
 }
 
+// copyUntil copies until ctx ends. Then its goroutine stays until the caller's reader or
+// writer returns, as with os/exec.
+func copyUntil(ctx context.Context, w io.Writer, r io.Reader) error {
+	done := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(w, r)
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 // storage is where the files of a sandbox are.
 type storage struct {
 	mapping *userns.Mapping
+	layers  []string // of its image
 	view    fsoverlay.ViewSpec
 	release func() // the image
 }
@@ -132,26 +151,27 @@ func (s *Sandbox) storage(ctx context.Context) (*storage, error) {
 	dir := filepath.Join(s.e.containers(), s.id)
 	st := &storage{mapping: p.mapping, release: func() {}}
 	st.view = fsoverlay.ViewSpec{Driver: s.start.Driver, Upper: filepath.Join(dir, "upper")}
-	init := filepath.Join(dir, "init")
-	if _, err := os.Lstat(init); err == nil {
-		st.view.Lowers = append(st.view.Lowers, init)
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return nil, err
-	}
 	if s.rec.ImageID == "" {
 		root, err := filepath.EvalSymlinks(s.rec.RootFS)
 		if err != nil {
 			return nil, &ConfigError{Field: "rootfs", Err: err}
 		}
-		st.view.Lowers = append(st.view.Lowers, root)
-		return st, nil
+		st.layers = []string{root}
+	} else {
+		lease, err := s.acquire(ctx, p.mapping)
+		if err != nil {
+			return nil, err
+		}
+		st.layers, st.release = lease.Layers, func() { lease.Close() }
 	}
-	lease, err := s.acquire(ctx, p.mapping)
-	if err != nil {
+	init := filepath.Join(dir, "init")
+	if _, err := os.Lstat(init); err == nil {
+		st.view.Lowers = append(st.view.Lowers, init)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		st.release()
 		return nil, err
 	}
-	st.view.Lowers = append(st.view.Lowers, lease.Layers...)
-	st.release = func() { lease.Close() }
+	st.view.Lowers = append(st.view.Lowers, st.layers...)
 	return st, nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/rootless-sbx/sbx/internal/rmtree"
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
+	"github.com/rootless-sbx/sbx/sandbox/internal/boxfiles"
 	"github.com/rootless-sbx/sbx/sandbox/internal/du"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
@@ -29,6 +30,12 @@ type worker struct {
 }
 
 func (e *Engine) startWorker(ctx context.Context, m *userns.Mapping) (*worker, error) {
+	return e.startWorkerWith(ctx, m, syscall.SIGKILL)
+}
+
+// startWorkerWith says what the worker gets if this process is killed: with no signal
+// it ends in good order by the end of its connection.
+func (e *Engine) startWorkerWith(ctx context.Context, m *userns.Mapping, pdeathsig syscall.Signal) (*worker, error) {
 	child, err := userns.Start(ctx, userns.Spec{
 		Path:       e.initPath,
 		Args:       []string{proto.RoleWorker},
@@ -36,7 +43,7 @@ func (e *Engine) startWorker(ctx context.Context, m *userns.Mapping) (*worker, e
 		Mapping:    m,
 		Cloneflags: syscall.CLONE_NEWNS,
 		Setsid:     true,
-		Pdeathsig:  syscall.SIGKILL,
+		Pdeathsig:  pdeathsig,
 		Logger:     e.log,
 	})
 	if err != nil {
@@ -142,18 +149,30 @@ func (e *Engine) probeStorage(ctx context.Context, m *userns.Mapping) (res []fso
 }
 
 // workerMain is the worker's side. It ends when the caller closes the connection.
-func workerMain(ctx context.Context, conn *wire.Conn) error {
+func workerMain(ctx context.Context, conn *wire.Conn) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	w := &working{}
+	defer func() { err = errors.Join(err, w.box.Close()) }()
 	return conn.Serve(func(m *wire.Message) {
-		body, err := work(ctx, m)
+		body, err := w.work(ctx, m)
 		if serr := conn.Reply(m, body, err); serr != nil {
 			conn.Close()
 		}
 	})
 }
 
-func work(ctx context.Context, m *wire.Message) (any, error) {
+// working is a worker's state.
+type working struct {
+	box *boxfiles.Mounted // the root that it has mounted
+}
+
+func (w *working) work(ctx context.Context, m *wire.Message) (any, error) {
+	if w.box != nil {
+		if body, ok, err := w.box.Handle(ctx, m); ok {
+			return body, err
+		}
+	}
 	switch m.Type {
 	case proto.MsgUnpack:
 		var req proto.Unpack
@@ -197,6 +216,26 @@ func work(ctx context.Context, m *wire.Message) (any, error) {
 		return fsoverlay.Probe(ctx, req.Path), nil
 	case proto.MsgTree:
 		return writeTree(ctx, m)
+	case proto.MsgMountRoot:
+		return w.mountRoot(ctx, m)
 	}
 	return nil, fmt.Errorf("unknown request %q", m.Type)
+}
+
+func (w *working) mountRoot(ctx context.Context, m *wire.Message) (any, error) {
+	var req proto.MountRoot
+	if err := m.Decode(&req); err != nil {
+		return nil, err
+	}
+	lock, err := m.Take("lock")
+	if err != nil {
+		return nil, err
+	}
+	box, res, err := boxfiles.Mount(ctx, &req, lock)
+	if err != nil {
+		lock.Close()
+		return nil, err
+	}
+	w.box = box
+	return res, nil
 }

@@ -3,6 +3,8 @@ package archive
 import (
 	"errors"
 	"fmt"
+
+	"github.com/rootless-sbx/sbx/internal/wire"
 )
 
 var (
@@ -54,3 +56,38 @@ func bad(kind error, name, format string, args ...any) error {
 func failed(name, doing string, err error) error {
 	return &EntryError{Name: name, Msg: doing, Err: err}
 }
+
+// codes are the names under which the kinds travel between processes.
+var codes = map[string]error{
+	"archive-breakout": ErrBreakout,
+	"archive-damaged":  ErrDamaged,
+	"archive-kind":     ErrKind,
+	"archive-limit":    ErrLimit,
+}
+
+// WireError prepares an error for its way to another process.
+func WireError(err error) *wire.Error {
+	out := wire.ToError("", err)
+	if out != nil && out.Code == "" {
+		for code, kind := range codes {
+			if errors.Is(err, kind) {
+				out.Code = code
+			}
+		}
+	}
+	return out
+}
+
+// FromWire gives an error that has come from another process its kind back.
+func FromWire(err error) error {
+	var we *wire.Error
+	if errors.As(err, &we) && codes[we.Code] != nil {
+		return &wireError{codes[we.Code], we}
+	}
+	return err
+}
+
+type wireError struct{ kind, err error }
+
+func (e *wireError) Error() string   { return e.err.Error() }
+func (e *wireError) Unwrap() []error { return []error{e.kind, e.err} }

@@ -4,20 +4,33 @@ import (
 	"context"
 
 	"github.com/rootless-sbx/sbx/internal/wire"
-	"github.com/rootless-sbx/sbx/sandbox/internal/record"
 )
 
 // hold keeps every process of the sandbox still until the connection ends, for those
-// who read its files. Without a group that can be frozen it does nothing.
+// who read its files. Without a group that can be frozen, and in one that is paused, it
+// does nothing. What is to be started in the sandbox waits as long.
 func (s *session) hold(ctx context.Context, req *wire.Message) error {
 	m := s.m
 	return s.later(func() error {
 		m.mu.Lock()
-		ended, still := m.ended, m.group == nil || m.state.Status == record.Paused
+		ended := m.ended
 		m.mu.Unlock()
-		if !still {
-			if err := m.group.Freeze(ctx); err != nil {
+		goOn := func() {}
+		if m.group != nil && !m.paused() {
+			letGo, err := m.enterAlone(ctx)
+			if err != nil {
 				return err
+			}
+			defer letGo()
+			if !m.paused() {
+				if err := m.group.Freeze(ctx); err != nil {
+					return err
+				}
+				goOn = func() {
+					if err := m.group.Thaw(context.WithoutCancel(ctx)); err != nil {
+						m.log.Warn("let the sandbox run on", "err", err)
+					}
+				}
 			}
 		}
 		err := s.conn.Reply(req, nil, nil)
@@ -27,14 +40,7 @@ func (s *session) hold(ctx context.Context, req *wire.Message) error {
 			case <-ended:
 			}
 		}
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		if still || m.state.Status == record.Paused { // somebody else wants it to stand still
-			return nil
-		}
-		if terr := m.group.Thaw(context.WithoutCancel(ctx)); terr != nil {
-			m.log.Warn("let the sandbox run on", "err", terr)
-		}
+		goOn()
 		return nil
 	}, req)
 }

@@ -10,8 +10,8 @@
 //
 // # Limits
 //
-// 64 connections, 128 programs executed beside the workload at one time, 16
-// sessions an output. A connection that says something wrong is closed.
+// 64 connections, 128 programs executed beside the workload and 16 processes that copy
+// files at one time, 16 sessions an output. A connection that says something wrong is closed.
 package monitor
 
 import (
@@ -28,9 +28,9 @@ import (
 
 	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
 	"github.com/rootless-sbx/sbx/cgroup"
-	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
+	"github.com/rootless-sbx/sbx/sandbox/internal/boxroot"
 	"github.com/rootless-sbx/sbx/sandbox/internal/events"
 	"github.com/rootless-sbx/sbx/sandbox/internal/logfile"
 	"github.com/rootless-sbx/sbx/sandbox/internal/netd"
@@ -62,6 +62,7 @@ type monitor struct {
 	quit      chan struct{}           // closed when somebody wants the end; see quitting
 
 	waiters sync.WaitGroup // requests that wait for something
+	copiers copiers        // processes that have the sandbox's files
 
 	netsMu    sync.Mutex // guards spec.Network and what follows; taken before mu
 	nets      []*network
@@ -93,13 +94,11 @@ type monitor struct {
 
 	interrupted string // why somebody has ended us; "": nobody
 
-	root      fsoverlay.RootSpec
+	root      *boxroot.Root
 	group     *cgroup.Group // nil: none
 	oomBefore uint64        // kills for want of memory in earlier runs
-	storage   *fsoverlay.Prepared
-	shared    *sharedNet // nil: the sandbox's own, or the host's
+	shared    *sharedNet    // nil: the sandbox's own, or the host's
 	pty       *os.File
-	hold      *fsoverlay.Hold // keeps the volumes
 	notes     []string
 	marks     *proto.Marks
 	inits     []proto.Mark // init's own
@@ -265,6 +264,7 @@ func (m *monitor) note(what string, err error) {
 // endRun undoes everything that start did, in reverse order. What lasts from one run
 // to the next stays.
 func (m *monitor) endRun() {
+	m.copiers.end()
 	m.leaveNetworks()
 	m.marks.Add("network left")
 	m.mu.Lock()
@@ -279,12 +279,8 @@ func (m *monitor) endRun() {
 		m.pty = nil
 	}
 	m.mu.Unlock()
-	if m.storage != nil {
-		m.note("end the storage driver", m.storage.Close())
-		m.storage = nil
-	}
-	m.note("let go of the volumes", m.hold.Close())
-	m.hold = nil
+	m.note("end the storage driver", m.root.Close())
+	m.root = nil
 }
 
 // remove takes everything away that the sandbox has on the disk.

@@ -204,6 +204,8 @@ func (s *session) handle(ctx context.Context, req *wire.Message) error {
 		return s.hold(ctx, req)
 	case proto.MsgPorts:
 		return s.ports(ctx, req)
+	case proto.MsgFiles:
+		return s.files(ctx, req)
 	case proto.MsgNetNS:
 		return s.netns(req)
 	}

@@ -3,16 +3,14 @@ package monitor
 import (
 	"context"
 	"errors"
-	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"syscall"
 
 	"github.com/rootless-sbx/sbx/fsoverlay"
-	"github.com/rootless-sbx/sbx/internal/rmtree"
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
+	"github.com/rootless-sbx/sbx/sandbox/internal/boxroot"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/userns"
 )
@@ -158,41 +156,15 @@ func (m *monitor) prepareRoot(ctx context.Context) error {
 	if err := limitShare(); err != nil { // /proc/sys is read-only in some containers
 		m.log.Debug("the sandbox's share of what its user may have is not limited", "err", err)
 	}
-	dirs := map[string]string{}
-	for _, d := range []string{"upper", "work", "merged", "init"} {
-		dirs[d] = filepath.Join(s.Dir, d)
-		err := os.Mkdir(dirs[d], 0o755)
-		if errors.Is(err, fs.ErrExist) { // started again
-			err = nil
-			if d == "init" {
-				err = rmtree.Remove(dirs[d])
-			}
-		}
-		if err != nil {
-			return err
-		}
-	}
-	if err := m.resolveVolumes(ctx); err != nil {
-		return err
-	}
-	if err := fsoverlay.BuildInitLayer(dirs["init"], fsoverlay.InitLayerConfig{Lowers: s.Lowers, Mounts: s.Mounts}); err != nil {
-		return err
-	}
-	driver, err := fsoverlay.NewDriver(s.Driver, m.log)
+	root, err := boxroot.Prepare(ctx, s, m.volumes(), m.state.Volumes, m.log)
+	m.mu.Lock()
+	m.state.Volumes = root.Volumes
+	m.mu.Unlock()
 	if err != nil {
 		return err
 	}
-	m.root = fsoverlay.RootSpec{
-		Driver: s.Driver,
-		Lowers: append([]string{dirs["init"]}, s.Lowers...),
-		Upper:  dirs["upper"], Work: dirs["work"], Merged: dirs["merged"],
-		// Not if it outlives this mount.
-		Volatile: !s.Life.Keep && (s.Life.Restart.Name == "" || s.Life.Restart.Name == "no"),
-	}
-	if m.storage, err = driver.Prepare(ctx, m.root); err != nil {
-		return err
-	}
-	m.notes = append(m.notes, m.storage.Notes...)
+	m.root, s.Mounts = root, root.Mounts
+	m.notes = append(m.notes, root.Storage.Notes...)
 	return nil
 }
 
@@ -233,9 +205,9 @@ func (m *monitor) buildRoot(ctx context.Context) error {
 		etc, hostname = m.shared.dir, m.shared.hostname
 	}
 	req := proto.Root{
-		Spec: m.root,
+		Spec: m.root.Spec,
 		Plan: fsoverlay.PlanConfig{
-			Root:        m.root.Merged,
+			Root:        m.root.Spec.Merged,
 			ReadOnly:    s.ReadOnly,
 			Mounts:      s.Mounts,
 			Hosts:       filepath.Join(etc, "hosts"),
@@ -268,41 +240,7 @@ func (m *monitor) buildRoot(ctx context.Context) error {
 		}
 	}
 	// init has its own view of a fuse mount now; ours would outlive the sandbox's.
-	return m.storage.Detach()
-}
-
-// resolveVolumes turns named and anonymous volumes into directories. The anonymous
-// ones of the first run are those of every other.
-func (m *monitor) resolveVolumes(ctx context.Context) error {
-	vols := m.volumes()
-	names := map[string]string{}
-	for i := range m.spec.Mounts {
-		v := &m.spec.Mounts[i]
-		if v.Type != fsoverlay.TypeVolume || v.Source != "" && m.state.Volumes[v.Target] != v.Source {
-			continue
-		}
-		if v.Source = m.state.Volumes[v.Target]; v.Source == "" {
-			// If we are killed, whoever clears up finds the volume by its label.
-			labels := map[string]string{proto.LabelSandbox: m.spec.ID}
-			maps.Copy(labels, v.Labels)
-			v.Labels = labels
-		}
-		names[v.Target] = ""
-	}
-	mounts, _, hold, err := vols.Resolve(ctx, m.spec.Mounts)
-	if err != nil {
-		return err
-	}
-	m.spec.Mounts, m.hold = mounts, hold
-	for _, v := range mounts {
-		if _, ok := names[v.Target]; ok && v.Type == fsoverlay.TypeVolume {
-			names[v.Target] = v.Source
-		}
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.state.Volumes = names
-	return nil
+	return m.root.Storage.Detach()
 }
 
 // runWorkload lets init become the workload. Success is the end of the connection:
@@ -311,6 +249,7 @@ func (m *monitor) runWorkload(ctx context.Context) error {
 	m.mu.Lock()
 	m.started = true
 	m.mu.Unlock()
+	m.copiers.begin()
 	reply, err := m.init.Conn.Call(ctx, proto.MsgExec, m.spec.Process, nil)
 	if err == nil {
 		reply.CloseFiles() // --init: the reaper answers and stays

@@ -28,6 +28,11 @@
 //	anybody   monitor   netns                                           NetNS; netns userns
 //	anybody   monitor   hold                                            empty; pid 1 and all stand still
 //	                                                                    until the connection ends
+//	anybody   monitor   files                                           empty; files, a connection to:
+//	anybody   files     stat-path     StatPath                          PathStat
+//	anybody   files     pack-path     PackPath       out                archive.Stats, when all is written
+//	anybody   files     unpack-path   UnpackPath     in                 archive.Stats, when all is there
+//	monitor   files     enter                        pid1 peer          empty; it serves peer from then on
 //	monitor   joined    join          Join           pid1               empty; pty with a terminal
 //	monitor   joined    exec          workload.Spec                     the end of the connection, or an error
 //	monitor   init      net           Net                               Link; link netns
@@ -41,6 +46,8 @@
 //	caller    worker    remove-tree   Path                              empty
 //	caller    worker    remove-box    Path                              empty
 //	caller    worker    probe         Path                              []fsoverlay.ProbeResult
+//	caller    worker    mount-root    MountRoot      lock               Mounted; then the worker is
+//	                                                                    what files is above
 //	caller    worker    tree          Tree           out                archive.Stats, when all is written
 //	caller    worker    usage         Paths                             []int64, bytes of each
 //
@@ -105,6 +112,12 @@ const (
 	MsgTree       = "tree"
 	MsgHold       = "hold"
 	MsgUsage      = "usage"
+	MsgFiles      = "files"
+	MsgEnter      = "enter"
+	MsgMountRoot  = "mount-root"
+	MsgStatPath   = "stat-path"
+	MsgPackPath   = "pack-path"
+	MsgUnpackPath = "unpack-path"
 )
 
 // Codes of errors that a caller tells apart.
@@ -115,6 +128,7 @@ const (
 	CodePaused        = "paused"
 	CodeNotPaused     = "not-paused"
 	CodeNoBox         = "no-box" // it has no cgroup
+	CodeKernelDir     = "kernel-dir"
 )
 
 // LabelSandbox names the sandbox that an anonymous volume belongs to.
@@ -138,6 +152,7 @@ const (
 	RoleLinker  = "sbx-linker"
 	RoleNetd    = "sbx-netd"
 	RoleWorker  = "sbx-worker"
+	RoleFiles   = "sbx-files"
 )
 
 // Start is a sandbox as the caller has resolved it.
