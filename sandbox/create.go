@@ -28,8 +28,11 @@ func (e *Engine) Create(ctx context.Context, cfg Config) (*Sandbox, error) {
 		return nil, err
 	}
 	s.marks.add("configuration checked")
-	e.sweepNow(ctx)
-	s.marks.add("left-overs looked for")
+	s.swept = make(chan struct{})
+	go func() {
+		defer close(s.swept)
+		e.sweepNow(ctx)
+	}()
 	err := s.prepare(ctx)
 	if err == nil {
 		s.event(events.Create)
@@ -41,6 +44,14 @@ func (e *Engine) Create(ctx context.Context, cfg Config) (*Sandbox, error) {
 	}
 	s.release(context.WithoutCancel(ctx))
 	return nil, err
+}
+
+// awaitSweep waits until Create has looked for left-overs, which it does beside the rest:
+// among hundreds of sandboxes it takes milliseconds.
+func (s *Sandbox) awaitSweep() {
+	if s.swept != nil {
+		<-s.swept
+	}
 }
 
 func (s *Sandbox) prepare(ctx context.Context) error {
@@ -104,6 +115,7 @@ func (s *Sandbox) claim(ctx context.Context) error {
 		if holder == "" {
 			return err
 		}
+		s.awaitSweep() // which may be about the holder
 		swept, serr := s.e.sweepOne(ctx, holder)
 		if _, nerr := boxdir.Name(s.e.containers(), holder); errors.Is(nerr, fs.ErrNotExist) {
 			continue // it is free now

@@ -27,6 +27,7 @@ const claimPatience = 5 * time.Second
 // Save leaves the sandbox to others, as it is: created. It is theirs to start, and
 // stays when this process ends. The handle is from now on as one of Open.
 func (s *Sandbox) Save(ctx context.Context) error {
+	s.awaitSweep()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.state != created || s.remote {

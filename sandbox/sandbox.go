@@ -61,6 +61,7 @@ type Sandbox struct {
 	stopSignal syscall.Signal
 	stdio      *stdio
 	marks      *timings
+	swept      chan struct{} // closed when Create has looked for left-overs; nil of an opened one
 
 	mu      sync.Mutex // guards what follows
 	state   state

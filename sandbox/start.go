@@ -147,6 +147,8 @@ func (s *Sandbox) launch(ctx context.Context) (_ *owner, err error) {
 		return nil, err
 	}
 	s.marks.add("monitor cloned, its ids mapped")
+	s.awaitSweep()
+	s.marks.add("left-overs looked for")
 	m := &owner{Child: child, ready: make(chan struct{}), served: make(chan struct{}), exited: make(chan *proto.Exited, 1)}
 	go s.serve(m)
 	files := append(s.stdio.childFiles(), wire.File{Name: "lock", File: s.dir.Lock})
@@ -332,6 +334,7 @@ func (s *Sandbox) afterDeath() {
 // release gives back what the sandbox has besides its processes and streams, and
 // ends those that a killed monitor left. What is recorded stays.
 func (s *Sandbox) release(ctx context.Context) {
+	s.awaitSweep()
 	if s.dir != nil && (s.recorded || s.detached()) {
 		s.dir.Release()
 	} else if s.dir != nil {

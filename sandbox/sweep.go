@@ -66,7 +66,7 @@ func (e *Engine) Sweep(ctx context.Context) (int, error) {
 // sweepOne removes or repairs one sandbox if it has no owner any more.
 func (e *Engine) sweepOne(ctx context.Context, id string) (bool, error) {
 	// Most are at rest, and neither locked nor owned.
-	if st, err := record.ReadState(filepath.Join(e.containers(), id)); err == nil && !st.Alive() {
+	if record.AtRest(filepath.Join(e.containers(), id)) {
 		return false, nil
 	}
 	return e.repair(ctx, id)

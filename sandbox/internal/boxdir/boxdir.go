@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/rootless-sbx/sbx/internal/atomicfile"
 	"github.com/rootless-sbx/sbx/internal/flock"
 	"github.com/rootless-sbx/sbx/internal/rmtree"
 	"golang.org/x/sys/unix"
@@ -19,6 +20,8 @@ const (
 	nameName = "name"
 
 	renameExt = ".new"
+
+	maxFile = 4096
 )
 
 // Dir is a directory that this process is an owner of.
@@ -96,6 +99,9 @@ func Rename(ctx context.Context, root, id string, name func(taken map[string]str
 	if _, err := os.Lstat(filepath.Join(path, lockName)); err != nil {
 		return err // it is being removed
 	}
+	if err := forgetNames(root); err != nil {
+		return err
+	}
 	tmp := filepath.Join(path, nameName+renameExt) // only one at a time is here
 	if err := os.WriteFile(tmp, []byte(text), 0o600); err != nil {
 		return err
@@ -105,24 +111,8 @@ func Rename(ctx context.Context, root, id string, name func(taken map[string]str
 
 // Name returns the name of root/id.
 func Name(root, id string) (string, error) {
-	b, err := readFile(filepath.Join(root, id, nameName))
+	b, err := atomicfile.Read(filepath.Join(root, id, nameName), maxFile)
 	return string(b), err
-}
-
-func names(root string) (map[string]string, error) {
-	ids, err := List(root)
-	if err != nil {
-		return nil, err
-	}
-	taken := map[string]string{}
-	for _, id := range ids {
-		// What has no name that can be read takes none: a storage probe, or no
-		// directory of ours.
-		if b, err := readFile(filepath.Join(root, id, nameName)); err == nil {
-			taken[string(b)] = id
-		}
-	}
-	return taken, nil
 }
 
 // List returns the ids of all directories, with an owner or without.
@@ -251,26 +241,4 @@ func tryLock(path string) (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
-}
-
-// readFile reads a small file that is nothing but a regular one.
-func readFile(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	fi, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if !fi.Mode().IsRegular() || fi.Size() > 4096 {
-		return nil, &fs.PathError{Op: "read", Path: path, Err: fs.ErrInvalid}
-	}
-	b := make([]byte, fi.Size())
-	n, err := f.ReadAt(b, 0)
-	if n == len(b) {
-		err = nil
-	}
-	return b[:n], err
 }

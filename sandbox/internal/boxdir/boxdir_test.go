@@ -98,6 +98,52 @@ func TestRename(t *testing.T) {
 	}
 }
 
+// Of many, most names are known without a look at their directories, and all are right.
+func TestManyNames(t *testing.T) {
+	root := t.TempDir()
+	ctx := t.Context()
+	const n = 3 * maxUnknown
+	for i := range n {
+		d, err := Create(ctx, root, fmt.Sprintf("id%d", i), func(taken map[string]string) (string, error) {
+			if len(taken) != i {
+				t.Fatalf("%d names before number %d", len(taken), i)
+			}
+			return fmt.Sprintf("name%d", i), nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.Release()
+	}
+	if _, err := os.Stat(filepath.Join(root, namesName)); err != nil {
+		t.Fatal(err)
+	}
+	same := func(name string) func(map[string]string) (string, error) {
+		return func(map[string]string) (string, error) { return name, nil }
+	}
+	if err := Rename(ctx, root, "id3", same("other")); err != nil {
+		t.Fatal(err)
+	}
+	d, err := Claim(ctx, root, "id4")
+	if err != nil || d == nil {
+		t.Fatal(d, err)
+	}
+	if err := errors.Join(Remove(ctx, d.Path), d.Release()); err != nil {
+		t.Fatal(err)
+	}
+	for _, broken := range []bool{false, true} {
+		if broken {
+			if err := os.WriteFile(filepath.Join(root, namesName), []byte("{"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got, err := names(root)
+		if err != nil || len(got) != n-1 || got["other"] != "id3" || got["name3"] != "" || got["name4"] != "" || got["name5"] != "id5" {
+			t.Errorf("%d names, %v", len(got), err)
+		}
+	}
+}
+
 // A Rename beside a Remove leaves nothing.
 func TestRenameRemove(t *testing.T) {
 	root := t.TempDir()

@@ -2,6 +2,7 @@
 // may remove it, and which process it stands for.
 //
 //	containers/.lock    exclusive while a directory is made, claimed or removed
+//	containers/.names   most names, see names.go
 //	containers/ID/lock  exclusive for as long as the sandbox has an owner
 //	containers/ID/name  its name
 //	containers/ID/pid   its pid 1, see Process

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/rootless-sbx/sbx/internal/atomicfile"
 	"golang.org/x/sys/unix"
 )
 
@@ -48,7 +49,7 @@ func Record(path string, pid int) error {
 // returns when they have gone. The caller must be an owner of the directory.
 func Kill(ctx context.Context, path string) error {
 	const step = "end the sandbox's processes"
-	b, err := readFile(filepath.Join(path, pidName))
+	b, err := atomicfile.Read(filepath.Join(path, pidName), maxFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

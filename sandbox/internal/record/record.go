@@ -1,6 +1,7 @@
 package record
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
@@ -151,6 +152,21 @@ func WriteState(dir string, s *State) error {
 func ReadState(dir string) (*State, error) {
 	s := &State{}
 	return s, read(dir, stateName, s, &s.Version)
+}
+
+// AtRest says whether a sandbox certainly does not run: its state begins with saying
+// so. It is for who goes through hundreds.
+func AtRest(dir string) bool {
+	b, err := atomicfile.Read(filepath.Join(dir, stateName), 64)
+	if err != nil {
+		return false
+	}
+	for _, status := range []string{Exited, Created} {
+		if bytes.HasPrefix(b, fmt.Appendf(nil, `{"version":%d,"status":%q,`, Version, status)) {
+			return true
+		}
+	}
+	return false
 }
 
 // Exists says whether the directory has a record, whatever its version.

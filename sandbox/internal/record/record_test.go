@@ -41,6 +41,21 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
+func TestAtRest(t *testing.T) {
+	dir := t.TempDir()
+	if AtRest(dir) {
+		t.Error("without a state")
+	}
+	for status, want := range map[string]bool{Created: true, Exited: true, Running: false, Paused: false, Restarting: false} {
+		if err := WriteState(dir, &State{Status: status}); err != nil {
+			t.Fatal(err)
+		}
+		if got := AtRest(dir); got != want {
+			t.Errorf("%s: %v", status, got)
+		}
+	}
+}
+
 // Files that a crash or another version has left.
 func TestBadFiles(t *testing.T) {
 	dir := t.TempDir()
