@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -133,10 +134,11 @@ func (k killRound) strike(e *harness.Env) {
 	p.Wait(30 * time.Second)
 }
 
-// lie says in what the list of sandboxes differs from what there is, "" if in nothing.
-func (k killRound) lie(e *harness.Env) string {
+// lie says in what the list of sandboxes, one at most, differs from what there is, "" if
+// in nothing. arg is one of the workload's, and of no other's.
+func lie(e *harness.Env, arg string) string {
 	r := e.Run("ps", "-a", "--format", "{{.State}}")
-	alive, monitors := e.FindArg(k.arg), e.Role("sbx-monitor")
+	alive, monitors := e.FindArg(arg), e.Role("sbx-monitor")
 	runs := false
 	switch strings.TrimSpace(r.Stdout) {
 	case "running":
@@ -151,15 +153,15 @@ func (k killRound) lie(e *harness.Env) string {
 	return ""
 }
 
-// left says what is still there when the sandbox has been removed. netd are the numbers
+// leftOf says what is still there when the sandbox has been removed. netd are the numbers
 // of descriptors of the networks' processes, which links and sockets would add to.
-func (k killRound) left(e *harness.Env, before []string, netd map[int]int) (left []string) {
+func leftOf(e *harness.Env, arg string, before []string, netd map[int]int) (left []string) {
 	for _, role := range []string{"sbx-monitor", "sbx-init", "sbx-worker", "fuse-overlayfs"} {
 		for _, pid := range e.Role(role) {
 			left = append(left, fmt.Sprintf("%s %d", role, pid))
 		}
 	}
-	for _, pid := range e.FindArg(k.arg) {
+	for _, pid := range e.FindArg(arg) {
 		left = append(left, fmt.Sprintf("workload %d", pid))
 	}
 	for _, f := range slices.Concat(glob(e.Data(), "containers/*"), glob(e.Runtime, "sbx/box/*"), glob(e.Runtime, "sbx/builtin/*"), volumes(e)) {
@@ -204,7 +206,7 @@ func TestKillRandomly(t *testing.T) {
 	e := harness.New(t, harness.BB)
 	e.Setenv("SBX_NETD_LINGER=2s") // longer than a round
 	seed := envNumber(t, "SBX_TEST_SEED", rand.Uint64N(1e6))
-	rounds := envNumber(t, "SBX_TEST_ROUNDS", 10)
+	rounds := envNumber(t, "SBX_TEST_ROUNDS", 6)
 	t.Logf("SBX_TEST_SEED=%d SBX_TEST_ROUNDS=%d", seed, rounds)
 	e.AtEnd("rm", "-f", "-v", "victim")
 	e.AtEnd("rm", "-f", "-v", "renamed")
@@ -220,7 +222,7 @@ func TestKillRandomly(t *testing.T) {
 			must(args...)
 		}
 		k.strike(e)
-		if lie := eventually(func() string { return k.lie(e) }); lie != "" {
+		if lie := eventually(func() string { return lie(e, k.arg) }); lie != "" {
 			t.Errorf("%v: ps -a: %s", k, lie)
 		}
 		for _, name := range []string{"victim", "renamed"} {
@@ -229,11 +231,76 @@ func TestKillRandomly(t *testing.T) {
 		// The name is free, and the next sandbox sweeps up after a killed create and a
 		// killed network.
 		must("run", "--rm", "--name", "victim", harness.BB, "true")
-		if left := eventually(func() string { return strings.Join(k.left(e, before, netd), ", ") }); left != "" {
+		if left := eventually(func() string { return strings.Join(leftOf(e, k.arg, before, netd), ", ") }); left != "" {
 			t.Errorf("%v: left behind: %s", k, left)
 		}
 		if t.Failed() {
 			return // the next round would trip over it
+		}
+	}
+}
+
+// TestRacingCommands: of two commands about one sandbox at the same moment each does its
+// work or says in the user's words why not, and the record is true.
+func TestRacingCommands(t *testing.T) {
+	e := harness.New(t, harness.BB)
+	const arg = "8000000"
+	create := []string{"create", "--name", "race", harness.BB, "sleep", arg}
+	run := []string{"run", "-d", "--name", "race", harness.BB, "sleep", arg}
+	words := []string{"no such sandbox", "not running", "is running", "name in use", "busy"}
+	netd := map[int]int{}
+	for _, c := range []struct {
+		before      []string
+		a, b        string
+		least, most int // how many succeed
+	}{
+		{nil, strings.Join(create, " "), strings.Join(create, " "), 1, 1},
+		{nil, strings.Join(run, " "), strings.Join(create, " "), 1, 1},
+		{nil, strings.Join(run, " "), strings.Join(run, " "), 1, 1},
+		{create, "start race", "start race", 2, 2},
+		{create, "start race", "rm race", 1, 2},
+		{create, "start race", "rm -f race", 1, 2},
+		{create, "start race", "rename race other", 1, 2},
+		{create, "rm race", "rm race", 1, 1},
+		{create, "rename race one", "rename race other", 1, 2},
+		{run, "stop -t 0 race", "rm -f race", 1, 2},
+		{run, "stop -t 0 race", "stop -t 0 race", 2, 2},
+		{run, "stop -t 0 race", "start race", 2, 2},
+		{run, "stop -t 0 race", "exec race true", 1, 2},
+		{run, "restart -t 0 race", "restart -t 0 race", 1, 2},
+		{run, "restart -t 0 race", "rm -f race", 1, 2},
+		{run, "rename race other", "rm -f race", 1, 2},
+		{run, "rm -f race", "rm -f race", 1, 2},
+	} {
+		if c.before != nil {
+			e.Must(c.before...)
+		}
+		results := make([]harness.Result, 2)
+		var wg sync.WaitGroup
+		for i, line := range []string{c.a, c.b} {
+			wg.Go(func() { results[i] = e.Run(strings.Fields(line)...) })
+		}
+		wg.Wait()
+		good := 0
+		for _, r := range results {
+			if r.Code == 0 {
+				good++
+			} else if !slices.ContainsFunc(words, func(w string) bool { return strings.Contains(r.Stderr, w) }) {
+				t.Errorf("beside %q and %q: %v", c.a, c.b, r)
+			}
+		}
+		if good < c.least || good > c.most {
+			t.Errorf("%d of %q and %q succeeded, want %d to %d: %v\n%v", good, c.a, c.b, c.least, c.most, results[0], results[1])
+		}
+		if lie := eventually(func() string { return lie(e, arg) }); lie != "" {
+			t.Errorf("after %q and %q: %s", c.a, c.b, lie)
+		}
+		e.Must("rm", "-f", "race", "other", "one")
+		if left := eventually(func() string { return strings.Join(leftOf(e, arg, nil, netd), ", ") }); left != "" {
+			t.Errorf("after %q and %q: left behind: %s", c.a, c.b, left)
+		}
+		if t.Failed() {
+			e.Run("rm", "-f", "race", "other", "one")
 		}
 	}
 }

@@ -63,6 +63,9 @@ func (e *Engine) Open(ctx context.Context, ref string) (*Sandbox, error) {
 		return nil, err
 	}
 	name, err := boxdir.Name(e.containers(), id)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, noSandbox(ref) // it is being removed
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -2,11 +2,13 @@ package monitor
 
 import (
 	"context"
+	"errors"
 	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox/internal/events"
@@ -15,6 +17,7 @@ import (
 	"github.com/rootless-sbx/sbx/sandbox/internal/streams"
 	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
 	"github.com/rootless-sbx/sbx/userns"
+	"golang.org/x/sys/unix"
 )
 
 // maxExecs bounds what runs beside the workload.
@@ -86,6 +89,32 @@ func (m *monitor) execute(ctx context.Context, x proto.Exec, files map[string]*o
 		return nil, err
 	}
 	defer one.Close()
+	p, err := m.executeBeside(ctx, one, host, x, files)
+	if err != nil && ended(one, err) {
+		return nil, errNotRunning()
+	}
+	return p, err
+}
+
+// ended says that pid 1 has, which is then why a program could not be executed beside it.
+// A pid 1 that was killed ends after the others of its namespace.
+func ended(one *os.File, why error) bool {
+	patience := 0
+	var x *userns.ExitError
+	if errors.Is(why, syscall.ESRCH) || errors.As(why, &x) && x.Status.Signaled() {
+		patience = 1000 // milliseconds
+	}
+	end := time.Now().Add(time.Duration(patience) * time.Millisecond)
+	for {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(one.Fd()), Events: unix.POLLIN}}, patience)
+		if err != unix.EINTR || time.Now().After(end) {
+			return n == 1
+		}
+	}
+}
+
+// executeBeside starts a program beside pid 1.
+func (m *monitor) executeBeside(ctx context.Context, one *os.File, host bool, x proto.Exec, files map[string]*os.File) (*executed, error) {
 	box, err := m.box()
 	if err != nil {
 		m.execDone()
