@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/rootless-sbx/sbx/e2e/fixture"
 	"github.com/rootless-sbx/sbx/e2e/harness"
 )
 
@@ -422,4 +424,39 @@ func TestAutostart(t *testing.T) {
 		}
 	}
 	e.Fails(125, []string{"contradict"}, "system", "autostart", "--install", "--remove")
+}
+
+// TestDiskFullWhileLogging: a workload that fills the disk with its output goes on and
+// ends as it will; what is not in the log is counted, and the record is true.
+func TestDiskFullWhileLogging(t *testing.T) {
+	e := harness.NewPrivate(t)
+	path := filepath.Join(e.Dir(), "image.tar")
+	if err := fixture.SaveDocker(build(t, harness.BB), harness.BB, path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(e.Data(), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	sbx, data := harness.Binary(), filepath.Dir(e.Data())
+	e.InNamespace("mount -t tmpfs -o size=64m tmpfs " + data)
+	e.Prefix = append(e.Prefix, "sh", "-c", fmt.Sprintf(`set -ex
+sbx=%s
+$sbx load -q -i %s
+$sbx run -d --name full --log-opt max-size=1g %s sh -c 'echo before; until test -e /go; do sleep 0.02; done; cat /dev/zero >/fill; head -c 2000000 /dev/zero | tr "\\0" x; exit 7'
+until $sbx logs full | grep -q before; do sleep 0.02; done
+$sbx exec full touch /go
+$sbx wait full
+$sbx inspect -f '{{.State.Status}} {{.State.ExitCode}} {{.State.Error}}' full
+df %s | grep -o 100%%
+$sbx logs full | head -n 1
+$sbx rm full
+$sbx run --rm %[3]s echo room again
+`, sbx, path, harness.BB, data))
+	r := e.Run()
+	if want := "\n7\nexited 7 \n100%\nbefore\nfull\nroom again\n"; r.Code != 0 || !strings.HasSuffix(r.Stdout, want) {
+		t.Errorf("want %q: %v", want, r)
+	}
+	if m := regexp.MustCompile(`note: (\d+) bytes of its output`).FindStringSubmatch(r.Stderr); m == nil || len(m[1]) != 7 {
+		t.Errorf("no word of two million bytes: %v", r)
+	}
 }

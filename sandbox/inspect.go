@@ -35,6 +35,7 @@ type Inspection struct {
 	HostnamePath    string
 	HostsPath       string
 	LogPath         string
+	LogLost         int64  `json:",omitempty"` // bytes of output that could not be logged
 	Name            string // with a slash before it, as with Docker
 	RestartCount    int
 	Driver          string
@@ -229,7 +230,7 @@ func (e *Engine) inspection(id, name string, rec *record.Config, st *record.Stat
 	in := Inspection{
 		ID: id, Created: rec.Created, Name: "/" + name, Image: rec.ImageID, Driver: start.Driver, Platform: "linux",
 		ResolvConfPath: filepath.Join(dir, "resolv.conf"), HostnamePath: filepath.Join(dir, "hostname"), HostsPath: filepath.Join(dir, "hosts"),
-		RestartCount: st.Restarts,
+		RestartCount: st.Restarts, LogLost: st.LogLost,
 		State: InspectState{
 			Status: st.Status, Running: st.Alive(), Paused: st.Status == record.Paused,
 			Restarting: st.Status == record.Restarting, OOMKilled: st.OOMKilled, Dead: st.Status == record.Dead,

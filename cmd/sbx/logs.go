@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"strconv"
 	"strings"
@@ -40,7 +41,15 @@ func logsCommand(g *globals) *command {
 			return err
 		}
 		p := logPrinter{out: c.Out(), err: c.Err(), timestamps: timestamps, within: map[string]bool{}}
-		return s.Logs(ctx, o, p.print)
+		if err := s.Logs(ctx, o, p.print); err != nil {
+			return err
+		}
+		in, err := s.Inspect(ctx)
+		if err != nil || in.LogLost == 0 {
+			return nil // it may have been removed meanwhile
+		}
+		fmt.Fprintf(g.term, "sbx: note: %d bytes of its output could not be written to the log\n", in.LogLost)
+		return nil
 	})
 	return c
 }

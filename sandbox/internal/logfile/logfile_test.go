@@ -303,6 +303,19 @@ func TestDiskFull(t *testing.T) {
 	if got := text(recs, StreamNotice); !strings.HasPrefix(got, "15 bytes ") {
 		t.Errorf("notice is %q", got)
 	}
+	if n := w.Lost(); n != 15 {
+		t.Errorf("%d bytes lost", n)
+	}
+	// What is lost at the end is told at the end.
+	w = open(t, dir, Config{})
+	good, w.file = w.file, full
+	fmt.Fprint(w.Stream("stdout"), "the end\n")
+	w.file = good
+	w.Close()
+	recs = read(t, dir, ReadOptions{})
+	if last := recs[len(recs)-1]; last.Stream != StreamNotice || !strings.HasPrefix(string(last.Log), "8 bytes ") {
+		t.Errorf("last: %+v", last)
+	}
 }
 
 func TestOneWriter(t *testing.T) {

@@ -41,7 +41,8 @@ type Writer struct {
 	file   *os.File
 	seq    int
 	size   int64 // of file up to its last whole record
-	lost   int64 // bytes that are not in the log
+	lost   int64 // bytes that are not in the log, since the last record that is
+	total  int64 // bytes that are not in the log
 	buf    []byte
 	closed bool
 }
@@ -183,10 +184,7 @@ func (w *Writer) append(stream string, b []byte, more bool) {
 	now := w.now()
 	for len(b) > 0 {
 		w.buf = w.buf[:0]
-		if w.lost > 0 {
-			w.buf = encode(w.buf, &Record{Stream: StreamNotice, Time: now, Log: fmt.Appendf(nil,
-				"%d bytes of output are missing here: they could not be written to the log\n", w.lost)})
-		}
+		w.notice(now)
 		rest := b
 		for {
 			n := cut(rest)
@@ -205,6 +203,14 @@ func (w *Writer) append(stream string, b []byte, more bool) {
 	}
 }
 
+// notice says in buf what is missing, if anything is.
+func (w *Writer) notice(now time.Time) {
+	if w.lost > 0 {
+		w.buf = encode(w.buf, &Record{Stream: StreamNotice, Time: now, Log: fmt.Appendf(nil,
+			"%d bytes of output are missing here: they could not be written to the log\n", w.lost)})
+	}
+}
+
 // maxBatch is how much goes to the file at once.
 const maxBatch = 64 << 10
 
@@ -213,6 +219,7 @@ const maxBatch = 64 << 10
 func (w *Writer) write(output int) {
 	if w.closed {
 		w.lost += int64(output)
+		w.total += int64(output)
 		return
 	}
 	if w.size > 0 && w.size+int64(len(w.buf)) > w.cfg.MaxSize {
@@ -236,6 +243,14 @@ func (w *Writer) lose(output int, err error) {
 		w.cfg.Logger.Warn("output could not be logged", "dir", w.dir, "err", err)
 	}
 	w.lost += int64(output)
+	w.total += int64(output)
+}
+
+// Lost returns how many bytes of output are not in the log.
+func (w *Writer) Lost() int64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.total
 }
 
 // rotate starts the next file. The old one is closed after the new one is there,
@@ -270,6 +285,11 @@ func (w *Writer) Close() error {
 	defer w.mu.Unlock()
 	if w.closed {
 		return nil
+	}
+	if w.lost > 0 { // at the end; there may be room again
+		w.buf = w.buf[:0]
+		w.notice(w.now())
+		w.write(0)
 	}
 	w.closed = true
 	return w.file.Close()

@@ -86,6 +86,7 @@ func (m *monitor) restore() error {
 	case err == nil:
 		m.known = true
 		m.state.Volumes, m.state.StartedAt, m.state.FinishedAt = st.Volumes, st.StartedAt, st.FinishedAt
+		m.state.LogLost, m.lostBefore = st.LogLost, st.LogLost
 	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	}
@@ -189,6 +190,9 @@ func (m *monitor) finishRun() proto.Exited {
 	defer m.mu.Unlock()
 	m.state.FinishedAt, m.state.ExitCode, m.state.Started = time.Now().UTC(), x.Code, proto.Started{}
 	m.state.OOMKilled = x.OOMKilled
+	if m.logs != nil {
+		m.state.LogLost = m.lostBefore + m.logs.Lost()
+	}
 	m.last = x
 	close(m.ended)
 	return x

@@ -51,9 +51,11 @@ type monitor struct {
 	lock    *os.File        // the directory is ours until it is closed
 	program *sealed.Program // what init and programs beside it are started from
 	logs    *logfile.Writer // nil: nothing is logged
-	journal *events.Journal
-	server  *server // of the sandbox's socket
-	known   bool    // it has a record from before
+	// lostBefore is what could not be logged before the log was opened.
+	lostBefore int64
+	journal    *events.Journal
+	server     *server // of the sandbox's socket
+	known      bool    // it has a record from before
 	// published is what became of the record, if nobody has waited for that yet.
 	published chan error
 	over      chan struct{} // closed when all is over; exited says how

@@ -15,6 +15,7 @@ import (
 	"github.com/rootless-sbx/sbx/internal/atomicfile"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/userns"
+	"golang.org/x/sys/unix"
 )
 
 // Version is that of the files. An older sbx refuses a newer one's.
@@ -84,6 +85,8 @@ type State struct {
 	// Stopped by somebody, so that it is not started again by itself.
 	Stopped bool          `json:"stopped,omitempty"`
 	Health  *proto.Health `json:"health,omitempty"`
+	// LogLost counts the bytes of output that could not be logged.
+	LogLost int64 `json:"logLost,omitempty"`
 	// Volumes are the anonymous ones by their mount point.
 	Volumes map[string]string `json:"volumes,omitempty"`
 	proto.Started
@@ -142,10 +145,40 @@ func (c *Config) Change(u proto.Update) (err error) {
 	return nil
 }
 
-// WriteState writes state.json. The caller is an owner of the directory.
+// WriteState writes state.json, also on a full disk. The caller is an owner of the
+// directory.
 func WriteState(dir string, s *State) error {
 	s.Version = Version
-	return write(dir, stateName, s)
+	err := write(dir, stateName, s)
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		if overwrite(dir, stateName, s) == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+// overwrite changes a file in the room that it has, in one piece: on a full disk a sandbox
+// that has ended must not be said to run, and must be removable.
+func overwrite(dir, name string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if rest := int(fi.Size()) - len(b); rest > 0 {
+		b = append(b, bytes.Repeat([]byte{' '}, rest)...)
+	}
+	_, err = f.WriteAt(b, 0)
+	return err
 }
 
 // ReadState reads it; fs.ErrNotExist if there is none.
