@@ -45,6 +45,7 @@ fi
 # put into testdata/fuzz of the package, where every later run of the tests tries it.
 fuzzers=(
 	./netstack:Input ./netstack:Reassembly ./netstack:ParseIP ./netstack:ParseCause ./netstack:Exchange ./netstack:Upstream
+	./netstack:Untag ./netstack:Group ./netstack:DHCP
 	./portfwd:ParsePublish ./portfwd:ParseLocal ./internal/wire:Parse ./sandbox/internal/netd:Control
 )
 fuzz() { # the directory for binaries
