@@ -4,21 +4,29 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
 // HostsConfig is what /etc/hosts says.
 type HostsConfig struct {
-	Hostname string
-	// Domain follows the host name after a dot; empty for none.
-	Domain string
-	// Addrs are the sandbox's own addresses; none without a network.
-	Addrs []netip.Addr
+	// Base is how the file begins; nil means with the names of the loopback.
+	Base []byte
+	// Own are the sandbox's own addresses.
+	Own []HostEntry
 	// Extra are the values of --add-host: NAME:IP, NAME=IP or NAME:host-gateway.
 	Extra []string
 	// HostGateway stands for host-gateway; the zero value makes its use an error.
 	HostGateway netip.Addr
 }
+
+// HostEntry is a line of /etc/hosts: an address with its names, the proper one first.
+type HostEntry struct {
+	Addr  netip.Addr
+	Names []string
+}
+
+func (e HostEntry) String() string { return fmt.Sprintf("%s\t%s\n", e.Addr, strings.Join(e.Names, " ")) }
 
 const maxHosts = 1024 // entries of --add-host
 
@@ -28,12 +36,19 @@ func HostsFile(c HostsConfig) ([]byte, error) {
 		return nil, &ParseError{Flag: "--add-host", Input: fmt.Sprint(len(c.Extra)), Msg: fmt.Sprintf("more than %d entries", maxHosts)}
 	}
 	b := &bytes.Buffer{}
-	b.WriteString("127.0.0.1\tlocalhost\n" +
-		"::1\tlocalhost ip6-localhost ip6-loopback\n" +
-		"fe00::\tip6-localnet\n" +
-		"ff00::\tip6-mcastprefix\n" +
-		"ff02::1\tip6-allnodes\n" +
-		"ff02::2\tip6-allrouters\n")
+	if c.Base != nil {
+		b.Write(c.Base)
+		if !bytes.HasSuffix(c.Base, []byte("\n")) {
+			b.WriteByte('\n')
+		}
+	} else {
+		b.WriteString("127.0.0.1\tlocalhost\n" +
+			"::1\tlocalhost ip6-localhost ip6-loopback\n" +
+			"fe00::\tip6-localnet\n" +
+			"ff00::\tip6-mcastprefix\n" +
+			"ff02::1\tip6-allnodes\n" +
+			"ff02::2\tip6-allrouters\n")
+	}
 	for _, e := range c.Extra {
 		h, err := ParseAddHost(e)
 		if err != nil {
@@ -47,16 +62,28 @@ func HostsFile(c HostsConfig) ([]byte, error) {
 		}
 		fmt.Fprintf(b, "%s\t%s\n", addr, h.Name)
 	}
-	names := c.Hostname
-	if c.Domain != "" {
-		names = c.Hostname + "." + c.Domain + " " + c.Hostname
-	}
-	if names != "" {
-		for _, a := range c.Addrs {
-			fmt.Fprintf(b, "%s\t%s\n", a, names)
-		}
+	for _, e := range c.Own {
+		b.WriteString(e.String())
 	}
 	return b.Bytes(), nil
+}
+
+// ReplaceHosts changes the lines about the sandbox's own addresses in a file that its
+// user may have written to meanwhile. What else is there stays.
+func ReplaceHosts(text []byte, old, own []HostEntry) []byte {
+	var out []byte
+	for line := range bytes.Lines(text) {
+		if !slices.ContainsFunc(old, func(e HostEntry) bool { return e.String() == string(line) }) {
+			out = append(out, line...)
+		}
+	}
+	if len(out) > 0 && out[len(out)-1] != '\n' {
+		out = append(out, '\n')
+	}
+	for _, e := range own {
+		out = append(out, e.String()...)
+	}
+	return out
 }
 
 // ExtraHost is one value of --add-host.

@@ -20,7 +20,7 @@ import (
 )
 
 func TestHostsFile(t *testing.T) {
-	b, err := HostsFile(HostsConfig{Hostname: "box", Domain: "example.org", Addrs: []netip.Addr{netip.MustParseAddr("10.0.2.3"), netip.MustParseAddr("fd00::3")},
+	b, err := HostsFile(HostsConfig{Own: []HostEntry{{netip.MustParseAddr("10.0.2.3"), []string{"box.example.org", "box"}}, {netip.MustParseAddr("fd00::3"), []string{"box"}}},
 		Extra: []string{"db:10.1.1.1", "v6=[fd00::5]", "up:host-gateway"}, HostGateway: netip.MustParseAddr("10.0.2.1")})
 	must(t, err)
 	const want = `127.0.0.1	localhost
@@ -33,7 +33,7 @@ ff02::2	ip6-allrouters
 fd00::5	v6
 10.0.2.1	up
 10.0.2.3	box.example.org box
-fd00::3	box.example.org box
+fd00::3	box
 `
 	if string(b) != want {
 		t.Errorf("%s", b)
@@ -50,6 +50,18 @@ fd00::3	box.example.org box
 		if _, err := HostnameFile(bad); err == nil {
 			t.Errorf("host name %q was accepted", bad)
 		}
+	}
+}
+
+func TestReplaceHosts(t *testing.T) {
+	a, b := netip.MustParseAddr("10.0.2.3"), netip.MustParseAddr("10.0.2.4")
+	old := []HostEntry{{a, []string{"box"}}, {b, []string{"box"}}}
+	text, err := HostsFile(HostsConfig{Base: []byte("127.0.0.1\tlocalhost"), Own: old})
+	must(t, err)
+	text = append(text, "10.0.2.3\tmine\n# the end"...)
+	const want = "127.0.0.1\tlocalhost\n10.0.2.3\tmine\n# the end\n10.0.2.4\tother box\n"
+	if got := ReplaceHosts(text, old, []HostEntry{{b, []string{"other", "box"}}}); string(got) != want {
+		t.Errorf("%q", got)
 	}
 }
 

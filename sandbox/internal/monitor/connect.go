@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -48,7 +49,7 @@ func (m *monitor) connect(ctx context.Context, a proto.Attachment) (err error) {
 	if err := m.movePorts(ctx); err != nil {
 		return err
 	}
-	return m.changed(ctx, spec, nil, n.addrs())
+	return m.changed(ctx, spec)
 }
 
 // disconnect takes it out of a network.
@@ -73,7 +74,7 @@ func (m *monitor) disconnect(ctx context.Context, name string) error {
 	if err := m.movePorts(ctx); err != nil {
 		return err
 	}
-	return m.changed(ctx, spec, n.addrs(), nil)
+	return m.changed(ctx, spec)
 }
 
 // lives says that the workload runs.
@@ -159,7 +160,7 @@ func (m *monitor) movePorts(ctx context.Context) error {
 
 // changed tells everybody about the networks of now: the networks' processes, the
 // record, and the sandbox's own files.
-func (m *monitor) changed(ctx context.Context, spec proto.Network, gone, come []netip.Addr) error {
+func (m *monitor) changed(ctx context.Context, spec proto.Network) error {
 	if err := m.introduce(ctx); err != nil {
 		return err
 	}
@@ -175,7 +176,7 @@ func (m *monitor) changed(ctx context.Context, spec proto.Network, gone, come []
 	m.state.Networks, m.state.Ports = m.endpoints(), slices.Clone(m.ports)
 	err = m.save()
 	m.mu.Unlock()
-	return errors.Join(err, m.refreshFiles(gone, come))
+	return errors.Join(err, m.refreshFiles())
 }
 
 func (n *network) addrs() (list []netip.Addr) {
@@ -190,34 +191,23 @@ func (n *network) addrs() (list []netip.Addr) {
 }
 
 // refreshFiles changes the lines of our own in /etc/hosts, and /etc/resolv.conf unless
-// somebody has written to it. The files are bound into the sandbox, so that they are
-// written in place.
-func (m *monitor) refreshFiles(gone, come []netip.Addr) error {
-	path := filepath.Join(m.spec.Dir, "hosts")
-	old, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	var hosts []byte
-	for line := range bytes.Lines(old) {
-		f := bytes.Fields(line)
-		if len(f) > 0 && slices.ContainsFunc(gone, func(a netip.Addr) bool { return string(f[0]) == a.String() }) {
-			continue
-		}
-		hosts = append(hosts, line...)
-	}
-	for _, a := range come {
-		hosts = fmt.Appendf(hosts, "%s\t%s\n", a, m.spec.Hostname)
-	}
-	if err := os.WriteFile(path, hosts, 0o644); err != nil {
+// somebody has written to it.
+func (m *monitor) refreshFiles() error {
+	if err := m.refreshHosts(); err != nil {
 		return err
 	}
 	resolv, err := m.resolvConf()
 	if err != nil {
 		return err
 	}
-	path = filepath.Join(m.spec.Dir, "resolv.conf")
-	if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, m.resolv) {
+	path := filepath.Join(m.spec.Dir, "resolv.conf")
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	now, err := io.ReadAll(io.LimitReader(f, int64(len(m.resolv)+1)))
+	f.Close()
+	if err != nil || !bytes.Equal(now, m.resolv) {
 		return err
 	}
 	m.resolv = resolv

@@ -2,36 +2,96 @@ package monitor
 
 import (
 	"errors"
+	"io"
 	"io/fs"
+	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/netstack"
 )
 
+// maxHosts bounds /etc/hosts, which belongs to the sandbox.
+const maxHosts = 1 << 20
+
 // hosts is the text of /etc/hosts.
 func (m *monitor) hosts() ([]byte, error) {
 	n := &m.spec.Network
-	if n.Mode == "host" && len(n.AddHost) == 0 {
+	cfg := fsoverlay.HostsConfig{Extra: slices.Concat(n.AddHost, n.Linked), Own: m.ownHosts()}
+	if n.Mode == "host" {
 		b, err := os.ReadFile("/etc/hosts")
-		if !errors.Is(err, fs.ErrNotExist) {
-			return b, err
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
 		}
-	}
-	cfg := fsoverlay.HostsConfig{Hostname: m.spec.Hostname, Extra: slices.Concat(n.AddHost, n.Linked)}
-	for _, net := range m.nets {
-		if net.lease.Addr4.IsValid() {
-			cfg.Addrs = append(cfg.Addrs, net.lease.Addr4)
-		}
-		if net.lease.Addr6.IsValid() {
-			cfg.Addrs = append(cfg.Addrs, net.lease.Addr6)
-		}
+		cfg.Base = b
 	}
 	if first := m.first(); first != nil {
 		cfg.HostGateway = first.lease.Gateway4
 	}
+	m.own = cfg.Own
 	return fsoverlay.HostsFile(cfg)
+}
+
+// ownHosts are the sandbox's addresses with its names: the host name, the sandbox's and
+// those in the network. Without a network it finds itself on its loopback.
+func (m *monitor) ownHosts() (own []fsoverlay.HostEntry) {
+	if m.spec.Network.Mode == "host" {
+		return nil // in the host's file
+	}
+	names := []string{m.spec.Hostname}
+	if short, _, whole := strings.Cut(m.spec.Hostname, "."); whole {
+		names = append(names, short)
+	}
+	if name, err := m.name(); err == nil && !slices.Contains(names, name) { // else it is being removed
+		names = append(names, name)
+	}
+	for _, n := range m.nets {
+		all := names
+		for _, a := range n.Aliases {
+			if !slices.Contains(all, a) {
+				all = append(slices.Clone(all), a)
+			}
+		}
+		for _, a := range n.addrs() {
+			own = append(own, fsoverlay.HostEntry{Addr: a, Names: all})
+		}
+	}
+	if len(m.nets) == 0 {
+		own = append(own, fsoverlay.HostEntry{Addr: netip.AddrFrom4([4]byte{127, 0, 0, 1}), Names: names})
+	}
+	return own
+}
+
+// refreshHosts changes the lines of our own in /etc/hosts. The file is bound into the
+// sandbox, so that it is written in place.
+func (m *monitor) refreshHosts() error {
+	path := filepath.Join(m.spec.Dir, "hosts")
+	f, err := os.OpenFile(path, os.O_RDONLY, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // not written yet, or another sandbox's
+	}
+	if err != nil {
+		return err
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxHosts+1))
+	f.Close()
+	if err != nil {
+		return err
+	}
+	old := m.own
+	if len(text) > maxHosts {
+		text, err = m.hosts()
+	} else {
+		m.own = m.ownHosts()
+		text = fsoverlay.ReplaceHosts(text, old, m.own)
+	}
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, text, 0o644)
 }
 
 // resolvConf is the text of /etc/resolv.conf: the network's own name server, the

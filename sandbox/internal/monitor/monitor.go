@@ -28,6 +28,7 @@ import (
 
 	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
 	"github.com/rootless-sbx/sbx/cgroup"
+	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxroot"
@@ -68,11 +69,12 @@ type monitor struct {
 
 	netsMu    sync.Mutex // guards spec.Network and what follows; taken before mu
 	nets      []*network
-	netns     *os.File           // the sandbox's, while it has one
-	sockets   *netd.SocketServer // makes sockets in it; nil before it is needed
-	ports     []port.Status      // published now, in the order of spec.Network.Ports
-	publisher *network           // on which they are
-	resolv    []byte             // /etc/resolv.conf as we wrote it
+	netns     *os.File              // the sandbox's, while it has one
+	sockets   *netd.SocketServer    // makes sockets in it; nil before it is needed
+	ports     []port.Status         // published now, in the order of spec.Network.Ports
+	publisher *network              // on which they are
+	resolv    []byte                // /etc/resolv.conf as we wrote it
+	own       []fsoverlay.HostEntry // the lines of our own in /etc/hosts
 
 	// entry is held by who starts a process in the sandbox, all of it by a pause.
 	entry     *semaphore.Weighted

@@ -126,7 +126,7 @@ func (m *monitor) renamed(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	return m.refreshHosts()
 }
 
 // makeLinks lets init make the devices. There are none without a network and in one
