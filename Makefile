@@ -15,7 +15,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 export GOFLAGS := -buildvcs=false
 
-.PHONY: build man setup demo test test-packages test-fuzz fuzz test-e2e test-security test-world test-vm test-race bench bench-quick bench-setup bench-micro lint fmt install uninstall clean
+.PHONY: build man setup demo test test-packages test-fuzz fuzz test-e2e test-security test-world soak test-vm test-race bench bench-quick bench-setup bench-micro lint fmt install uninstall clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -tags $(TAGS) -trimpath -ldflags '$(LDFLAGS)' -o bin/sbx ./cmd/sbx
@@ -48,6 +48,11 @@ fuzz: test-fuzz
 
 test-e2e: setup build
 	@scripts/test.sh e2e
+
+# Sandboxes that come, go, connect and talk, for SBX_SOAK.
+soak: export SBX_SOAK ?= 30m
+soak: setup build
+	@scripts/test.sh soak
 
 # The catalogue of attempts to get out of a sandbox; make test runs it too.
 test-security: setup build

@@ -61,7 +61,8 @@ func TestClientOfHost(t *testing.T) {
 		}
 		for host, client := range want {
 			got, err := probe.Ask(network, net.JoinHostPort(host, fmt.Sprint(port)))
-			if from, _, serr := net.SplitHostPort(got); err != nil || serr != nil || from != client {
+			seen, _, _ := strings.Cut(got, " ")
+			if from, _, serr := net.SplitHostPort(seen); err != nil || serr != nil || from != client {
 				t.Errorf("%s by %s: seen as %q, want %s: %v", network, host, got, client, err)
 			}
 		}

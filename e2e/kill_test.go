@@ -77,7 +77,7 @@ func TestKillNetworkOfMany(t *testing.T) {
 		killOne(t, e.Role("sbx-netd"), nil)
 		goesOn(t, talk, said()+5)
 		waitGet(t, fmt.Sprintf("http://127.0.0.1:%d/", port))
-		until(t, e, ".", "exec", "client", "/probe", "lookup", "host.sbx.internal")
+		until(t, e, "probe /", "exec", "client", "/probe", "get", "http://server/")
 	}
 	talk.Stop()
 }

@@ -26,7 +26,9 @@ type HostEntry struct {
 	Names []string
 }
 
-func (e HostEntry) String() string { return fmt.Sprintf("%s\t%s\n", e.Addr, strings.Join(e.Names, " ")) }
+func (e HostEntry) String() string {
+	return fmt.Sprintf("%s\t%s\n", e.Addr, strings.Join(e.Names, " "))
+}
 
 const maxHosts = 1024 // entries of --add-host
 

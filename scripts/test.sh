@@ -5,9 +5,10 @@
 # (it may be under /root) they run in a copy, which is removed afterwards. As root
 # it also brings up the world of network namespaces for e2e/world.
 #
-#   scripts/test.sh [packages|fuzz|e2e|security|world|all]    what to run (default all)
+#   scripts/test.sh [packages|fuzz|e2e|soak|security|world|all]    what to run (default all)
 #   SBX_TEST_FLAGS                                   more flags for go test
 #   SBX_FUZZ_TIME                                    for each fuzzer (default 4s)
+#   SBX_SOAK                                         how long the soak takes (default 4s, make soak 30m)
 set -uo pipefail
 cd "$(dirname "$0")/.."
 export CGO_ENABLED=0
@@ -80,6 +81,9 @@ if [ "$what" = fuzz ] || [ "$what" = all ]; then
 fi
 if [ "$what" = e2e ] || [ "$what" = all ]; then
 	run -p 1 -timeout 40m $("$go" list ./e2e/... | grep -vE '/e2e/(world|vm)$')
+fi
+if [ "$what" = soak ]; then
+	run -timeout 0 -run '^TestSoak$' -v ./e2e
 fi
 if [ "$what" = security ]; then
 	run -timeout 10m ./e2e/security

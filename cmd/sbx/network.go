@@ -15,7 +15,7 @@ import (
 func networkCommand(g *globals) *command {
 	c := &command{Use: "network COMMAND", Short: "Manage networks"}
 	c.add(networkCreateCommand(g), networkListCommand(g), networkInspectCommand(g), networkRemoveCommand(g), networkPruneCommand(g),
-		networkConnectCommand(g), networkDisconnectCommand(g))
+		networkConnectCommand(g), networkDisconnectCommand(g), networkGraphCommand(g))
 	return c
 }
 

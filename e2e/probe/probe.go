@@ -19,12 +19,14 @@ type command struct {
 	run   func(args []string) error
 }
 
-// Commands are grouped by file: serve.go, who.go, dns.go, client.go, process.go, try.go.
+// Commands are grouped by file: serve.go, who.go, visit.go, dns.go, client.go, process.go, try.go.
 func commands() map[string]command {
 	return map[string]command{
 		"serve":   {"serve PORT...: HTTP on each port; see serve.go", 1, serve},
 		"echo":    {"echo [ADDR:]PORT...: TCP and UDP echo", 1, echo},
 		"who":     {"who PORT...: tell each client its address, TCP and UDP", 1, who},
+		"visit":   {"visit N NAME...: ask servers of who, N times, and check who answers", 2, visit},
+		"ask-all": {"ask-all NETWORK,ADDR...: ask all of them at once, print the numbers of those that answer", 1, askAll},
 		"ask":     {"ask NETWORK ADDR: print what a server of who answers", 2, ask},
 		"dns":     {"dns ADDR NAME=IP...: a name server", 2, dnsServer},
 		"lookup":  {"lookup NAME: print its addresses", 1, lookup},

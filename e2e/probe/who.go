@@ -9,8 +9,12 @@ import (
 	"time"
 )
 
-// who tells each client its address, by TCP and UDP.
+// who tells each client its address and who has answered, by TCP and UDP.
 func who(ports []string) error {
+	host, err := os.Hostname()
+	if err != nil {
+		return err
+	}
 	errs := make(chan error)
 	for _, p := range ports {
 		l, err := net.Listen("tcp", listenAddr(p))
@@ -28,7 +32,7 @@ func who(ports []string) error {
 					errs <- err
 					return
 				}
-				fmt.Fprint(c, c.RemoteAddr())
+				fmt.Fprintf(c, "%s %s", c.RemoteAddr(), host)
 				c.Close()
 			}
 		}()
@@ -40,7 +44,7 @@ func who(ports []string) error {
 					errs <- err
 					return
 				}
-				if _, err := u.WriteTo([]byte(from.String()), from); err != nil {
+				if _, err := u.WriteTo(fmt.Appendf(nil, "%s %s", from, host), from); err != nil {
 					fmt.Fprintln(os.Stderr, "probe: who:", err)
 				}
 			}
@@ -50,7 +54,7 @@ func who(ports []string) error {
 	return <-errs
 }
 
-// Ask returns as what address a server of who sees this side. A datagram that is lost
+// Ask returns as what address a server of who sees this side, and the server's name. A datagram that is lost
 // is sent again.
 func Ask(network, addr string) (string, error) {
 	var err error
@@ -64,7 +68,7 @@ func Ask(network, addr string) (string, error) {
 }
 
 func askOnce(network, addr string) (string, error) {
-	c, err := net.DialTimeout(network, addr, 5*time.Second)
+	c, err := net.DialTimeout(network, addr, 3*time.Second)
 	if err != nil {
 		return "", err
 	}

@@ -183,9 +183,10 @@ func (n *network) addrs() (list []netip.Addr) {
 	if n.lease == nil {
 		return nil
 	}
-	list = append(list, n.lease.Addr4)
-	if n.lease.Addr6.IsValid() {
-		list = append(list, n.lease.Addr6)
+	for _, a := range []netip.Addr{n.lease.Addr4, n.lease.Addr6} {
+		if a.IsValid() {
+			list = append(list, a)
+		}
 	}
 	return list
 }
