@@ -197,28 +197,31 @@ func TestIperf3(t *testing.T) {
 // whatever the family and the protocol.
 func TestClientAddress(t *testing.T) {
 	e := harness.New(t, harness.BB)
-	for _, driver := range []string{"", "stack"} {
+	e.AtEnd("network", "rm", "-f", "client-net")
+	e.Must("network", "create", "client-net")
+	for _, c := range [][2]string{{"bridge", ""}, {"client-net", ""}, {"bridge", "stack"}} {
+		network, driver := c[0], c[1]
 		port := e.FreePort()
-		args := []string{"run", "--rm", "-p", fmt.Sprintf("%d:80", port), "-p", fmt.Sprintf("%d:80/udp", port)}
+		args := []string{"run", "--rm", "--network", network, "-p", fmt.Sprintf("%d:80", port), "-p", fmt.Sprintf("%d:80/udp", port)}
 		if driver != "" {
 			args = append(args, "--port-driver", driver)
 		}
 		p := e.Start(append(args, harness.BB, "/probe", "who", "80")...)
 		p.WaitOut("ready", 30*time.Second)
-		for _, network := range []string{"tcp", "udp"} {
+		for _, proto := range []string{"tcp", "udp"} {
 			for host, clients := range map[string][2]string{
 				"203.0.113.10":     {"203.0.113.1", far4},
 				"2001:db8:113::10": {"2001:db8:113::1", far6},
 			} {
 				// The tests run where sbx runs; the router and the one behind it have an agent.
 				for i, agent := range []string{"203.0.113.1", far4} {
-					if got, err := askFrom(agent, network, addr(host, strconv.Itoa(port))); err != nil || !strings.HasPrefix(got, addr(clients[i], "")) {
-						t.Errorf("driver %q, %s: the sandbox saw %q, want %s: %v", driver, network, got, clients[i], err)
+					if got, err := askFrom(agent, proto, addr(host, strconv.Itoa(port))); err != nil || !strings.HasPrefix(got, addr(clients[i], "")) {
+						t.Errorf("%v, %s: the sandbox saw %q, want %s: %v", c, proto, got, clients[i], err)
 					}
 				}
 			}
-			if got, err := probe.Ask(network, fmt.Sprintf("127.0.0.1:%d", port)); err != nil || got == "" {
-				t.Errorf("%s from loopback: %q %v", network, got, err)
+			if got, err := probe.Ask(proto, fmt.Sprintf("127.0.0.1:%d", port)); err != nil || got == "" {
+				t.Errorf("%s from loopback: %q %v", proto, got, err)
 			}
 		}
 		p.Stop()
