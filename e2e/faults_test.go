@@ -448,10 +448,11 @@ $sbx exec full touch /go
 $sbx wait full
 $sbx inspect -f '{{.State.Status}} {{.State.ExitCode}} {{.State.Error}}' full
 df %s | grep -o 100%%
-$sbx logs full | head -n 1
+$sbx logs full >%s
+head -n 1 %[5]s
 $sbx rm full
 $sbx run --rm %[3]s echo room again
-`, sbx, path, harness.BB, data))
+`, sbx, path, harness.BB, data, filepath.Join(e.Dir(), "log")))
 	r := e.Run()
 	if want := "\n7\nexited 7 \n100%\nbefore\nfull\nroom again\n"; r.Code != 0 || !strings.HasSuffix(r.Stdout, want) {
 		t.Errorf("want %q: %v", want, r)
