@@ -461,3 +461,25 @@ $sbx run --rm %[3]s echo room again
 		t.Errorf("no word of two million bytes: %v", r)
 	}
 }
+
+// TestOrphans: a thousand processes that have lost their parents end with the sandbox.
+func TestOrphans(t *testing.T) {
+	e := harness.New(t, harness.BB)
+	n := 1000
+	if testing.Short() {
+		n = 100
+	}
+	detached(t, e, "orphans", "--init", harness.BB, "sh", "-c",
+		fmt.Sprintf("i=0; while [ $i -lt %d ]; do (sleep 7654321 &); i=$((i+1)); done; echo forked; sleep 1000", n))
+	until(t, e, "forked", "logs", "orphans")
+	if got := e.Must("exec", "orphans", "sh", "-c", "ps -o ppid,args | grep -c '^ *1 sleep 7654321'"); got != fmt.Sprintln(n) {
+		t.Errorf("%q orphans, want %d", got, n)
+	}
+	e.Must("stop", "-t", "0", "orphans")
+	if left := e.FindArg("7654321"); len(left) > 0 {
+		t.Errorf("%d are left", len(left))
+	}
+	if got := status(e, "orphans"); got != "exited 137" {
+		t.Errorf("%q", got)
+	}
+}
