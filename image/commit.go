@@ -85,9 +85,11 @@ func (x *session) commit(ctx context.Context, base *Image, o *CommitOptions) (*r
 		return nil, err
 	}
 	now := v1.Time{Time: time.Now().UTC()}
-	cf := base.Config.DeepCopy()
-	cf.Config, cf.Created, cf.Author = o.Config, now, o.Author
-	cf.Container, cf.DockerVersion = "", "" // those of the base
+	from := base.Config.DeepCopy()
+	cf := &v1.ConfigFile{
+		Architecture: from.Architecture, OS: from.OS, OSVersion: from.OSVersion, OSFeatures: from.OSFeatures, Variant: from.Variant,
+		RootFS: from.RootFS, History: from.History, Config: o.Config, Created: now, Author: o.Author,
+	}
 	cf.History = append(cf.History, v1.History{Created: now, Author: o.Author, Comment: o.Comment, CreatedBy: o.CreatedBy, EmptyLayer: entries == 0})
 	layers := slices.Clone(base.Layers)
 	if entries > 0 {
