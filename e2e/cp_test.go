@@ -381,6 +381,9 @@ func TestCopyNeverStarted(t *testing.T) {
 	e.AtEnd("volume", "rm", "before")
 	e.AtEnd("rm", "-f", "-v", "never")
 	e.Must("create", "--name", "never", "-v", "before:/named", "-v", "/anonymous", harness.BB, "sh", "-c", "cat /f /named/f /anonymous/f /anonymous/conf/f")
+	if got := e.Must("__complete", "cp", "nev") + e.Must("__complete", "cp", "./nev"); got != "never:\n:nospace\n:files\n" {
+		t.Errorf("completion: %q", got)
+	}
 	for _, dst := range []string{"/", "/named", "/anonymous"} {
 		e.Must("cp", dir+"/f", "never:"+dst)
 	}

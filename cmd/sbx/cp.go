@@ -87,15 +87,18 @@ func splitCopy(arg string) (box, path string) {
 	return box, path
 }
 
-// completeCopy offers files, and sandboxes with the colon behind them.
-func completeCopy(c *command, in typed) offers {
+// completeCopy offers sandboxes with the colon behind them, else files.
+func completeCopy(c *command, in typed) (o offers) {
 	if len(in.args) >= 2 {
-		return offers{}
+		return o
 	}
-	o := completeBoxes(-1, nil)(c, typed{})
-	for i := range o.words {
-		o.words[i] += ":"
+	for _, name := range completeBoxes(-1, nil)(c, typed{}).words {
+		if strings.HasPrefix(name+":", in.current) {
+			o.words, o.then = append(o.words, name+":"), offerPart
+		}
 	}
-	o.then = offerFiles
+	if len(o.words) == 0 {
+		o.then = offerFiles
+	}
 	return o
 }
