@@ -334,6 +334,9 @@ func guestOp(op string, req request) (resp response, files []wire.File, err erro
 			return resp, nil, err
 		}
 		return response{Link: GuestLink{MTU: u.MTU}, Text: u.Name}, []wire.File{{Name: "link", File: u.File}}, nil
+	case "join-group":
+		resp.Text, err = guestJoinGroup(req)
+		return resp, nil, err
 	case "frame":
 		return resp, nil, guestSendFrame(req)
 	case "tagged":
