@@ -70,7 +70,13 @@ func audit() error {
 
 func reach(network, addr string) error {
 	c, err := net.DialTimeout(network, addr, 3*time.Second)
-	var timeout net.Error
+	var (
+		timeout net.Error
+		name    *net.DNSError
+	)
+	if errors.As(err, &name) {
+		return unix.ENOENT
+	}
 	if errors.As(err, &timeout) && timeout.Timeout() {
 		return unix.ETIMEDOUT
 	}
