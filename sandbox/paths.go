@@ -50,7 +50,7 @@ func dataDir(dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := os.MkdirAll(dir, 0o711); err != nil {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", &DirError{Dir: dir, Env: "XDG_DATA_HOME", Err: err}
 	}
 	// A read-only home shows here and not in the middle of a pull.

@@ -16,7 +16,7 @@ import (
 // ours, which outside is a user like any.
 func TestOtherUser(t *testing.T) {
 	e := harness.New(t, harness.BB)
-	e.AtEnd("rm", "-f", "-t", "0", "box")
+	e.AtEnd("rm", "-f", "box")
 	id := strings.TrimSpace(e.Must("run", "-d", "--name", "box", harness.BB, "sleep", "1000"))
 	self, err := os.Executable()
 	must(t, err)
