@@ -30,7 +30,6 @@ var (
 	asItIs   = words()
 	bare     = words("--security-opt", "seccomp=unconfined")
 	admin    = words("--cap-add", "SYS_ADMIN")
-	adminAll = words("--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined")
 )
 
 // TestCatalogue makes each attempt with the defaults, or the flags it names.
