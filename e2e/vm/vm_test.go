@@ -92,3 +92,31 @@ func TestPlace(t *testing.T) {
 		t.Error("there is a sudo")
 	}
 }
+
+// disk is the one that the root file system is on.
+func disk(t *testing.T) string {
+	t.Helper()
+	for _, d := range []string{"/dev/ubda", "/dev/vda"} {
+		if _, err := os.Stat(d); err == nil {
+			return d
+		}
+	}
+	t.Fatal("no disk that we know")
+	return ""
+}
+
+// blob is a file of 3 MiB that is on the disk.
+func blob(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.Write(make([]byte, 3<<20)); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Sync(); err != nil {
+		t.Fatal(err)
+	}
+}

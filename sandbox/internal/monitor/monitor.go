@@ -205,10 +205,15 @@ func closeAll(files map[string]*os.File) {
 // signal sends a signal to pid 1. What ends a workload for good keeps it from being
 // started again.
 func (m *monitor) signal(sig syscall.Signal) error {
-	if sig == syscall.SIGKILL || sig == m.spec.Life.StopSignal {
+	ends := sig == syscall.SIGKILL || sig == m.spec.Life.StopSignal
+	if ends {
 		m.stopped()
 	}
-	if err := m.signalOne(sig); err != nil {
+	err := m.signalOne(sig)
+	switch {
+	case ends && isNotRunning(err):
+		return nil // between two runs: there will be no other
+	case err != nil:
 		return err
 	}
 	return m.thawFor(sig)

@@ -1,0 +1,73 @@
+package vm
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rootless-sbx/sbx/e2e/harness"
+)
+
+// TestEffects: what each limit does to a program in the sandbox, or which controller is
+// missing for it.
+func TestEffects(t *testing.T) {
+	e := env(t, harness.BB)
+	have := controllers(t, "/sys/fs/cgroup")
+	switch place {
+	case bare:
+		have = nil
+	case login, linger:
+		have = slices.DeleteFunc(have, func(c string) bool { return c == "io" || c == "cpuset" })
+	}
+	disk, dir := disk(t), t.TempDir()
+	blob(t, dir+"/blob")
+	for _, c := range []struct {
+		name, controller string
+		flags            []string
+		script           string
+		check            func(out string, took time.Duration) bool
+	}{
+		{"cpus", "cpu", []string{"--cpus", "0.2"}, "i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done; grep nr_throttled /sys/fs/cgroup/cpu.stat",
+			func(out string, _ time.Duration) bool { return number(out, "nr_throttled %d") > 0 }},
+		{"weight", "cpu", []string{"-c", "512"}, "cat /sys/fs/cgroup/cpu.weight",
+			func(out string, _ time.Duration) bool { n := number(out, "%d"); return n > 1 && n < 100 }},
+		{"memory", "memory", []string{"-m", "24m", "--memory-swap", "24m"}, "(dd if=/dev/zero of=/dev/null bs=100M count=1); echo status $?",
+			func(out string, _ time.Duration) bool { return strings.Contains(out, "status 137") }},
+		{"reservation", "memory", []string{"--memory-reservation", "16m"}, "cat /sys/fs/cgroup/memory.low",
+			func(out string, _ time.Duration) bool { return number(out, "%d") == 16<<20 }},
+		{"read-bps", "io", []string{"--device-read-bps", disk + ":1mb", "-v", dir + ":/t"}, "dd if=/t/blob of=/dev/null bs=64k iflag=direct",
+			func(_ string, took time.Duration) bool { return took > 1500*time.Millisecond }},
+		{"write-bps", "io", []string{"--device-write-bps", disk + ":1mb", "-v", dir + ":/t"}, "dd if=/dev/zero of=/t/out bs=64k count=48 oflag=direct",
+			func(_ string, took time.Duration) bool { return took > 1500*time.Millisecond }},
+		{"write-iops", "io", []string{"--device-write-iops", disk + ":20", "-v", dir + ":/t"}, "dd if=/dev/zero of=/t/out bs=4k count=60 oflag=direct",
+			func(_ string, took time.Duration) bool { return took > 1500*time.Millisecond }},
+		{"cpuset", "cpuset", []string{"--cpuset-cpus", "0"}, "nproc",
+			func(out string, _ time.Duration) bool { return out == "1\n" }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			e := e.In(t)
+			args := append(append([]string{"run", "--rm", "--network", "none"}, c.flags...), harness.BB, "sh", "-c", c.script)
+			start := time.Now()
+			r := e.Run(args...)
+			took := time.Since(start)
+			switch {
+			case !slices.Contains(have, c.controller):
+				r.Want(t, 125, "fix: ")
+			case r.Code != 0 || !c.check(r.Stdout, took):
+				t.Errorf("after %v: %v", took, r)
+			}
+		})
+	}
+	if got := e.Must("run", "--rm", "--network", "none", "--ulimit", "nofile=50:60", harness.BB, "sh", "-c", "ulimit -n; ulimit -Hn"); got != "50\n60\n" {
+		t.Errorf("ulimit: %q", got)
+	}
+}
+
+func number(text, form string) (n int64) {
+	if _, err := fmt.Sscanf(text, form, &n); err != nil {
+		return -1
+	}
+	return n
+}
