@@ -126,6 +126,7 @@ func TestNetworkNames(t *testing.T) {
 	two := run("nm-two", "--network", "nm-a", "--network", "name=nm-b,alias=NM-Web", "--network-alias", "nm-web", "-p", "127.0.0.1::80")
 	run("nm-three", "--network", "nm-b")
 	run("nm-four", "--network-alias", "nm-default")
+	run("nm-five", "--network", "nm-a")
 	a1, a2, b2, b3 := endpoint(t, e, "nm-one", "nm-a"), endpoint(t, e, "nm-two", "nm-a"), endpoint(t, e, "nm-two", "nm-b"), endpoint(t, e, "nm-three", "nm-b")
 	d4 := endpoint(t, e, "nm-four", "bridge")
 	for _, tc := range []struct {
@@ -173,6 +174,14 @@ func TestNetworkNames(t *testing.T) {
 	if got := dig(t, e, "nm-one", "_80._tcp.nm-two", "SRV"); len(got) != 4 || got[2] != "80" {
 		t.Errorf("SRV of a published port: %q", got)
 	}
+	// Killed, the networks' processes come back, and know of each other again.
+	for _, pid := range e.Role("sbx-netd") {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Error(err)
+		}
+	}
+	until(t, e, b3.IPAddress+"\n", "exec", "nm-two", "dig", "+short", "+timeout=1", "+search", "nm-three", "A")
+	until(t, e, a1.IPAddress+"\n", "exec", "nm-two", "dig", "+short", "+timeout=1", "+search", "nm-one", "A")
 	// What changes is so as soon as the command has ended.
 	e.Must("rename", "nm-three", "nm-renamed")
 	e.AtEnd("rm", "-f", "nm-renamed")
@@ -180,6 +189,11 @@ func TestNetworkNames(t *testing.T) {
 		t.Errorf("after a rename: %q", got)
 	}
 	e.Must("rm", "-f", "nm-one")
+	// A network's process that has asked another one for names does not keep it.
+	defer func() {
+		e.Must("rm", "-f", "nm-two", "nm-renamed")
+		e.Must("network", "rm", "nm-b")
+	}()
 	if got := dig(t, e, "nm-two", "nm-web", "A"); !slices.Equal(got, []string{a2.IPAddress}) {
 		t.Errorf("after the end of one of two: %q", got)
 	}

@@ -199,8 +199,11 @@ func (e *Engine) removeNetwork(ctx context.Context, n *Network) error {
 		}
 		c.Close()
 	}
+	if err := netd.Forget(ctx, e.runtimeDir, n.Name, leaveTime); err != nil {
+		return err
+	}
 	e.networkEvent("destroy", n)
-	return errors.Join(netd.Forget(ctx, e.runtimeDir, n.Name, leaveTime), e.defs().Remove(n.Name))
+	return e.defs().Remove(n.Name)
 }
 
 // PruneNetworks removes the networks that no sandbox is on and that match says yes to;

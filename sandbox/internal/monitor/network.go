@@ -114,6 +114,10 @@ func (m *monitor) name() (string, error) {
 func (m *monitor) renamed(ctx context.Context) error {
 	m.netsMu.Lock()
 	defer m.netsMu.Unlock()
+	return m.tellName(ctx)
+}
+
+func (m *monitor) tellName(ctx context.Context) error {
 	name, err := m.name()
 	if err != nil {
 		return err
@@ -205,7 +209,7 @@ func (m *monitor) attach(ctx context.Context, st *proto.Started) (err error) {
 	if way != nil && way.Network.Uplink() && len(m.spec.Network.Ports) > 0 {
 		m.notes = append(m.notes, "published ports are ignored, as the sandbox is a host of the uplink's segment with ports of its own")
 	}
-	if err := m.introduce(ctx); err != nil {
+	if err := m.tellName(ctx); err != nil { // since the lease
 		return err
 	}
 	st.Networks = m.endpoints()
@@ -255,25 +259,14 @@ func (m *monitor) member(n *network) netd.Member {
 	return to
 }
 
-// introduce tells each network what changed: the sandbox's name since the lease, and
-// which others it is on.
+// introduce tells each network on which others the sandbox is now.
 func (m *monitor) introduce(ctx context.Context) error {
-	name, err := m.name()
-	if err != nil {
-		return err
-	}
 	for _, n := range m.nets {
-		if n.keeper == nil {
-			continue
-		}
 		if err := n.keeper.Update(ctx, m.member(n)); err != nil {
 			return err
 		}
-		if err := n.keeper.Rename(ctx, name); err != nil {
-			return err
-		}
 	}
-	return nil
+	return m.tellName(ctx)
 }
 
 // endpoints describes the networks to those who look.

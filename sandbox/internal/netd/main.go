@@ -391,7 +391,6 @@ func (s *server) end(x *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.sessions, x)
-	s.names.forget()
 	if len(s.sessions) == 0 {
 		s.idle.Reset(s.cfg.Linger)
 	}

@@ -32,12 +32,17 @@ func (s *server) memberList() Members {
 }
 
 // mustLeave makes the process leave as soon as who asks has gone, without its linger
-// time, unless there is a sandbox.
-func (s *server) mustLeave() error {
+// time, unless there is a sandbox. Others that are connected only look.
+func (s *server) mustLeave(asks *session) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, x := range s.byID {
 		return &wire.Error{Code: CodeBusy, Msg: "sandbox " + x.lease.Name + " is on the network"}
+	}
+	for x := range s.sessions {
+		if x != asks {
+			x.cancel()
+		}
 	}
 	s.cfg.Linger = 1
 	return nil

@@ -158,7 +158,7 @@ func (x *session) handle(r request) (any, error) {
 	case msgMembers:
 		return x.s.memberList(), nil
 	case msgLeave:
-		return nil, x.s.mustLeave()
+		return nil, x.s.mustLeave(x)
 	case msgLease:
 		if x.id != "" {
 			return misuse("this connection has a lease")
@@ -484,6 +484,7 @@ func (x *session) detach() {
 	}
 	if x.port != nil {
 		x.s.dns.Remove(x.id)
+		x.s.names.set(x.lease, nil)
 		warn("link", x.port.Close())
 		x.port = nil
 	}

@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/rootless-sbx/sbx/internal/atomicfile"
@@ -111,8 +110,9 @@ func (d Dir) Remove(name string) error {
 	return errors.Join(d.remove(name+defExt), d.remove(name+leaseExt))
 }
 
-// Alive says whether a sandbox is there, whatever it does.
-func (d Dir) Alive(id string) bool {
+// alive says whether a sandbox is there, whatever it does. A network's process may not
+// list the directory.
+func (d Dir) alive(id string) bool {
 	if id == "" || strings.ContainsAny(id, "/\x00") {
 		return false
 	}
@@ -149,9 +149,4 @@ func (d Dir) read(name string, v any, version *int) error {
 		return fmt.Errorf("%s is of version %d, and this sbx knows %d: use the newer sbx", path, *version, Version)
 	}
 	return nil
-}
-
-// byAddress sorts leases.
-func byAddress(list []Lease) {
-	slices.SortFunc(list, func(a, b Lease) int { return a.Addr4.Compare(b.Addr4) })
 }

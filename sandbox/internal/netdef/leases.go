@@ -42,7 +42,7 @@ func (d Dir) Claim(ctx context.Context, n *Network, id string, want netstack.Lea
 		}
 		var others []Lease // of a network that has changed its subnets, or that another process sees
 		for _, l := range file.Leases {
-			if l.ID != id && !present(l.ID) && !d.Alive(l.ID) {
+			if l.ID != id && !present(l.ID) && !d.alive(l.ID) {
 				continue
 			}
 			if !pool.Add(l) && l.ID != id {
@@ -68,17 +68,6 @@ func (d Dir) Release(ctx context.Context, network, id string) error {
 		file.Leases = slices.DeleteFunc(file.Leases, func(l Lease) bool { return l.ID == id })
 		return d.write(network+leaseExt, file)
 	})
-}
-
-// Leases returns the addresses of the sandboxes that are there.
-func (d Dir) Leases(network string) ([]Lease, error) {
-	file, err := d.readLeases(network)
-	if err != nil {
-		return nil, err
-	}
-	list := slices.DeleteFunc(file.Leases, func(l Lease) bool { return !d.Alive(l.ID) })
-	byAddress(list)
-	return list, nil
 }
 
 func (d Dir) readLeases(network string) (*leaseFile, error) {
