@@ -133,6 +133,7 @@ func TestPortAddRemove(t *testing.T) {
 			if _, err := harness.Get(url(third)); err == nil {
 				t.Error("half of what was refused is published")
 			}
+			e.Fails(1, []string{"is a port of the host"}, "port", "rm", name, strconv.Itoa(first))
 			e.Must("port", "rm", name, fmt.Sprintf("%d:80", first))
 			if _, err := harness.Get(url(first)); err == nil {
 				t.Error("a port that was taken back answers")

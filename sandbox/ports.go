@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -87,7 +88,7 @@ func (s *Sandbox) publishes() error {
 func notPublished(name string, err error) error {
 	var we *wire.Error
 	if errors.As(err, &we) && we.Code == proto.CodeNotPublished {
-		return &StateError{Kind: ErrNotPublished, Name: name, Msg: we.Msg, Fix: "sbx port " + name + " lists what is published"}
+		return &StateError{Kind: ErrNotPublished, Name: name, Msg: we.Msg, Fix: cmp.Or(we.Fix, "sbx port "+name+" lists what is published")}
 	}
 	return err
 }

@@ -52,10 +52,21 @@ func (c ChangePorts) Find(ports []portfwd.Spec) (at []int, err error) {
 			}
 		}
 		if !found {
-			return nil, &wire.Error{Code: CodeNotPublished, Msg: fmt.Sprintf("no public port '%s' published", r)}
+			return nil, notPublished(r, ports)
 		}
 	}
 	return at, nil
+}
+
+// notPublished also tells who has given the host's port for the sandbox's.
+func notPublished(r portfwd.Spec, ports []portfwd.Spec) error {
+	e := &wire.Error{Code: CodeNotPublished, Msg: fmt.Sprintf("no public port '%s' published", r)}
+	for _, p := range ports {
+		if r.ParentPort == 0 && p.ParentPort == r.ChildPort {
+			e.Fix = fmt.Sprintf("%d is a port of the host, where %d is published: write %s", r.ChildPort, p.ChildPort, p)
+		}
+	}
+	return e
 }
 
 // means says that spec agrees with a published port in all that it says.
