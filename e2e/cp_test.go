@@ -104,7 +104,11 @@ func TestCopyRules(t *testing.T) {
 			}
 			var wanted []string
 			for i, c := range copies {
-				// Each of the other storages gets some of the table.
+				// Each of the other storages gets some of the table, and less where a start
+				// takes its time.
+				if c.text != "odd" && c.file != "" && testing.Short() && i/3%2 != 0 {
+					continue
+				}
 				if c.text != "odd" && c.file != "" && flags[1] != "native" && i%3 != slices.Index([]string{"fuse", "copy", "single"}, flags[1]) {
 					continue
 				}
@@ -138,7 +142,7 @@ func TestCopyRules(t *testing.T) {
 				e.Must("start", name)
 			}
 			check := `while [ $# -gt 0 ]; do [ "$(cat "$1"; echo .)" = "$2." ] || echo "$1 is not $2"; shift 2; done;` +
-				` stat -c %u:%g /srv/here/* /dir/sub 2>/dev/null | sort -u; rm -rf /srv/here/* /dir /dir. /new1 /new2 /new3 /linked /srv/sub /file /x /etc/x; : >/srv/linked`
+				` stat -c %u:%g /srv/odd /srv/here/* /dir/sub 2>/dev/null | sort -u; rm -rf /srv/here/* /dir /dir. /new1 /new2 /new3 /linked /srv/sub /file /x /etc/x; : >/srv/linked`
 			if got := e.Must(append([]string{"exec", name, "sh", "-c", check, "sh"}, wanted...)...); got != "0:0\n" {
 				t.Errorf("%s: %s", state, got)
 			}
