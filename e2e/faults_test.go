@@ -438,7 +438,7 @@ func TestDiskFullWhileLogging(t *testing.T) {
 		t.Fatal(err)
 	}
 	sbx, data := harness.Binary(), filepath.Dir(e.Data())
-	e.InNamespace("mount -t tmpfs -o size=64m tmpfs " + data)
+	e.InNamespace("mount -t tmpfs -o size=256m tmpfs " + data)
 	e.Prefix = append(e.Prefix, "sh", "-c", fmt.Sprintf(`set -ex
 sbx=%s
 $sbx load -q -i %s
