@@ -229,7 +229,7 @@ func TestMappedLayers(t *testing.T) {
 		t.Errorf("f belongs to %d with mode %o", st.Uid, st.Mode)
 	}
 	l.Close()
-	if _, err := single.Prune(ctx, true); err != nil {
+	if _, err := single.Prune(ctx, nil); err != nil {
 		t.Fatal(err)
 	}
 	checkConsistent(t, s.root)

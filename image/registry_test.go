@@ -250,7 +250,7 @@ func TestPullFromDockerRegistry(t *testing.T) {
 	if _, err := s.Pull(ctx, addr+"/org/none", PullOptions{}); !errors.Is(err, ErrNotFound) {
 		t.Errorf("unknown repository: %v", err)
 	}
-	if _, err := s.Prune(ctx, true); err != nil {
+	if _, err := s.Prune(ctx, nil); err != nil {
 		t.Fatal(err)
 	}
 	checkConsistent(t, s.root)

@@ -45,13 +45,12 @@ func (s *Store) Remove(ctx context.Context, ref string, force bool) ([]string, e
 	return done, nil
 }
 
-// Prune removes images that have no name, or with all every image that is not
-// in use.
-func (s *Store) Prune(ctx context.Context, all bool) ([]string, error) {
+// Prune removes the images that match, nil is all of them, and that are not in use.
+func (s *Store) Prune(ctx context.Context, match func(*Image) bool) ([]string, error) {
 	var done []string
 	err := s.change(ctx, func(x *index) error {
 		for _, rec := range x.Images {
-			if len(x.names(rec.ID)) > 0 && !all {
+			if match != nil && !match(s.image(x, rec)) {
 				continue
 			}
 			deleted, err := s.deleteRecord(ctx, x, rec)

@@ -112,7 +112,7 @@ func TestLoadDamaged(t *testing.T) {
 						t.Errorf("%s, %s: another image %s", name, what, img.ID)
 					}
 				}
-				if _, err := s.Prune(ctx, true); err != nil {
+				if _, err := s.Prune(ctx, nil); err != nil {
 					t.Fatal(err)
 				}
 				return nil
@@ -206,7 +206,7 @@ func TestNamesAndRemoval(t *testing.T) {
 			t.Errorf("remove in use, force %v: %v", force, err)
 		}
 	}
-	if left, err := s.Prune(ctx, true); err != nil || len(left) != 2 { // b only
+	if left, err := s.Prune(ctx, nil); err != nil || len(left) != 2 { // b only
 		t.Errorf("prune: %v %v", left, err)
 	}
 	if _, err := os.Stat(lease.Layers[0]); err != nil {

@@ -42,6 +42,8 @@ type Inspection struct {
 	Platform        string
 	HostConfig      InspectHost
 	GraphDriver     InspectGraph
+	// What it takes on the disk, alone and with its image; nil unless it was measured.
+	SizeRw, SizeRootFs *int64 `json:",omitempty"`
 	Mounts          []InspectMount
 	Config          InspectConfig
 	NetworkSettings InspectNetwork

@@ -127,6 +127,22 @@ func (u *DiskUsage) measure(ctx context.Context, e *Engine, images []image.Usage
 	return nil
 }
 
+// Of is what a sandbox takes alone, and with its image.
+func (u *DiskUsage) Of(in *Inspection) (own, all int64) {
+	for _, b := range u.Sandboxes {
+		if b.ID == in.ID {
+			own = b.Size
+		}
+	}
+	all = own
+	for _, img := range u.Images {
+		if img.ID == in.Image {
+			all += img.Size
+		}
+	}
+	return own, all
+}
+
 // ImageSize is what all images take, and unused what those take that no sandbox is
 // made of.
 func (u *DiskUsage) ImageSize() (all, unused int64) {

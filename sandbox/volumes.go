@@ -15,7 +15,7 @@ import (
 // RemoveVolume removes a named or anonymous volume that no sandbox has, whether it
 // runs or not.
 func (e *Engine) RemoveVolume(ctx context.Context, name string) error {
-	users, err := e.volumeUsers()
+	users, err := e.VolumeUsers()
 	if err != nil {
 		return err
 	}
@@ -25,10 +25,10 @@ func (e *Engine) RemoveVolume(ctx context.Context, name string) error {
 	return e.Volumes().Remove(ctx, name)
 }
 
-// PruneVolumes removes the anonymous volumes that no sandbox has; with all the named
-// ones too. It returns the names of those that it removed.
-func (e *Engine) PruneVolumes(ctx context.Context, all bool) ([]string, error) {
-	users, err := e.volumeUsers()
+// PruneVolumes removes the volumes that match and that no sandbox has. It returns the
+// names of those that it removed.
+func (e *Engine) PruneVolumes(ctx context.Context, match func(*fsoverlay.Volume) bool) ([]string, error) {
+	users, err := e.VolumeUsers()
 	if err != nil {
 		return nil, err
 	}
@@ -39,7 +39,7 @@ func (e *Engine) PruneVolumes(ctx context.Context, all bool) ([]string, error) {
 	}
 	var done []string
 	for _, v := range list {
-		if users[v.Name] != "" || !all && !v.Anonymous {
+		if users[v.Name] != "" || !match(v) {
 			continue
 		}
 		switch err := vols.Remove(ctx, v.Name); {
@@ -52,8 +52,8 @@ func (e *Engine) PruneVolumes(ctx context.Context, all bool) ([]string, error) {
 	return done, nil
 }
 
-// volumeUsers are the sandboxes that have volumes, by the volumes' names.
-func (e *Engine) volumeUsers() (map[string]string, error) {
+// VolumeUsers are the sandboxes that have volumes, by the volumes' names.
+func (e *Engine) VolumeUsers() (map[string]string, error) {
 	ids, err := boxdir.List(e.containers())
 	if err != nil {
 		return nil, err

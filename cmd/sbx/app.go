@@ -37,7 +37,7 @@ type command struct {
 	parent   *command
 	commands []*command // sorted by name; a command that has some is a group
 	flags    *pflag.FlagSet
-	help     bool         // --help was given
+	mirrors  *command     // the command that it is the same as, by another name
 	ctx      *cli.Context // while it runs
 }
 
@@ -199,7 +199,7 @@ func (c *command) run(ctx *cli.Context) error {
 		if err := c.Flags().Parse(args); err != nil {
 			return flagError(c, err)
 		}
-		if c.help {
+		if help, err := c.Flags().GetBool("help"); err == nil && help {
 			printHelp(c.Out(), c)
 			return nil
 		}

@@ -190,6 +190,7 @@ func removeCommand(g *globals) *command {
 			return remove(c, there)
 		})(c, args)
 	}
+	defineRefused(c.Flags(), unsupportedFlag{name: "link", short: "l", boolean: true, harmless: []string{"false"}, why: "there are no links between sandboxes"})
 	c.Flags().BoolVarP(&o.Force, "force", "f", false, "kill what runs first, and do not mind one that is not there")
 	c.Flags().BoolVarP(&o.Volumes, "volumes", "v", false, "remove their anonymous volumes too")
 	return c

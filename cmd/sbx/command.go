@@ -44,7 +44,27 @@ func newRoot(term *terminal) *command {
 	add(categories[2], systemCommand(g), eventsCommand(g), doctorCommand(g), infoCommand(g), versionCommand(), completionCommand(), helpCommand())
 	root.add(completeCommand(), manualCommand())
 	prepare(root, g)
+	root.add(containerCommand(g, root))
 	return root
+}
+
+// containerCommand is docker container, whose commands are those about sandboxes.
+func containerCommand(g *globals, root *command) *command {
+	group := &command{Use: "container COMMAND", Short: "The commands about sandboxes, under docker's other names", Category: categories[0]}
+	group.add(boxPruneCommand(g))
+	prepare(group, g)
+	for _, c := range root.commands {
+		if c.Category != categories[0] {
+			continue
+		}
+		same := *c
+		same.mirrors, same.Category = c, ""
+		if c.Name() == "ps" {
+			same.Use, same.Aliases = "ls [OPTIONS]", []string{"ps", "list"}
+		}
+		group.add(&same)
+	}
+	return group
 }
 
 // categories are the headings of the commands, in the order of the help.
@@ -74,7 +94,7 @@ func commonFlags(c *command, g *globals) {
 	if fs.ShorthandLookup(h) != nil {
 		h = ""
 	}
-	fs.BoolVarP(&c.help, "help", h, false, "show this help")
+	fs.BoolP("help", h, false, "show this help")
 	// The variable's value is not the default: the help would show it.
 	debug := g.debug
 	fs.BoolVarP(&g.debug, "debug", "D", false, "log what happens, on standard error; also SBX_DEBUG=1")

@@ -67,7 +67,7 @@ func TestCompletion(t *testing.T) {
 		{"doctor ", "", ":none"},
 		{"rmi ", "app debian:12", ":none"},
 		{"rmi app ", "debian:12", ":none"},
-		{"rmi app -", "--force --help", ":none"},
+		{"rmi app -", "--no-prune --force --help", ":none"},
 		{"tag ", "app debian:12", ":none"},
 		{"image inspect ", "app debian:12", ":none"},
 		{"completion ", "bash zsh fish", ":none"},

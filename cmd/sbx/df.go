@@ -126,15 +126,3 @@ func printUsage(w io.Writer, u *sandbox.DiskUsage) error {
 	fmt.Fprint(w, "\nLocal Volumes space usage:\n\n")
 	return printItems(w, "table {{.Name}}\t{{.Links}}\t{{.Size}}", map[string]string{"Name": "VOLUME NAME", "Links": "LINKS", "Size": "SIZE"}, volumes)
 }
-
-// reclaiming prints what has come back when f has ended.
-func reclaiming(ctx context.Context, c *command, e *sandbox.Engine, f func() error) error {
-	u, err := e.DiskUsage(ctx)
-	if err != nil {
-		return err
-	}
-	if err := f(); err != nil {
-		return err
-	}
-	return printLines(c.Out(), "Total reclaimed space: "+size(u.Reclaimed()))
-}

@@ -135,9 +135,7 @@ func (f eventFilters) match(ev *sandbox.Event) bool {
 				}
 				return name == v || withoutTag(name) == v || path.Base(name) == v || ev.Type == "image" && is("image", v)
 			case "label":
-				k, want, valued := strings.Cut(v, "=")
-				have, ok := attributes[k]
-				return ok && (!valued || have == want)
+				return hasLabel(attributes, v)
 			}
 			return false
 		}

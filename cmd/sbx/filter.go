@@ -80,9 +80,7 @@ func (f *boxFilters) match(in *sandbox.Inspection, find func(string) *sandbox.In
 			case "name":
 				return regexp.MustCompile(v).MatchString(boxName(in)) || regexp.MustCompile(v).MatchString(in.Name)
 			case "label":
-				k, want, valued := strings.Cut(v, "=")
-				have, ok := in.Config.Labels[k]
-				return ok && (!valued || have == want)
+				return hasLabel(in.Config.Labels, v)
 			case "status":
 				return in.State.Status == v
 			case "exited":

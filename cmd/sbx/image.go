@@ -12,7 +12,6 @@ import (
 	"syscall"
 
 	"github.com/rootless-sbx/sbx/image"
-	"github.com/rootless-sbx/sbx/sandbox"
 	"golang.org/x/term"
 )
 
@@ -83,6 +82,8 @@ on the loopback interface are tried with plain HTTP too.`,
 	}
 	fs := c.Flags()
 	fs.StringVar(&opts.Platform, "platform", "", "`PLATFORM` of the image, as OS/ARCH[/VARIANT]")
+	defineRefused(fs, unsupportedFlag{name: "all-tags", short: "a", boolean: true, harmless: []string{"false"}, why: "one image at a time is pulled", fix: "sbx pull NAME:TAG for each"})
+	defineRefused(fs, unsupportedFlag{name: "disable-content-trust", boolean: true, harmless: []string{"true", "false"}})
 	fs.BoolVar(&opts.Insecure, "insecure", false, "allow plain HTTP and unverified certificates")
 	fs.BoolVarP(&quiet, "quiet", "q", false, "no progress, only the id")
 	return c
@@ -185,6 +186,8 @@ func rmiCommand(g *globals) *command {
 			return nil
 		}),
 	}
+	c.Flags().Bool("no-prune", false, "no difference here: intermediate images are never made")
+	refuse(c.Flags(), whyPlatform, "", "platform")
 	c.Flags().BoolVarP(&force, "force", "f", false, "remove an image of several names, and do not mind one that is not there")
 	return c
 }
@@ -197,28 +200,6 @@ func tagCommand(g *globals) *command {
 			return s.Tag(ctx, args[0], args[1])
 		}),
 	}
-}
-
-func pruneCommand(g *globals) *command {
-	var all, force bool
-	c := &command{
-		Use: "prune [OPTIONS]", Short: "Remove images that have no name", Args: wantArgs(0, 0),
-		RunE: withEngine(g, func(ctx context.Context, c *command, e *sandbox.Engine, _ []string) error {
-			if !force {
-				what := "all images without a name"
-				if all {
-					what = "all images that no sandbox uses"
-				}
-				if err := confirm(c, "This removes "+what+"."); err != nil {
-					return err
-				}
-			}
-			return reclaiming(ctx, c, e, func() error { return pruneImages(ctx, c, e, all) })
-		}),
-	}
-	c.Flags().BoolVarP(&all, "all", "a", false, "remove every image that no sandbox uses")
-	c.Flags().BoolVarP(&force, "force", "f", false, "do not ask")
-	return c
 }
 
 // confirm asks before something that cannot be undone.
@@ -242,7 +223,7 @@ func imageCommand(g *globals) *command {
 	list.Use, list.Aliases = "ls [OPTIONS] [NAME]", []string{"list"}
 	remove.Use, remove.Aliases = "rm [OPTIONS] IMAGE [IMAGE...]", []string{"remove"}
 	c := &command{Use: "image COMMAND", Short: "Manage images"}
-	c.add(list, inspectCommand(g), pullCommand(g), loadCommand(g), tagCommand(g), remove, pruneCommand(g))
+	c.add(list, inspectCommand(g), pullCommand(g), loadCommand(g), tagCommand(g), remove, imagePruneCommand(g))
 	return c
 }
 
@@ -265,6 +246,7 @@ func inspectCommand(g *globals) *command {
 			return errors.Join(printInspection(c.Out(), format, list), failed)
 		}),
 	}
+	refuse(c.Flags(), whyPlatform, "", "platform")
 	c.Flags().StringVarP(&format, "format", "f", "", "`FORMAT` of the output: json, or a Go template")
 	return c
 }

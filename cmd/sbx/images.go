@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,6 +33,9 @@ type imageFilter struct {
 	references []string
 	labels     []string
 	dangling   *bool
+	// before, since and until are times between which it was made.
+	before, since []string // of these images
+	until         time.Time
 }
 
 func parseImageFilters(list []string) (f imageFilter, err error) {
@@ -45,6 +49,14 @@ func parseImageFilters(list []string) (f imageFilter, err error) {
 			f.references = append(f.references, v)
 		case "label":
 			f.labels = append(f.labels, v)
+		case "before":
+			f.before = append(f.before, v)
+		case "since":
+			f.since = append(f.since, v)
+		case "until":
+			if f.until, err = parseTime("--filter until", v, time.Now()); err != nil {
+				return f, err
+			}
 		case "dangling":
 			b := v == "true" || v == "1"
 			if !b && v != "false" && v != "0" {
@@ -52,7 +64,7 @@ func parseImageFilters(list []string) (f imageFilter, err error) {
 			}
 			f.dangling = &b
 		default:
-			return f, usagef("--filter %q: want reference=PATTERN, label=KEY[=VALUE] or dangling=true|false", s)
+			return f, usagef("--filter %q: want reference=PATTERN, label=KEY[=VALUE], dangling=true|false, before=IMAGE, since=IMAGE or until=TIME", s)
 		}
 	}
 	return f, nil
@@ -64,13 +76,28 @@ func (f imageFilter) image(img *image.Image) bool {
 		return false
 	}
 	for _, l := range f.labels {
-		key, want, exact := strings.Cut(l, "=")
-		got, ok := img.Config.Config.Labels[key]
-		if !ok || exact && got != want {
+		if !hasLabel(img.Config.Config.Labels, l) {
 			return false
 		}
 	}
-	return true
+	return f.until.IsZero() || img.Created().Before(f.until)
+}
+
+// between keeps the images that were made before and since others.
+func (f imageFilter) between(ctx context.Context, s *image.Store, list []*image.Image) ([]*image.Image, error) {
+	for _, bound := range []struct {
+		refs  []string
+		order int
+	}{{f.before, -1}, {f.since, 1}} {
+		for _, ref := range bound.refs {
+			other, err := s.Get(ctx, ref)
+			if err != nil {
+				return nil, err
+			}
+			list = slices.DeleteFunc(list, func(img *image.Image) bool { return img.Created().Compare(other.Created()) != bound.order })
+		}
+	}
+	return list, nil
 }
 
 // name says whether one of the patterns fits a name, with or without its tag.
@@ -105,6 +132,9 @@ func imagesCommand(g *globals) *command {
 			if err != nil {
 				return endedBy(ctx, err)
 			}
+			if imgs, err = filter.between(ctx, s, imgs); err != nil {
+				return err
+			}
 			rows := imageRows(imgs, filter, noTrunc)
 			if quiet && format == "" {
 				return printLines(c.Out(), ids(rows)...)
@@ -121,7 +151,8 @@ func imagesCommand(g *globals) *command {
 	}
 	fs := c.Flags()
 	fs.BoolVarP(&all, "all", "a", false, "no difference here: intermediate images are never made")
-	lists(fs, &filters, "filter", "f", "only these; `FILTER` is reference=PATTERN, label=KEY[=VALUE], dangling=true|false")
+	lists(fs, &filters, "filter", "f", "only these; `FILTER` is reference=PATTERN, label=KEY[=VALUE], dangling=true|false, before=IMAGE, since=IMAGE or until=TIME")
+	defineRefused(fs, unsupportedFlag{name: "tree", boolean: true, harmless: []string{"false"}, why: "an image is kept for one platform", fix: "sbx images --digests"})
 	fs.StringVar(&format, "format", "", "`FORMAT`: json, a Go template, or \"table TEMPLATE\"")
 	fs.BoolVarP(&quiet, "quiet", "q", false, "print ids only")
 	fs.BoolVar(&noTrunc, "no-trunc", false, "print whole ids")

@@ -11,8 +11,9 @@ import (
 
 func inspectAnyCommand(g *globals) *command {
 	var format, kind string
+	var sizes bool
 	c := &command{
-		Use: "inspect [OPTIONS] NAME [NAME...]", Short: "Show everything about sandboxes, images or networks", Args: wantArgs(1, -1),
+		Use: "inspect [OPTIONS] NAME [NAME...]", Short: "Show everything about sandboxes, images, networks or volumes", Args: wantArgs(1, -1),
 		Complete: func(c *command, in typed) offers {
 			o := completeBoxes(-1, nil)(c, in)
 			o.words = append(o.words, completeImages(-1)(c, in).words...)
@@ -20,7 +21,8 @@ func inspectAnyCommand(g *globals) *command {
 		},
 	}
 	c.Flags().StringVarP(&format, "format", "f", "", "`FORMAT` of the output: json, or a Go template")
-	one(c.Flags(), &kind, "type", "", "only a thing of this `KIND`: container (or sandbox), image or network", "container", "sandbox", "image", "network")
+	c.Flags().BoolVarP(&sizes, "size", "s", false, "say what a sandbox takes on the disk")
+	one(c.Flags(), &kind, "type", "", "only a thing of this `KIND`: container (or sandbox), image, network or volume", "container", "sandbox", "image", "network", "volume")
 	c.RunE = withEngine(g, func(ctx context.Context, c *command, e *sandbox.Engine, args []string) error {
 		list := []any{}
 		var bad error
@@ -30,6 +32,14 @@ func inspectAnyCommand(g *globals) *command {
 				bad = errors.Join(bad, err)
 				continue
 			}
+			if box, ok := in.(*sandbox.Inspection); ok && sizes {
+				u, err := e.DiskUsage(ctx)
+				if err != nil {
+					return err
+				}
+				own, all := u.Of(box)
+				box.SizeRw, box.SizeRootFs = &own, &all
+			}
 			list = append(list, in)
 		}
 		return errors.Join(printInspection(c.Out(), format, list), bad)
@@ -37,10 +47,13 @@ func inspectAnyCommand(g *globals) *command {
 	return c
 }
 
-// inspectOne looks for a sandbox, then for an image, and then for a network.
+// inspectOne looks for a sandbox, then for an image, a network, and a volume.
 func inspectOne(ctx context.Context, e *sandbox.Engine, kind, ref string) (any, error) {
-	if kind == "network" {
+	switch kind {
+	case "network":
 		return e.InspectNetwork(ctx, ref)
+	case "volume":
+		return inspectVolume(e, ref)
 	}
 	if kind != "image" {
 		s, err := e.Open(ctx, ref)
@@ -58,10 +71,21 @@ func inspectOne(ctx context.Context, e *sandbox.Engine, kind, ref string) (any, 
 	in, err := store.Inspect(ctx, ref)
 	if kind == "" && errors.Is(err, image.ErrNotFound) {
 		n, err := e.InspectNetwork(ctx, ref)
-		if errors.Is(err, sandbox.ErrNoNetwork) {
-			err = fmt.Errorf("no such sandbox, image or network: %s", ref)
+		if !errors.Is(err, sandbox.ErrNoNetwork) {
+			return n, err
 		}
-		return n, err
+		if v, err := inspectVolume(e, ref); err == nil {
+			return v, nil
+		}
+		return nil, fmt.Errorf("no such sandbox, image, network or volume: %s", ref)
 	}
 	return in, err
+}
+
+func inspectVolume(e *sandbox.Engine, name string) (any, error) {
+	v, err := e.Volumes().Get(name)
+	if err != nil {
+		return nil, err
+	}
+	return newVolumeRow(v), nil
 }

@@ -27,6 +27,7 @@ func logsCommand(g *globals) *command {
 	fs.StringVarP(&tail, "tail", "n", "all", "the last `LINES` only")
 	fs.StringVar(&since, "since", "", "from this `TIME` on: 2026-01-02T15:04:05Z, or 10m for ten minutes ago")
 	fs.StringVar(&until, "until", "", "up to this `TIME`")
+	fs.Bool("details", false, "no difference here: a line has no attributes")
 	fs.BoolVarP(&timestamps, "timestamps", "t", false, "show the time of each line")
 	c.RunE = withBox(g, func(ctx context.Context, c *command, s *sandbox.Sandbox, _ []string) (err error) {
 		o.Follow = follow

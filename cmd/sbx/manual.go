@@ -27,16 +27,23 @@ func manualCommand() *command {
 	}
 }
 
-// everyCommand calls f for c and what is below it.
+// everyCommand calls f for c and what is below it, once for each.
 func everyCommand(c *command, f func(*command)) {
 	f(c)
 	for _, s := range c.visible() {
-		everyCommand(s, f)
+		if s.mirrors == nil {
+			everyCommand(s, f)
+		}
 	}
 }
 
 // pageName is the name of a command's page: sbx-image-ls.
-func pageName(c *command) string { return strings.ReplaceAll(c.Path(), " ", "-") }
+func pageName(c *command) string {
+	if c.mirrors != nil {
+		c = c.mirrors
+	}
+	return strings.ReplaceAll(c.Path(), " ", "-")
+}
 
 func manualPage(c *command, date string) string {
 	var b strings.Builder

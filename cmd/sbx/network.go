@@ -258,9 +258,7 @@ func (f networkFilters) match(n *sandbox.Network, used map[string][]string) bool
 			case "dangling":
 				return (!builtin && len(used[n.Name]) == 0) == (v == "true")
 			}
-			k, want, valued := strings.Cut(v, "=")
-			have, ok := n.Labels[k]
-			return ok && (!valued || have == want)
+			return hasLabel(n.Labels, v)
 		}
 		if key == "label" {
 			if slices.ContainsFunc(values, func(v string) bool { return !fits(v) }) {

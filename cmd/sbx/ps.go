@@ -101,16 +101,9 @@ func addSizes(ctx context.Context, e *sandbox.Engine, list []sandbox.Inspection,
 	if err != nil {
 		return err
 	}
-	sizes := map[string]int64{}
-	for _, b := range u.Sandboxes {
-		sizes[b.ID] = b.Size
-	}
-	for _, img := range u.Images {
-		sizes[img.ID] = img.Size
-	}
 	for i := range list {
-		own := sizes[list[i].ID]
-		rows[i].Size = fmt.Sprintf("%s (virtual %s)", size(own), size(own+sizes[list[i].Image]))
+		own, all := u.Of(&list[i])
+		rows[i].Size = fmt.Sprintf("%s (virtual %s)", size(own), size(all))
 	}
 	return nil
 }

@@ -74,6 +74,7 @@ has systemd do it.`,
 		Complete: completeBoxes(-1, stoppedBox),
 	}
 	fs := c.Flags()
+	refuse(fs, "checkpoints need root", "", "checkpoint", "checkpoint-dir")
 	fs.BoolVarP(&attach, "attach", "a", false, "connect its output, and forward signals")
 	fs.BoolVarP(&interactive, "interactive", "i", false, "connect its input")
 	fs.StringVar(&keys, "detach-keys", defaultDetachKeys, "`KEYS` that leave a terminal, e.g. ctrl-x,x")

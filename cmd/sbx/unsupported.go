@@ -21,10 +21,11 @@ type unsupportedFlag struct {
 
 // Reasons that several flags share.
 const (
-	whyCgroup  = "cgroup v2 has no such setting"
-	whyOwn     = "every sandbox has its own"
-	whyDevice  = "an ordinary user cannot make device nodes"
-	whyWindows = "only Windows has it"
+	whyCgroup   = "cgroup v2 has no such setting"
+	whyOwn      = "every sandbox has its own"
+	whyDevice   = "an ordinary user cannot make device nodes"
+	whyPlatform = "an image is kept for one platform"
+	whyWindows  = "only Windows has it"
 
 	fixDevice = "bind a device that you may open: --volume /dev/NAME:/dev/NAME"
 )
@@ -62,6 +63,13 @@ func unsupportedFlags() []unsupportedFlag {
 		unsupportedFlag{name: "privileged", boolean: true, harmless: []string{"false"}, why: "it would need root on this machine", fix: "add what is missing with --cap-add and --security-opt seccomp=unconfined"},
 		unsupportedFlag{name: "use-api-socket", boolean: true, harmless: []string{"false"}, why: "there is no daemon with a socket"},
 	)
+}
+
+// refuse adds flags of docker that a command does not have for the same reason.
+func refuse(fs *pflag.FlagSet, why, fix string, names ...string) {
+	for _, n := range names {
+		defineRefused(fs, unsupportedFlag{name: n, why: why, fix: fix})
+	}
 }
 
 func defineUnsupported(fs *pflag.FlagSet) { defineRefused(fs, unsupportedFlags()...) }

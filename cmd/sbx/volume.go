@@ -36,6 +36,10 @@ func volumeCreateCommand(g *globals) *command {
 	var labels []string
 	c := &command{Use: "create [OPTIONS] [NAME]", Short: "Make a volume", Args: wantArgs(0, 1)}
 	lists(c.Flags(), &labels, "label", "", "set the label `KEY=VALUE`")
+	const bind = "bind a directory that is mounted as you want it: --volume /DIR:/TARGET"
+	defineRefused(c.Flags(), unsupportedFlag{name: "driver", short: "d", harmless: []string{"local"}, why: "volumes are directories below sbx's data directory", fix: bind})
+	defineRefused(c.Flags(), unsupportedFlag{name: "opt", short: "o", why: "volumes are ordinary directories of yours", fix: bind})
+	refuse(c.Flags(), "sbx runs on one machine", "", "availability", "group", "limit-bytes", "required-bytes", "scope", "secret", "sharing", "topology-preferred", "topology-required", "type")
 	c.RunE = withEngine(g, func(ctx context.Context, c *command, e *sandbox.Engine, args []string) error {
 		o := runOptions{labels: labels}
 		var cfg sandbox.Config
@@ -62,15 +66,20 @@ func volumeListCommand(g *globals) *command {
 	fs := c.Flags()
 	fs.BoolVarP(&quiet, "quiet", "q", false, "print names only")
 	fs.StringVar(&format, "format", "", "`FORMAT`: json, a Go template, or \"table TEMPLATE\"")
-	lists(fs, &filters, "filter", "f", "only these; `FILTER` is name=PART or label=KEY[=VALUE]")
+	lists(fs, &filters, "filter", "f", "only these; `FILTER` is name=PART, label=KEY[=VALUE], dangling=true|false or driver=local")
+	defineRefused(fs, unsupportedFlag{name: "cluster", boolean: true, harmless: []string{"false"}, why: "sbx runs on one machine"})
 	c.RunE = withEngine(g, func(_ context.Context, c *command, e *sandbox.Engine, _ []string) error {
 		list, err := e.Volumes().List()
 		if err != nil {
 			return err
 		}
+		users, err := e.VolumeUsers()
+		if err != nil {
+			return err
+		}
 		var rows []volumeRow
 		for _, v := range list {
-			ok, err := volumeFits(v, filters)
+			ok, err := volumeFits(v, users, filters)
 			if err != nil {
 				return err
 			}
@@ -92,7 +101,8 @@ func volumeListCommand(g *globals) *command {
 	return c
 }
 
-func volumeFits(v *fsoverlay.Volume, filters []string) (bool, error) {
+// volumeFits says whether a volume is wanted; users are the sandboxes that have volumes.
+func volumeFits(v *fsoverlay.Volume, users map[string]string, filters []string) (bool, error) {
 	for _, f := range filters {
 		key, want, _ := strings.Cut(f, "=")
 		switch key {
@@ -101,12 +111,22 @@ func volumeFits(v *fsoverlay.Volume, filters []string) (bool, error) {
 				return false, nil
 			}
 		case "label":
-			k, value, valued := strings.Cut(want, "=")
-			if have, ok := v.Labels[k]; !ok || valued && have != value {
+			if !hasLabel(v.Labels, want) {
+				return false, nil
+			}
+		case "dangling":
+			if want != "true" && want != "false" {
+				return false, usagef("--filter %q: want dangling=true or dangling=false", f)
+			}
+			if (users[v.Name] == "") != (want == "true") {
+				return false, nil
+			}
+		case "driver":
+			if want != "local" {
 				return false, nil
 			}
 		default:
-			return false, usagef("--filter %q: want name=PART or label=KEY[=VALUE]", f)
+			return false, usagef("--filter %q: want name=PART, label=KEY[=VALUE], dangling=true|false or driver=local", f)
 		}
 	}
 	return true, nil
@@ -175,30 +195,6 @@ func volumeRemoveCommand(g *globals) *command {
 			return exitStatus(1)
 		}
 		return nil
-	})
-	return c
-}
-
-func volumePruneCommand(g *globals) *command {
-	var all, force bool
-	c := &command{Use: "prune [OPTIONS]", Short: "Remove anonymous volumes that no sandbox has", Args: wantArgs(0, 0)}
-	c.Flags().BoolVarP(&all, "all", "a", false, "named ones too")
-	c.Flags().BoolVarP(&force, "force", "f", false, "do not ask")
-	c.RunE = withEngine(g, func(ctx context.Context, c *command, e *sandbox.Engine, _ []string) error {
-		if !force {
-			what := "all anonymous volumes that no sandbox has"
-			if all {
-				what = "all volumes that no sandbox has"
-			}
-			if err := confirm(c, "This removes "+what+"."); err != nil {
-				return err
-			}
-		}
-		return reclaiming(ctx, c, e, func() error {
-			gone, err := e.PruneVolumes(ctx, all)
-			section(c, "Deleted Volumes:", gone)
-			return err
-		})
 	})
 	return c
 }
