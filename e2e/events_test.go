@@ -39,23 +39,23 @@ func TestEvents(t *testing.T) {
 	want := `container create web
 volume create
 volume mount
-network connect default
+network connect bridge
 container start web
 container exec_create: /nope web
 container kill web 10
 container kill web 15
 container die web 3
-network disconnect default
+network disconnect bridge
 volume unmount
 container stop web
 volume mount
-network connect default
+network connect bridge
 container start web
 container restart web
 container rename www
 container kill www 15
 container die www 3
-network disconnect default
+network disconnect bridge
 volume unmount
 container stop www
 container destroy www
@@ -80,7 +80,7 @@ image untag x:1
 		t.Errorf("the follower, with status %d:\n%s", r.Code, r.Stdout)
 	}
 	for filter, lines := range map[string]int{
-		"container=" + id[:12]: 14, "container=gone": 6, "event=die": 3, "event=exec_create": 1, "type=network": 6, "network=default": 4,
+		"container=" + id[:12]: 14, "container=gone": 6, "event=die": 3, "event=exec_create": 1, "type=network": 6, "network=bridge": 4,
 		"volume=store": 6, "image=" + harness.BB: 20, "image=x": 2, "label=tier=front": 14, "label=tier=back": 0, "scope=local": 34,
 	} {
 		if got := e.Must("events", "--since", since, "--until", "0s", "--filter", filter); strings.Count(got, "\n") != lines {

@@ -98,7 +98,7 @@ func (e *Engine) attachment(a Attachment) (*proto.Attachment, error) {
 			return nil, err
 		}
 	}
-	p := &proto.Attachment{Network: *n, Aliases: a.Aliases, Addr4: a.Addr4, Addr6: a.Addr6, MAC: a.MAC, DHCP: a.DHCP || n.DHCP(), Priority: a.GatewayPriority}
+	p := &proto.Attachment{Network: *n, NetworkID: networkID(n), Aliases: a.Aliases, Addr4: a.Addr4, Addr6: a.Addr6, MAC: a.MAC, DHCP: a.DHCP || n.DHCP(), Priority: a.GatewayPriority}
 	switch {
 	case a.DHCP && !n.Uplink():
 		return nil, badConfig("ip", "network %s is no uplink: it has no DHCP server, and gives out addresses by itself", n.PublicName())

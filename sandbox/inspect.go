@@ -25,28 +25,28 @@ import (
 // Inspection is what is known about a sandbox, with the keys of docker inspect. What
 // sbx has no notion of is left out.
 type Inspection struct {
-	ID              string `json:"Id"`
-	Created         time.Time
-	Path            string
-	Args            []string
-	State           InspectState
-	Image           string
-	ResolvConfPath  string
-	HostnamePath    string
-	HostsPath       string
-	LogPath         string
-	LogLost         int64  `json:",omitempty"` // bytes of output that could not be logged
-	Name            string // with a slash before it, as with Docker
-	RestartCount    int
-	Driver          string
-	Platform        string
-	HostConfig      InspectHost
-	GraphDriver     InspectGraph
+	ID             string `json:"Id"`
+	Created        time.Time
+	Path           string
+	Args           []string
+	State          InspectState
+	Image          string
+	ResolvConfPath string
+	HostnamePath   string
+	HostsPath      string
+	LogPath        string
+	LogLost        int64  `json:",omitempty"` // bytes of output that could not be logged
+	Name           string // with a slash before it, as with Docker
+	RestartCount   int
+	Driver         string
+	Platform       string
+	HostConfig     InspectHost
+	GraphDriver    InspectGraph
 	// What it takes on the disk, alone and with its image; nil unless it was measured.
 	SizeRw, SizeRootFs *int64 `json:",omitempty"`
-	Mounts          []InspectMount
-	Config          InspectConfig
-	NetworkSettings InspectNetwork
+	Mounts             []InspectMount
+	Config             InspectConfig
+	NetworkSettings    InspectNetwork
 }
 
 // InspectState is what has become of it.

@@ -33,13 +33,22 @@ func (m *monitor) endEvents() {
 	m.journal.Add(list...)
 }
 
-func (m *monitor) networkEvents(action string) []*events.Event {
-	mode := m.spec.Network.Mode
-	typ := map[string]string{"host": "host", "none": "null"}[mode]
-	if typ == "" {
-		typ = "bridge"
+// networkEvents are about the networks that the sandbox is on; on another one's it is
+// not by itself.
+func (m *monitor) networkEvents(action string) (list []*events.Event) {
+	event := func(id, name, typ string) {
+		list = append(list, events.New(events.Network, action, id, "container", m.spec.ID, "name", name, "type", typ))
 	}
-	return []*events.Event{events.New(events.Network, action, mode, "container", m.spec.ID, "name", mode, "type", typ)}
+	switch mode := m.spec.Network.Mode; mode {
+	case "host":
+		event(mode, mode, "host")
+	case "none":
+		event(mode, mode, "null")
+	}
+	for _, a := range m.spec.Network.Attachments {
+		event(a.NetworkID, a.Network.PublicName(), a.Network.Driver)
+	}
+	return list
 }
 
 func (m *monitor) volumeEvents(action string) (list []*events.Event) {

@@ -301,13 +301,15 @@ type LinkTo struct {
 // Attachment is a sandbox's place in a network as it is wanted.
 type Attachment struct {
 	// Network as it was when the sandbox was started.
-	Network  netdef.Network   `json:"network"`
-	Aliases  []string         `json:"aliases,omitempty"`
-	Addr4    netip.Addr       `json:"addr4,omitzero"`
-	Addr6    netip.Addr       `json:"addr6,omitzero"`
-	MAC      net.HardwareAddr `json:"mac,omitempty"`
-	DHCP     bool             `json:"dhcp,omitempty"`
-	Priority int              `json:"priority,omitempty"` // of its gateway
+	Network netdef.Network `json:"network"`
+	// NetworkID is what users know as its id; the default network's is not in Network.
+	NetworkID string           `json:"networkID,omitempty"`
+	Aliases   []string         `json:"aliases,omitempty"`
+	Addr4     netip.Addr       `json:"addr4,omitzero"`
+	Addr6     netip.Addr       `json:"addr6,omitzero"`
+	MAC       net.HardwareAddr `json:"mac,omitempty"`
+	DHCP      bool             `json:"dhcp,omitempty"`
+	Priority  int              `json:"priority,omitempty"` // of its gateway
 }
 
 // Endpoint is a sandbox's place in a network while it runs.
