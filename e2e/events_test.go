@@ -76,7 +76,7 @@ image untag x:1
 	}
 	live.WaitOut("image untag", harness.Slow(10*time.Second))
 	live.Signal(unix.SIGINT)
-	if r := live.Wait(harness.Slow(10 * time.Second)); r.Stdout != want || r.Code != 130 {
+	if r := live.Wait(harness.Slow(10 * time.Second)); r.Stdout != want || r.Stderr != "" || r.Code != 130 {
 		t.Errorf("the follower, with status %d:\n%s", r.Code, r.Stdout)
 	}
 	for filter, lines := range map[string]int{

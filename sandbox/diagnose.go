@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"github.com/rootless-sbx/sbx/fsoverlay"
@@ -74,15 +75,41 @@ type SystemInfo struct {
 	Kernel              string
 	Images, Running     int
 	Choices             []Choice
+
+	// With docker info's keys.
+	Name, ServerVersion, Driver, DockerRootDir                         string
+	KernelVersion, OperatingSystem, OSType, Architecture               string
+	NCPU                                                               int
+	MemTotal                                                           int64
+	Containers, ContainersRunning, ContainersPaused, ContainersStopped int
+}
+
+// describe fills in what is known of the machine.
+func (i *SystemInfo) describe() {
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err == nil {
+		i.Kernel = unix.ByteSliceToString(uts.Release[:])
+		i.Architecture = unix.ByteSliceToString(uts.Machine[:])
+		i.Name = unix.ByteSliceToString(uts.Nodename[:])
+	}
+	var mem unix.Sysinfo_t
+	if err := unix.Sysinfo(&mem); err == nil {
+		i.MemTotal = int64(mem.Totalram) * int64(mem.Unit)
+	}
+	if b, err := os.ReadFile("/etc/os-release"); err == nil {
+		for line := range strings.Lines(string(b)) {
+			if v, ok := strings.CutPrefix(line, "PRETTY_NAME="); ok {
+				i.OperatingSystem = strings.Trim(v, "\"'\n")
+			}
+		}
+	}
+	i.KernelVersion, i.OSType, i.NCPU, i.DockerRootDir = i.Kernel, runtime.GOOS, runtime.NumCPU(), i.DataDir
 }
 
 // Info describes the engine.
 func (e *Engine) Info(ctx context.Context) (*SystemInfo, error) {
 	info := &SystemInfo{DataDir: e.dataDir, RuntimeDir: e.runtimeDir}
-	var uts unix.Utsname
-	if err := unix.Uname(&uts); err == nil {
-		info.Kernel = unix.ByteSliceToString(uts.Release[:])
-	}
+	info.describe()
 	store, err := e.Images()
 	if err != nil {
 		return nil, err
@@ -92,12 +119,28 @@ func (e *Engine) Info(ctx context.Context) (*SystemInfo, error) {
 		return nil, err
 	}
 	info.Images = len(imgs)
-	boxes, err := e.List(ctx, Filter{})
+	boxes, err := e.List(ctx, Filter{All: true})
 	if err != nil {
 		return nil, err
 	}
-	info.Running = len(boxes)
+	info.Containers = len(boxes)
+	for _, b := range boxes {
+		switch {
+		case b.State.Paused:
+			info.ContainersPaused++
+		case b.State.Running:
+			info.ContainersRunning++
+		default:
+			info.ContainersStopped++
+		}
+	}
+	info.Running = info.ContainersRunning + info.ContainersPaused
 	info.Choices, _ = e.choices(ctx)
+	for _, c := range info.Choices {
+		if c.What == "storage driver" {
+			info.Driver = c.Chosen
+		}
+	}
 	return info, nil
 }
 

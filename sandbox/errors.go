@@ -3,6 +3,7 @@ package sandbox
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/rootless-sbx/sbx/image"
 	"github.com/rootless-sbx/sbx/internal/wire"
@@ -63,6 +64,9 @@ type StateError struct {
 }
 
 func (e *StateError) Error() string {
+	if e.Msg != "" && strings.Contains(e.Msg, e.Name) {
+		return e.Msg
+	}
 	if e.Msg != "" {
 		return fmt.Sprintf("%s: %s", e.Name, e.Msg)
 	}

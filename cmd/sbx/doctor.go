@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"strings"
 
+	"github.com/docker/go-units"
 	"github.com/rootless-sbx/sbx/sandbox"
 	"golang.org/x/term"
 )
@@ -117,7 +118,7 @@ func infoCommand(g *globals) *command {
 			if err != nil {
 				return err
 			}
-			info.Version = version
+			info.Version, info.ServerVersion = version, version
 			if done, err := printObject(c.Out(), format, info); err != nil || done {
 				return err
 			}
@@ -126,8 +127,12 @@ func infoCommand(g *globals) *command {
 				{"Data directory:", info.DataDir},
 				{"Runtime directory:", info.RuntimeDir},
 				{"Kernel:", info.Kernel},
+				{"Operating system:", info.OperatingSystem},
+				{"Architecture:", info.Architecture},
+				{"Processors:", fmt.Sprint(info.NCPU)},
+				{"Memory:", units.BytesSize(float64(info.MemTotal))},
 				{"Images:", fmt.Sprint(info.Images)},
-				{"Sandboxes running:", fmt.Sprint(info.Running)},
+				{"Sandboxes:", fmt.Sprintf("%d: %d running, %d paused, %d stopped", info.Containers, info.ContainersRunning, info.ContainersPaused, info.ContainersStopped)},
 			}, choiceRows(info.Choices)...))
 		},
 	}

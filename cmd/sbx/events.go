@@ -45,12 +45,12 @@ before, and with an --until that has passed only that.`,
 		if err := printEvent(io.Discard, format, &sandbox.Event{}); err != nil {
 			return err
 		}
-		return e.Events(ctx, o, func(ev *sandbox.Event) error {
+		return followed(ctx, e.Events(ctx, o, func(ev *sandbox.Event) error {
 			if !filter.match(ev) {
 				return nil
 			}
 			return printEvent(c.Out(), format, ev)
-		})
+		}))
 	})
 	return c
 }

@@ -54,8 +54,11 @@ func withInterrupt(ctx context.Context) (context.Context, func()) {
 
 // endedBy prefers the signal to what the store says about a context that ended.
 func endedBy(ctx context.Context, err error) error {
-	var sig interrupted
-	if err != nil && errors.As(context.Cause(ctx), &sig) {
+	var (
+		sig    interrupted
+		status exitStatus
+	)
+	if err != nil && !errors.As(err, &status) && errors.As(context.Cause(ctx), &sig) {
 		return sig
 	}
 	return err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -43,7 +44,7 @@ func logsCommand(g *globals) *command {
 		}
 		p := logPrinter{out: c.Out(), err: c.Err(), timestamps: timestamps, within: map[string]bool{}}
 		if err := s.Logs(ctx, o, p.print); err != nil {
-			return err
+			return followed(ctx, err)
 		}
 		in, err := s.Inspect(ctx)
 		if err != nil || in.LogLost == 0 {
@@ -53,6 +54,15 @@ func logsCommand(g *globals) *command {
 		return nil
 	})
 	return c
+}
+
+// followed ends what the user has ended with an interrupt, which needs no message.
+func followed(ctx context.Context, err error) error {
+	var sig interrupted
+	if err != nil && errors.As(context.Cause(ctx), &sig) {
+		return exitStatus(128 + int(sig))
+	}
+	return err
 }
 
 // logPrinter writes records as they were written.
