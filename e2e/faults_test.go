@@ -156,8 +156,8 @@ func lie(e *harness.Env, arg string) string {
 }
 
 // leftOf says what is still there when the sandbox has been removed. netd are the numbers
-// of descriptors of the networks' processes, which links and sockets would add to.
-func leftOf(e *harness.Env, arg string, before []string, netd map[int]int) (left []string) {
+// of descriptors of the network's processes, which links and sockets would add to.
+func leftOf(t *testing.T, e *harness.Env, arg string, before []string, netd map[int]int) (left []string) {
 	for _, role := range []string{"sbx-monitor", "sbx-init", "sbx-worker", "fuse-overlayfs"} {
 		for _, pid := range e.Role(role) {
 			left = append(left, fmt.Sprintf("%s %d", role, pid))
@@ -171,13 +171,12 @@ func leftOf(e *harness.Env, arg string, before []string, netd map[int]int) (left
 			left = append(left, f)
 		}
 	}
-	for _, pid := range e.Role("sbx-netd") {
-		fds := len(glob(fmt.Sprintf("/proc/%d/fd", pid), "*"))
+	if pid, now := usageOfNetwork(t, e, "bridge"); pid != 0 {
 		if _, ok := netd[pid]; !ok {
-			netd[pid] = fds
+			netd[pid] = now.fds
 		}
-		if fds > netd[pid] {
-			left = append(left, fmt.Sprintf("%d descriptors of sbx-netd %d, which had %d", fds, pid, netd[pid]))
+		if now.fds > netd[pid] {
+			left = append(left, fmt.Sprintf("%d descriptors of sbx-netd %d, which had %d", now.fds, pid, netd[pid]))
 		}
 	}
 	return left
@@ -233,7 +232,7 @@ func TestKillRandomly(t *testing.T) {
 		// The name is free, and the next sandbox sweeps up after a killed create and a
 		// killed network.
 		must("run", "--rm", "--name", "victim", harness.BB, "true")
-		if left := eventually(func() string { return strings.Join(leftOf(e, k.arg, before, netd), ", ") }); left != "" {
+		if left := eventually(func() string { return strings.Join(leftOf(t, e, k.arg, before, netd), ", ") }); left != "" {
 			t.Errorf("%v: left behind: %s", k, left)
 		}
 		if t.Failed() {
@@ -298,7 +297,7 @@ func TestRacingCommands(t *testing.T) {
 			t.Errorf("after %q and %q: %s", c.a, c.b, lie)
 		}
 		e.Must("rm", "-f", "race", "other", "one")
-		if left := eventually(func() string { return strings.Join(leftOf(e, arg, nil, netd), ", ") }); left != "" {
+		if left := eventually(func() string { return strings.Join(leftOf(t, e, arg, nil, netd), ", ") }); left != "" {
 			t.Errorf("after %q and %q: left behind: %s", c.a, c.b, left)
 		}
 		if t.Failed() {

@@ -1,9 +1,7 @@
 package e2e
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -17,20 +15,41 @@ import (
 	"github.com/rootless-sbx/sbx/e2e/probe"
 )
 
-// usage is what a process holds. Of one that lets nobody look at its descriptors, as
-// the network's, fds is the size of their table, which doubles.
+// usage is what a process holds. goroutines are known of a network's process alone.
 type usage struct {
-	rss, fds, threads int
-	table             bool
+	rss, fds, threads, goroutines int
 }
 
-func usageOf(t *testing.T, pid int) (u usage) {
+// usageOf reads what a monitor holds.
+func usageOf(t *testing.T, pid int) usage {
 	t.Helper()
 	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
-	if u.table = errors.Is(err, fs.ErrPermission); err != nil && !u.table {
+	if err != nil {
 		t.Fatal(err)
 	}
+	u := memoryOf(t, pid)
 	u.fds = len(fds)
+	return u
+}
+
+// usageOfNetwork asks a network's process, which lets nobody look; 0 is the pid of none.
+func usageOfNetwork(t *testing.T, e *harness.Env, network string) (pid int, u usage) {
+	t.Helper()
+	out := e.Must("network", "inspect", "-f", "{{with .Status}}{{.Pid}} {{.Descriptors}} {{.Goroutines}}{{end}}", network)
+	if strings.TrimSpace(out) == "" {
+		return 0, u
+	}
+	var fds, goroutines int
+	if _, err := fmt.Sscan(out, &pid, &fds, &goroutines); err != nil {
+		t.Fatalf("network inspect: %q: %v", out, err)
+	}
+	u = memoryOf(t, pid)
+	u.fds, u.goroutines = fds, goroutines
+	return pid, u
+}
+
+func memoryOf(t *testing.T, pid int) (u usage) {
+	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		t.Fatal(err)
@@ -40,10 +59,6 @@ func usageOf(t *testing.T, pid int) (u usage) {
 		switch f[0] {
 		case "VmRSS:":
 			u.rss, err = strconv.Atoi(f[1]) // KiB
-		case "FDSize:":
-			if u.table {
-				u.fds, err = strconv.Atoi(f[1])
-			}
 		case "Threads:":
 			u.threads, err = strconv.Atoi(f[1])
 		}
@@ -56,8 +71,8 @@ func usageOf(t *testing.T, pid int) (u usage) {
 
 // TestSoak has sandboxes come, go, connect, publish and talk for a while (SBX_SOAK, by
 // itself a moment; make soak takes half an hour). Every answer must come from whom it
-// was asked of, and the processes that stay must not grow: neither in memory, which is
-// where goroutines would show, nor in descriptors.
+// was asked of, and the processes that stay must not grow: neither in memory nor in
+// descriptors, nor those of the networks in goroutines.
 func TestSoak(t *testing.T) {
 	length := 4 * time.Second
 	if v := os.Getenv("SBX_SOAK"); v != "" {
@@ -136,13 +151,16 @@ func TestSoak(t *testing.T) {
 		return sbx("port", "rm", "soak-2", spec)
 	})
 
-	stay := func() (pids []int) { return append(e.Role("sbx-netd"), e.Role("sbx-monitor")...) }
 	measure := func() map[int]usage {
 		mu.Lock()
 		defer mu.Unlock()
 		all := map[int]usage{}
-		for _, pid := range stay() {
+		for _, pid := range e.Role("sbx-monitor") {
 			all[pid] = usageOf(t, pid)
+		}
+		for _, network := range []string{"soak-a", "soak-b"} {
+			pid, u := usageOfNetwork(t, e, network)
+			all[pid] = u
 		}
 		return all
 	}
@@ -161,12 +179,8 @@ func TestSoak(t *testing.T) {
 		}
 		for pid, was := range before {
 			now := after[pid]
-			most := was.fds + 4
-			if was.table {
-				most = max(2*was.fds, 256)
-			}
 			// A heap may grow by half before it is collected.
-			if now.rss > was.rss*3/2+16<<10 || now.fds > most || now.threads > was.threads+8 {
+			if now.rss > was.rss*3/2+16<<10 || now.fds > was.fds+4 || now.goroutines > was.goroutines+8 || now.threads > was.threads+8 {
 				return fmt.Errorf("process %d has grown: %+v, before %+v (KiB)", pid, now, was)
 			}
 		}

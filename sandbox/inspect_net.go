@@ -70,6 +70,8 @@ type NetworkStatus struct {
 	DNS netstack.ResolverStats
 	// Refused counts connections and requests of sbx's own processes over a bound.
 	Refused uint64
+	// Descriptors and Goroutines are what the process holds.
+	Descriptors, Goroutines int
 	// Uplink counts what crosses the device of an uplink.
 	Uplink *netstack.PortStats `json:",omitempty"`
 }
@@ -130,7 +132,8 @@ func (e *Engine) addMembers(ctx context.Context, n *Network, in *NetworkInspecti
 	if err != nil {
 		return fmt.Errorf("ask network %s: %w", in.Name, err)
 	}
-	in.Status = &NetworkStatus{Pid: m.PID, MTU: m.MTU, DNS: m.DNS, Refused: m.Refused, Uplink: m.Uplink}
+	in.Status = &NetworkStatus{Pid: m.PID, MTU: m.MTU, DNS: m.DNS, Refused: m.Refused, Uplink: m.Uplink,
+		Descriptors: m.Usage.Descriptors, Goroutines: m.Usage.Goroutines}
 	for _, x := range m.Members {
 		member := NetworkMember{
 			Name: x.Name, EndpointID: x.ID, MacAddress: x.MAC.String(), DNSNames: x.Names, Counters: x.Stats,

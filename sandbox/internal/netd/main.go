@@ -83,6 +83,7 @@ type server struct {
 	byID      map[string]*session
 	published map[portKey]*session
 	leaving   bool
+	fds       *os.File    // the process's descriptors, see usage
 	idle      *time.Timer // runs while there are no sessions
 
 	idleC chan struct{}
@@ -118,6 +119,9 @@ func newServer(ctx context.Context, m *wire.Message, mc MainConfig) (_ *server, 
 	}
 	if s.ln, err = s.dir.listen(); err != nil {
 		return nil, wire.ToError("listen for sandboxes of network "+s.cfg.Name, err)
+	}
+	if err := s.openUsage(); err != nil {
+		return nil, wire.ToError("see what network "+s.cfg.Name+" holds", err)
 	}
 	if mc.Confine {
 		c, err := s.confinement()
@@ -401,6 +405,9 @@ func (s *server) close() error {
 	var errs []error
 	if s.idle != nil {
 		s.idle.Stop()
+	}
+	if s.fds != nil {
+		s.fds.Close()
 	}
 	if s.ln != nil {
 		s.ln.Close()

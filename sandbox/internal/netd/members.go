@@ -14,13 +14,17 @@ func sameName(a, b string) bool {
 }
 
 // memberList describes who is on the network.
-func (s *server) memberList() Members {
+func (s *server) memberList() (Members, error) {
 	list := Members{Info: s.info(), Members: []MemberInfo{}, DNS: s.dns.Stats(), Refused: s.refused.Load()}
 	all := s.net.Stats()
 	stats := all.Ports
 	list.Uplink = all.Uplink
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	var err error
+	if list.Usage, err = s.usage(); err != nil {
+		return list, err
+	}
 	for id, x := range s.byID {
 		st, attached := stats[id]
 		if attached {
@@ -28,7 +32,7 @@ func (s *server) memberList() Members {
 		}
 	}
 	slices.SortFunc(list.Members, func(a, b MemberInfo) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.ID, b.ID)) })
-	return list
+	return list, nil
 }
 
 // mustLeave makes the process leave as soon as who asks has gone, without its linger

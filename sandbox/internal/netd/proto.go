@@ -201,6 +201,7 @@ type Members struct {
 	Members []MemberInfo           `json:"members"`
 	DNS     netstack.ResolverStats `json:"dns"`
 	Refused uint64                 `json:"refused"`
+	Usage   Usage                  `json:"usage"`
 	// Uplink is nil on a network without one.
 	Uplink *netstack.PortStats `json:"uplink,omitempty"`
 }

@@ -156,7 +156,7 @@ func (x *session) handle(r request) (any, error) {
 	case msgStats:
 		return x.stats(), nil
 	case msgMembers:
-		return x.s.memberList(), nil
+		return x.s.memberList()
 	case msgLeave:
 		return nil, x.s.mustLeave(x)
 	case msgLease:
