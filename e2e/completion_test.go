@@ -49,6 +49,9 @@ func TestCompletion(t *testing.T) {
 					if what == "SANDBOX" && !slices.Contains([]string{"start", "rm", "rename", "restart", "logs", "diff", "commit", "export", "cp", "inspect"}, name) {
 						want = "alpha" // one that runs
 					}
+					if name == "cp" {
+						want += ":" // a path follows
+					}
 					lines = append(lines, line{command + " ", want})
 				}
 			}
