@@ -44,31 +44,45 @@ func withEngine(g *globals, f engineAction) func(*command, []string) error {
 	}
 }
 
-// eachBox does the same to several sandboxes, one after the other, and prints what
-// the user called each. What fails does not keep the others.
+// eachBox does the same to several sandboxes.
 func eachBox(g *globals, f func(ctx context.Context, c *command, s *sandbox.Sandbox) error) func(*command, []string) error {
 	return withEngine(g, func(ctx context.Context, c *command, e *sandbox.Engine, args []string) error {
-		bad := false
-		for _, ref := range args {
+		return eachOf(ctx, c, args, func(ref string) error {
 			s, err := e.Open(ctx, ref)
-			if err == nil {
-				err = f(ctx, c, s)
-			}
-			if ctx.Err() != nil {
-				return err
-			}
 			if err != nil {
-				printError(c.Err(), err)
-				bad = true
-			} else if err := printLines(c.Out(), ref); err != nil {
+				return err
+			}
+			return f(ctx, c, s)
+		})
+	})
+}
+
+// errNothing is what eachOf's function returns of one that needs no word.
+var errNothing = errors.New("nothing to do")
+
+// eachOf does the same to several objects, one after the other, and prints what the
+// user called each. What fails does not keep the others.
+func eachOf(ctx context.Context, c *command, args []string, f func(ref string) error) error {
+	bad := false
+	for _, ref := range args {
+		err := f(ref)
+		switch {
+		case ctx.Err() != nil:
+			return err
+		case err == errNothing:
+		case err != nil:
+			printError(c.Err(), err)
+			bad = true
+		default:
+			if err := printLines(c.Out(), ref); err != nil {
 				return err
 			}
 		}
-		if bad {
-			return exitStatus(1)
-		}
-		return nil
-	})
+	}
+	if bad {
+		return exitStatus(1)
+	}
+	return nil
 }
 
 // withBox is for a command about one sandbox, its first argument.

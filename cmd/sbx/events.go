@@ -82,31 +82,25 @@ func oneLine(s string) string {
 	}, s)
 }
 
-// eventFilters are those of docker events: of the same key one must fit, of labels
-// all, and of different keys each.
-type eventFilters map[string][]string
+// eventFilters are those of docker events.
+type eventFilters struct{ by filterSet }
 
 var eventTypes = []string{"container", "image", "network", "volume"}
 
-func parseEventFilters(list []string) (eventFilters, error) {
-	f := eventFilters{}
-	for _, s := range list {
-		key, v, ok := strings.Cut(s, "=")
-		if !ok || v == "" {
-			return nil, usagef("--filter %q: want KEY=VALUE", s)
-		}
+func parseEventFilters(list []string) (f eventFilters, err error) {
+	f.by, err = parseFilters(list, func(s, key, v string) error {
 		switch key {
 		case "type":
 			if !slices.Contains(eventTypes, v) {
-				return nil, usagef("--filter %q: want one of %s", s, strings.Join(eventTypes, ", "))
+				return usagef("--filter %q: want one of %s", s, strings.Join(eventTypes, ", "))
 			}
 		case "container", "event", "image", "label", "network", "scope", "volume":
 		default:
-			return nil, usagef("--filter %q: there is no filter %q", s, key)
+			return errNoFilter(s, key)
 		}
-		f[key] = append(f[key], v)
-	}
-	return f, nil
+		return nil
+	})
+	return f, err
 }
 
 func (f eventFilters) match(ev *sandbox.Event) bool {
@@ -116,38 +110,28 @@ func (f eventFilters) match(ev *sandbox.Event) bool {
 	is := func(typ, v string) bool {
 		return ev.Type == typ && (strings.HasPrefix(ev.Actor.ID, v) || strings.HasPrefix(attributes["name"], v))
 	}
-	for key, values := range f {
-		fits := func(v string) bool {
-			switch key {
-			case "container", "network", "volume":
-				return is(key, v)
-			case "type":
-				return ev.Type == v
-			case "scope":
-				return ev.Scope == v
-			case "event": // exec_start: COMMAND
-				action, _, _ := strings.Cut(ev.Action, ":")
-				return ev.Action == v || action == v
-			case "image":
-				name := attributes["image"]
-				if ev.Type == "image" {
-					name = attributes["name"]
-				}
-				return name == v || withoutTag(name) == v || path.Base(name) == v || ev.Type == "image" && is("image", v)
-			case "label":
-				return hasLabel(attributes, v)
+	return f.by.match(func(key, v string) bool {
+		switch key {
+		case "container", "network", "volume":
+			return is(key, v)
+		case "type":
+			return ev.Type == v
+		case "scope":
+			return ev.Scope == v
+		case "event": // exec_start: COMMAND
+			action, _, _ := strings.Cut(ev.Action, ":")
+			return ev.Action == v || action == v
+		case "image":
+			name := attributes["image"]
+			if ev.Type == "image" {
+				name = attributes["name"]
 			}
-			return false
+			return name == v || withoutTag(name) == v || path.Base(name) == v || ev.Type == "image" && is("image", v)
+		case "label":
+			return hasLabel(attributes, v)
 		}
-		if key == "label" {
-			if slices.ContainsFunc(values, func(v string) bool { return !fits(v) }) {
-				return false
-			}
-		} else if !slices.ContainsFunc(values, fits) {
-			return false
-		}
-	}
-	return true
+		return false
+	})
 }
 
 // withoutTag is the name of an image without its tag.

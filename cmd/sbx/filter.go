@@ -9,44 +9,77 @@ import (
 	"github.com/rootless-sbx/sbx/sandbox"
 )
 
-// boxFilters are those of sbx ps: of the same key one must fit, of labels all, and of
-// different keys each.
+// filterSet has the values of --filter by their key: of the same key one must fit,
+// of labels all, and of different keys each.
+type filterSet map[string][]string
+
+// parseFilters splits KEY=VALUE; check says what is wrong with one.
+func parseFilters(list []string, check func(s, key, v string) error) (filterSet, error) {
+	f := filterSet{}
+	for _, s := range list {
+		key, v, ok := strings.Cut(s, "=")
+		if !ok || v == "" {
+			return nil, usagef("--filter %q: want KEY=VALUE", s)
+		}
+		if err := check(s, key, v); err != nil {
+			return nil, err
+		}
+		f[key] = append(f[key], v)
+	}
+	return f, nil
+}
+
+func errNoFilter(s, key string) error { return usagef("--filter %q: there is no filter %q", s, key) }
+
+func (f filterSet) match(fits func(key, v string) bool) bool {
+	for key, values := range f {
+		n := 0
+		for _, v := range values {
+			if fits(key, v) {
+				n++
+			}
+		}
+		if n == 0 || key == "label" && n < len(values) {
+			return false
+		}
+	}
+	return true
+}
+
+// boxFilters are those of sbx ps.
 type boxFilters struct {
-	by     map[string][]string
+	by     filterSet
 	status bool // says itself what is wanted of those that do not run
 }
 
 var statuses = []string{"created", "restarting", "running", "removing", "paused", "exited", "dead"}
 
 func parseBoxFilters(list []string) (*boxFilters, error) {
-	f := &boxFilters{by: map[string][]string{}}
-	for _, s := range list {
-		key, v, ok := strings.Cut(s, "=")
-		if !ok || v == "" {
-			return nil, usagef("--filter %q: want KEY=VALUE", s)
-		}
+	f := &boxFilters{}
+	var err error
+	f.by, err = parseFilters(list, func(s, key, v string) error {
 		switch key {
 		case "name":
 			if _, err := regexp.Compile(v); err != nil {
-				return nil, usagef("--filter %q: %v", s, err)
+				return usagef("--filter %q: %v", s, err)
 			}
 		case "status":
 			if !slices.Contains(statuses, v) {
-				return nil, usagef("--filter %q: want one of %s", s, strings.Join(statuses, ", "))
+				return usagef("--filter %q: want one of %s", s, strings.Join(statuses, ", "))
 			}
 			f.status = true
 		case "exited":
 			if _, err := strconv.Atoi(v); err != nil {
-				return nil, usagef("--filter %q: want an exit code", s)
+				return usagef("--filter %q: want an exit code", s)
 			}
 			f.status = true
 		case "id", "label", "ancestor", "before", "since", "health", "network", "volume", "publish", "expose":
 		default:
-			return nil, usagef("--filter %q: there is no filter %q", s, key)
+			return errNoFilter(s, key)
 		}
-		f.by[key] = append(f.by[key], v)
-	}
-	return f, nil
+		return nil
+	})
+	return f, err
 }
 
 // needsAll says that sandboxes count that are not wanted.
@@ -72,56 +105,46 @@ func (f *boxFilters) apply(list []sandbox.Inspection, all bool) (out []sandbox.I
 }
 
 func (f *boxFilters) match(in *sandbox.Inspection, find func(string) *sandbox.Inspection) bool {
-	for key, values := range f.by {
-		fits := func(v string) bool {
-			switch key {
-			case "id":
-				return strings.HasPrefix(in.ID, v)
-			case "name":
-				return regexp.MustCompile(v).MatchString(boxName(in)) || regexp.MustCompile(v).MatchString(in.Name)
-			case "label":
-				return hasLabel(in.Config.Labels, v)
-			case "status":
-				return in.State.Status == v
-			case "exited":
-				return in.State.Status == "exited" && strconv.Itoa(in.State.ExitCode) == v
-			case "ancestor":
-				image := in.Config.Image
-				return image == v || strings.TrimSuffix(image, ":latest") == v || strings.HasPrefix(strings.TrimPrefix(in.Image, "sha256:"), strings.TrimPrefix(v, "sha256:"))
-			case "before":
-				o := find(v)
-				return o != nil && in.Created.Before(o.Created)
-			case "since":
-				o := find(v)
-				return o != nil && in.Created.After(o.Created)
-			case "health":
-				return in.State.Health != nil && in.State.Health.Status == v || in.State.Health == nil && v == "none"
-			case "network":
-				for name, p := range in.NetworkSettings.Networks {
-					if name == v || len(v) >= 4 && strings.HasPrefix(p.NetworkID, v) || name == "bridge" && v == sandbox.NetworkDefault {
-						return true
-					}
+	return f.by.match(func(key, v string) bool {
+		switch key {
+		case "id":
+			return strings.HasPrefix(in.ID, v)
+		case "name":
+			return regexp.MustCompile(v).MatchString(boxName(in)) || regexp.MustCompile(v).MatchString(in.Name)
+		case "label":
+			return hasLabel(in.Config.Labels, v)
+		case "status":
+			return in.State.Status == v
+		case "exited":
+			return in.State.Status == "exited" && strconv.Itoa(in.State.ExitCode) == v
+		case "ancestor":
+			image := in.Config.Image
+			return image == v || strings.TrimSuffix(image, ":latest") == v || strings.HasPrefix(strings.TrimPrefix(in.Image, "sha256:"), strings.TrimPrefix(v, "sha256:"))
+		case "before":
+			o := find(v)
+			return o != nil && in.Created.Before(o.Created)
+		case "since":
+			o := find(v)
+			return o != nil && in.Created.After(o.Created)
+		case "health":
+			return in.State.Health != nil && in.State.Health.Status == v || in.State.Health == nil && v == "none"
+		case "network":
+			for name, p := range in.NetworkSettings.Networks {
+				if name == v || len(v) >= 4 && strings.HasPrefix(p.NetworkID, v) || name == "bridge" && v == sandbox.NetworkDefault {
+					return true
 				}
-				return false
-			case "volume":
-				return slices.ContainsFunc(in.Mounts, func(m sandbox.InspectMount) bool { return m.Name == v || m.Source == v || m.Destination == v })
-			case "publish":
-				return len(in.NetworkSettings.Ports[withProto(v)]) > 0
-			case "expose":
-				_, ok := in.Config.ExposedPorts[withProto(v)]
-				return ok
 			}
 			return false
+		case "volume":
+			return slices.ContainsFunc(in.Mounts, func(m sandbox.InspectMount) bool { return m.Name == v || m.Source == v || m.Destination == v })
+		case "publish":
+			return len(in.NetworkSettings.Ports[withProto(v)]) > 0
+		case "expose":
+			_, ok := in.Config.ExposedPorts[withProto(v)]
+			return ok
 		}
-		if key == "label" {
-			if slices.ContainsFunc(values, func(v string) bool { return !fits(v) }) {
-				return false
-			}
-		} else if !slices.ContainsFunc(values, fits) {
-			return false
-		}
-	}
-	return true
+		return false
+	})
 }
 
 func withProto(port string) string {

@@ -186,7 +186,7 @@ func networkListCommand(g *globals) *command {
 			return err
 		}
 		var used map[string][]string
-		if f["dangling"] != nil {
+		if f.by["dangling"] != nil {
 			if used, err = e.NetworkUsers(); err != nil {
 				return err
 			}
@@ -211,64 +211,48 @@ func networkListCommand(g *globals) *command {
 	return c
 }
 
-// networkFilters are those of docker network ls: of the same key one must fit, of
-// labels all, and of different keys each.
-type networkFilters map[string][]string
+// networkFilters are those of docker network ls.
+type networkFilters struct{ by filterSet }
 
-func parseNetworkFilters(list []string) (networkFilters, error) {
-	f := networkFilters{}
-	for _, s := range list {
-		key, v, ok := strings.Cut(s, "=")
-		if !ok || v == "" {
-			return nil, usagef("--filter %q: want KEY=VALUE", s)
-		}
+func parseNetworkFilters(list []string) (f networkFilters, err error) {
+	f.by, err = parseFilters(list, func(s, key, v string) error {
 		switch key {
 		case "type":
 			if v != "custom" && v != "builtin" {
-				return nil, usagef("--filter %q: want custom or builtin", s)
+				return usagef("--filter %q: want custom or builtin", s)
 			}
 		case "dangling":
 			if v != "true" && v != "false" {
-				return nil, usagef("--filter %q: want true or false", s)
+				return usagef("--filter %q: want true or false", s)
 			}
 		case "name", "id", "driver", "scope", "label":
 		default:
-			return nil, usagef("--filter %q: there is no filter %q", s, key)
+			return errNoFilter(s, key)
 		}
-		f[key] = append(f[key], v)
-	}
-	return f, nil
+		return nil
+	})
+	return f, err
 }
 
 func (f networkFilters) match(n *sandbox.Network, used map[string][]string) bool {
 	builtin := n.Version == 0
-	for key, values := range f {
-		fits := func(v string) bool {
-			switch key {
-			case "name":
-				return strings.Contains(n.PublicName(), v)
-			case "id":
-				return strings.HasPrefix(n.ID, v)
-			case "driver":
-				return n.Driver == v
-			case "scope":
-				return v == "local"
-			case "type":
-				return builtin == (v == "builtin")
-			case "dangling":
-				return (!builtin && len(used[n.Name]) == 0) == (v == "true")
-			}
-			return hasLabel(n.Labels, v)
+	return f.by.match(func(key, v string) bool {
+		switch key {
+		case "name":
+			return strings.Contains(n.PublicName(), v)
+		case "id":
+			return strings.HasPrefix(n.ID, v)
+		case "driver":
+			return n.Driver == v
+		case "scope":
+			return v == "local"
+		case "type":
+			return builtin == (v == "builtin")
+		case "dangling":
+			return (!builtin && len(used[n.Name]) == 0) == (v == "true")
 		}
-		if key == "label" {
-			if slices.ContainsFunc(values, func(v string) bool { return !fits(v) }) {
-				return false
-			}
-		} else if !slices.ContainsFunc(values, fits) {
-			return false
-		}
-	}
-	return true
+		return hasLabel(n.Labels, v)
+	})
 }
 
 func networkInspectCommand(g *globals) *command {
@@ -304,26 +288,13 @@ func networkRemoveCommand(g *globals) *command {
 	}
 	c.Flags().BoolVarP(&force, "force", "f", false, "do not mind one that is not there")
 	c.RunE = withEngine(g, func(ctx context.Context, c *command, e *sandbox.Engine, args []string) error {
-		bad := false
-		for _, ref := range args {
+		return eachOf(ctx, c, args, func(ref string) error {
 			err := e.RemoveNetwork(ctx, ref)
-			if ctx.Err() != nil {
-				return err
-			}
 			if force && errors.Is(err, sandbox.ErrNoNetwork) {
-				continue
+				return errNothing
 			}
-			if err != nil {
-				printError(c.Err(), err)
-				bad = true
-			} else if err := printLines(c.Out(), ref); err != nil {
-				return err
-			}
-		}
-		if bad {
-			return exitStatus(1)
-		}
-		return nil
+			return err
+		})
 	})
 	return c
 }
@@ -339,7 +310,7 @@ func networkPruneCommand(g *globals) *command {
 		if err != nil {
 			return err
 		}
-		for key := range f {
+		for key := range f.by {
 			if key != "label" {
 				return usagef("--filter %s=: only label= is for prune", key)
 			}

@@ -175,26 +175,13 @@ func volumeRemoveCommand(g *globals) *command {
 	c := &command{Use: "rm [OPTIONS] VOLUME [VOLUME...]", Short: "Remove volumes that no sandbox has", Args: wantArgs(1, -1), Aliases: []string{"remove"}, Complete: completeVolumes}
 	c.Flags().BoolVarP(&force, "force", "f", false, "do not mind one that is not there")
 	c.RunE = withEngine(g, func(ctx context.Context, c *command, e *sandbox.Engine, args []string) error {
-		bad := false
-		for _, name := range args {
+		return eachOf(ctx, c, args, func(name string) error {
 			err := e.RemoveVolume(ctx, name)
-			if ctx.Err() != nil {
-				return err
-			}
 			if force && errors.Is(err, fsoverlay.ErrNoVolume) {
-				err = nil
+				return nil
 			}
-			if err != nil {
-				printError(c.Err(), err)
-				bad = true
-			} else if err := printLines(c.Out(), name); err != nil {
-				return err
-			}
-		}
-		if bad {
-			return exitStatus(1)
-		}
-		return nil
+			return err
+		})
 	})
 	return c
 }
