@@ -63,6 +63,10 @@ type Config struct {
 	// own address, where it has one: published ports, and whatever else the host
 	// offers to its neighbours. Internal and Isolate go before it.
 	Hairpin bool
+	// Elsewhere, if not nil, tells of an address outside whether it is one of another
+	// network like this: it leads nowhere then, instead of to whomever the host's
+	// routes lead. It is asked once for each new flow, and must not block.
+	Elsewhere func(netip.Addr) bool
 	// VLAN of the gateway, and of ports that name none; 0 is that of frames
 	// without a tag.
 	VLAN uint16

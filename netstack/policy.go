@@ -11,15 +11,16 @@ import (
 type verdict int
 
 const (
-	allow    verdict = iota // a host on the outside
-	service                 // the gateway itself, a port of it that is open
-	hostPort                // a port of the gateway that leads to the host's loopback
-	ownPort                 // a port of the gateway that leads to the host's own address
-	closed                  // the gateway, nothing there: refused
-	nobody                  // the network's own subnet, no member: host unreachable
-	deny                    // out of reach for guests: prohibited
-	noRoute                 // outside an internal network: network unreachable
-	ignore                  // no host at all: no answer
+	allow     verdict = iota // a host on the outside
+	service                  // the gateway itself, a port of it that is open
+	hostPort                 // a port of the gateway that leads to the host's loopback
+	ownPort                  // a port of the gateway that leads to the host's own address
+	closed                   // the gateway, nothing there: refused
+	nobody                   // the network's own subnet, no member: host unreachable
+	deny                     // out of reach for guests: prohibited
+	elsewhere                // another network of the user: prohibited, too
+	noRoute                  // outside an internal network: network unreachable
+	ignore                   // no host at all: no answer
 )
 
 var (
@@ -41,13 +42,19 @@ var (
 	nat64 = netip.MustParsePrefix("64:ff9b::/96")
 )
 
-// outside tells whether guests may reach an address that is not the network's
-// own.
-func outside(a netip.Addr) verdict {
+// translated is the address that the host's network makes of one.
+func translated(a netip.Addr) netip.Addr {
 	if a.Is6() && nat64.Contains(a) {
 		b := a.As16()
 		a = netip.AddrFrom4([4]byte(b[12:]))
 	}
+	return a
+}
+
+// outside tells whether guests may reach an address that is not the network's
+// own.
+func outside(a netip.Addr) verdict {
+	a = translated(a)
 	switch {
 	case a.IsMulticast(), a == bcast4, a.IsUnspecified():
 		return ignore
@@ -86,6 +93,8 @@ func (p *Port) check(dst netip.AddrPort) verdict {
 		return noRoute
 	case n.cfg.Isolate && isHostAddr(a):
 		return deny
+	case n.cfg.Elsewhere != nil && n.cfg.Elsewhere(translated(a)):
+		return elsewhere
 	}
 	return v
 }
@@ -100,6 +109,9 @@ func (p *Port) refuse(v verdict, src, dst netip.Addr, cause []byte) bool {
 		u = errHost(v6)
 	case deny:
 		p.count.drop(DropPolicy)
+		u = errAdmin(v6)
+	case elsewhere:
+		p.count.drop(DropElsewhere)
 		u = errAdmin(v6)
 	case noRoute:
 		p.count.drop(DropPolicy)

@@ -21,6 +21,7 @@ const (
 	DropChecksum                // wrong IP or transport checksum
 	DropFragments               // fragment table full, fragment too old or overlapping
 	DropPolicy                  // destination that guests may not reach
+	DropElsewhere               // address of another network (Config.Elsewhere)
 	DropProtocol                // transport protocol the gateway does not serve
 	DropLinkWrite               // the link did not take the frame at once
 	DropTCPDials                // too many connection attempts in flight
@@ -35,7 +36,7 @@ const (
 
 var dropNames = [numDrops]string{
 	"malformed", "spoofed", "ethertype", "vlan", "qinq", "neighbor",
-	"group", "flood", "private", "no-member", "checksum", "fragments", "policy", "protocol",
+	"group", "flood", "private", "no-member", "checksum", "fragments", "policy", "other-network", "protocol",
 	"link-write", "tcp-dials", "tcp-flows", "udp-flows", "udp-filtered", "udp-send", "ping", "dns",
 }
 

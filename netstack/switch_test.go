@@ -355,6 +355,10 @@ func TestPolicyOptions(t *testing.T) {
 			map[string]string{gw: "3/3", "8.8.8.8": "3/0", own.String(): "3/0", "2001:db8::9": "1/0", "127.0.0.1": "3/13", "10.99.0.77": "3/1"}},
 		{"isolate", func(c *Config) { c.Hairpin, c.Isolate = true, true },
 			map[string]string{gw: "3/3", own.String(): map[bool]string{true: "3/13", false: "host"}[have], "8.8.8.8": "host"}},
+		{"elsewhere", func(c *Config) {
+			other4, other6 := netip.MustParsePrefix("10.98.0.0/24"), netip.MustParsePrefix("fd98::/64")
+			c.Elsewhere = func(a netip.Addr) bool { return other4.Contains(a) || other6.Contains(a) }
+		}, map[string]string{"10.98.0.7": "3/13", "fd98::7": "1/1", "64:ff9b::a62:7": "1/1", "8.8.8.8": "host"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			asked := make(chan netip.AddrPort, 16)
@@ -373,6 +377,9 @@ func TestPolicyOptions(t *testing.T) {
 				if got := a.ask(asked, netip.AddrPortFrom(netip.MustParseAddr(dst), 9)); got != want {
 					t.Errorf("%s: answer %q, want %q", dst, got, want)
 				}
+			}
+			if n := a.port.Stats().Drops[DropElsewhere.String()]; c.name == "elsewhere" && n != 3 {
+				t.Errorf("%d counted", n)
 			}
 		})
 	}

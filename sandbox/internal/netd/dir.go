@@ -148,12 +148,12 @@ func (d *directory) write(name string, b []byte) error {
 	return errors.Join(err, d.remove(tmp))
 }
 
-// sockPath is short, however long the directory's own path is: an address has
-// room for 107 bytes.
-func (d *directory) sockPath() string { return fmt.Sprintf("/proc/self/fd/%d/%s", d.f.Fd(), sockName) }
+// at is a path to a file. It is short, however long the directory's own path is: the
+// address of a socket has room for 107 bytes.
+func (d *directory) at(name string) string { return fmt.Sprintf("/proc/self/fd/%d/%s", d.f.Fd(), name) }
 
 func (d *directory) dial() (*net.UnixConn, error) {
-	return net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: d.sockPath(), Net: "unixpacket"})
+	return net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: d.at(sockName), Net: "unixpacket"})
 }
 
 // listen replaces a socket that a killed process left behind. The caller is the
@@ -162,7 +162,7 @@ func (d *directory) listen() (*net.UnixListener, error) {
 	if err := d.remove(sockName); err != nil {
 		return nil, err
 	}
-	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: d.sockPath(), Net: "unixpacket"})
+	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: d.at(sockName), Net: "unixpacket"})
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -14,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/rootless-sbx/sbx/internal/atomicfile"
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/netstack"
 	"github.com/rootless-sbx/sbx/sandbox/internal/netdef"
@@ -189,7 +191,7 @@ func (s *server) serveNetwork(uplink *netstack.Uplink, subnets []netip.Prefix) (
 	s.net, err = netstack.New(netstack.Config{
 		Name: n.Name, Subnet4: n.Subnet4, Subnet6: n.Subnet6, Gateway4: n.Gateway4, Gateway6: n.Gateway6, MTU: n.MTU,
 		Internal: n.Internal, Isolate: n.Isolate, Private: n.Private, VLAN: n.VLAN, Hairpin: true, DNS: s.dns, Logger: s.log,
-		Uplink: uplink,
+		Uplink: uplink, Elsewhere: (&neighbours{s: s}).has,
 	})
 	return err
 }
@@ -226,27 +228,27 @@ func (s *server) chooseSubnets(n *netdef.Network) error {
 }
 
 func (s *server) readState() *state {
-	f, err := s.dir.open(stateName, unix.O_RDONLY)
-	if err != nil {
-		if !errors.Is(err, os.ErrNotExist) {
-			s.log.Warn("state of the process before this one", "err", err)
-		}
-		return nil
-	}
-	defer f.Close()
-	var st state
-	b, err := io.ReadAll(io.LimitReader(f, 4<<20))
-	if err == nil {
-		err = json.Unmarshal(b, &st)
-	}
-	if err == nil && (st.Version != 1 || !st.Subnet4.IsValid()) {
-		err = fmt.Errorf("version %d, subnet %s", st.Version, st.Subnet4)
-	}
-	if err != nil {
+	st, err := readState(s.dir.at(stateName))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.log.Warn("unusable state of the process before this one", "err", err)
-		return nil
 	}
-	return &st
+	return st
+}
+
+// readState returns what a process of the default network has written.
+func readState(path string) (*state, error) {
+	b, err := atomicfile.Read(path, 64<<10)
+	if err != nil {
+		return nil, err
+	}
+	var st state
+	if err := json.Unmarshal(b, &st); err != nil {
+		return nil, err
+	}
+	if st.Version != 1 || !st.Subnet4.IsValid() {
+		return nil, fmt.Errorf("version %d, subnet %s", st.Version, st.Subnet4)
+	}
+	return &st, nil
 }
 
 func (s *server) info() Info {

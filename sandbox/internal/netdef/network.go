@@ -189,6 +189,16 @@ func (n *Network) IPAM(next uint32) netstack.IPAMConfig {
 	}
 }
 
+// Subnets are those that it has.
+func (n *Network) Subnets() (list []netip.Prefix) {
+	for _, s := range []netip.Prefix{n.Subnet4, n.Subnet6} {
+		if s.IsValid() {
+			list = append(list, s)
+		}
+	}
+	return list
+}
+
 // PublicName is what users know the network as.
 func (n *Network) PublicName() string { return PublicName(n.Name) }
 
