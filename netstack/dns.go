@@ -17,6 +17,7 @@ import (
 //
 //	Exchange   header checks, refusals              dns_query.go
 //	  zone     names and addresses of the network   dns_zone.go
+//	  settle   names that are about to come         dns_settle.go
 //	  peers    those of the client's other networks dns_peers.go
 //	  cache    answers still valid                  dns_cache.go
 //	  resolve  one upstream query per question      dns_flight.go
@@ -25,7 +26,8 @@ import (
 //	finish     truncation, EDNS, the client's id    dns_finish.go
 //
 // Limits: a query of 4096 bytes, an answer by UDP of 4096; 256 unanswered queries
-// of one client, 512 questions upstream; a cache of 4096 answers and 4 MiB, each
+// of one client, 512 questions upstream,
+// 256 that wait for a name to come; a cache of 4096 answers and 4 MiB, each
 // answer of at most 16 KiB, for a day at most, an hour if negative, a second if a
 // failure; 4096 owners of records with 64 names, 16 addresses and 256 services each.
 // The host's file is looked at ten times a second at most; three servers of it are
@@ -61,6 +63,9 @@ type ResolverConfig struct {
 	// client's other networks, or nil. It is called on many goroutines at once, and
 	// must return when ctx ends, a second later at most.
 	Peers func(ctx context.Context, query []byte, client netip.Addr) []byte
+	// Settle is how long after the start the zone may lack names that it is about to
+	// have, those of sandboxes that a killed process has served: who asks for one waits.
+	Settle time.Duration
 	// ResolvConf is the file to follow. Empty: /etc/resolv.conf.
 	ResolvConf string
 	// Servers are asked in place of those in ResolvConf, if not empty.
@@ -108,6 +113,7 @@ type Resolver struct {
 	cache dnsCache
 	host  *hostResolv
 	bad   badServers
+	young settling
 
 	ctx    context.Context // ends with Close
 	cancel context.CancelFunc
@@ -176,6 +182,7 @@ func NewResolver(cfg ResolverConfig) (*Resolver, error) {
 	r.cache.init(cfg.CacheEntries, cfg.CacheBytes, cfg.now)
 	r.bad.now = cfg.now
 	r.ctx, r.cancel = context.WithCancel(context.Background())
+	r.young.begin(r.ctx, cfg.Settle)
 	return r, nil
 }
 

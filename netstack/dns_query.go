@@ -30,12 +30,10 @@ func (r *Resolver) Exchange(ctx context.Context, query []byte, from netip.Addr, 
 		r.count.refused.Add(1)
 		return finish(req, &dns.Msg{MsgHdr: dns.MsgHdr{Rcode: rcode}}, tcp)
 	}
-	m := r.zone.answer(q)
-	if !has(m) {
-		if other := r.askPeers(ctx, q, from); other != nil {
-			r.count.peers.Add(1)
-			return finish(req, other, tcp)
-		}
+	m, other := r.find(ctx, q, func() *dns.Msg { return r.askPeers(ctx, q, from) })
+	if other != nil {
+		r.count.peers.Add(1)
+		return finish(req, other, tcp)
 	}
 	if m != nil {
 		r.count.local.Add(1)

@@ -40,6 +40,7 @@ func (r *Resolver) SetServices(owner string, services []Service) error {
 	}
 	rec.services = slices.Clone(services)
 	z.owners[owner] = rec
+	r.young.news()
 	return nil
 }
 

@@ -123,6 +123,7 @@ func (r *Resolver) SetRecords(owner string, names []string, addrs []netip.Addr) 
 	for _, a := range rec.addrs {
 		z.ptr[a] = append(z.ptr[a], owner)
 	}
+	r.young.news()
 	return nil
 }
 
@@ -246,10 +247,7 @@ func addressAnswer(q dns.Question, addrs []netip.Addr) *dns.Msg {
 
 // reverse answers for addresses of the network's subnets.
 func (z *zone) reverse(q dns.Question, p netip.Prefix) *dns.Msg {
-	own := slices.ContainsFunc(z.subnets, func(s netip.Prefix) bool {
-		return s.Bits() <= p.Bits() && s.Contains(p.Addr())
-	})
-	if !own {
+	if !z.own(p) {
 		return nil
 	}
 	if !p.IsSingleIP() {
@@ -269,6 +267,13 @@ func (z *zone) reverse(q dns.Question, p netip.Prefix) *dns.Msg {
 			Hdr: dns.RR_Header{Name: q.Name, Rrtype: dns.TypePTR, Class: dns.ClassINET, Ttl: localTTL}, Ptr: n})
 	}
 	return m
+}
+
+// own says whether addresses are all of one of the network's subnets.
+func (z *zone) own(p netip.Prefix) bool {
+	return slices.ContainsFunc(z.subnets, func(s netip.Prefix) bool {
+		return s.Bits() <= p.Bits() && s.Contains(p.Addr())
+	})
 }
 
 func (z *zone) namesOf(a netip.Addr) (names []string) {
