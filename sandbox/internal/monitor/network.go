@@ -83,15 +83,13 @@ func (m *monitor) lease(ctx context.Context) error {
 	return nil
 }
 
-func (m *monitor) leaseOne(ctx context.Context, n *network) (err error) {
-	if n.client, err = netd.Ensure(ctx, m.netdConfig(&n.Attachment)); err != nil {
-		return err
-	}
+func (m *monitor) leaseOne(ctx context.Context, n *network) error {
 	name, err := m.name()
 	if err != nil {
 		return err
 	}
-	n.lease, err = n.client.Lease(ctx, netd.LeaseRequest{ID: m.spec.ID, Name: name, Addr4: n.Addr4, Addr6: n.Addr6, MAC: n.MAC, DHCP: n.DHCP})
+	n.client, n.lease, err = netd.Join(ctx, m.netdConfig(&n.Attachment),
+		netd.LeaseRequest{ID: m.spec.ID, Name: name, Addr4: n.Addr4, Addr6: n.Addr6, MAC: n.MAC, DHCP: n.DHCP})
 	return err
 }
 

@@ -123,6 +123,18 @@ func (d *directory) open(name string, flags int) (*os.File, error) {
 	return f, nil
 }
 
+// has says whether a file is there.
+func (d *directory) has(name string) (bool, error) {
+	err := unix.Faccessat(int(d.f.Fd()), name, unix.F_OK, 0)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	if err != nil {
+		return false, &fs.PathError{Op: "look for", Path: filepath.Join(d.path, name), Err: err}
+	}
+	return true, nil
+}
+
 // remove of what is not there is no error.
 func (d *directory) remove(name string) error {
 	if err := unix.Unlinkat(int(d.f.Fd()), name, 0); err != nil && !errors.Is(err, unix.ENOENT) {

@@ -25,7 +25,8 @@
 // Killed with SIGKILL it leaves everything behind. The monitors see the end of
 // their connections, and each calls Ensure, Lease with the addresses it had, and
 // Attach with its duplicate of the link (see Keeper). Which addresses are whose is
-// in a file that outlives every process, see package netdef.
+// in a file that outlives every process, see package netdef. The names come back
+// with the sandboxes; a question for one waits for it in the first 2 seconds.
 //
 // # Names
 //

@@ -83,6 +83,25 @@ func Ensure(ctx context.Context, cfg Config) (*Client, error) {
 	}
 }
 
+// Join is Ensure and Lease. A process that is killed between the two is followed by
+// another one.
+func Join(ctx context.Context, cfg Config, req LeaseRequest) (*Client, *Lease, error) {
+	for {
+		c, err := Ensure(ctx, cfg)
+		if err != nil {
+			return nil, nil, err
+		}
+		l, err := c.Lease(ctx, req)
+		if err == nil {
+			return c, l, nil
+		}
+		c.Close()
+		if !gone(err) || ctx.Err() != nil {
+			return nil, nil, err
+		}
+	}
+}
+
 // Connect returns a connection to the network's process if there is one; nil if not.
 func Connect(ctx context.Context, runtimeDir string, hello Hello) (*Client, error) {
 	d, err := openDir(runtimeDir, hello.Name)

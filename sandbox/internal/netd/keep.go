@@ -88,6 +88,11 @@ func Keep(ctx context.Context, client *Client, cfg KeepConfig) (*Keeper, error) 
 	info := client.Info()
 	k.cfg.Subnet4, k.cfg.Subnet6 = info.Subnet4, info.Subnet6
 	list, err := k.attach(ctx, client, cfg.Attach)
+	if gone(err) { // killed since the lease
+		if k.client, list, err = k.attempt(ctx, cfg.Attach); err == nil {
+			client.Close()
+		}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -144,17 +149,27 @@ func (k *Keeper) run() {
 
 // again attaches over a new connection; false after Close.
 func (k *Keeper) again() bool {
-	k.log.Warn("the network's process has gone: attaching again")
 	if k.begin(k.ctx) != nil {
 		return false
 	}
 	defer k.end()
+	return k.reattach(k.ctx) == nil
+}
+
+// reattach makes a new connection if the one that there is has ended. op is held.
+func (k *Keeper) reattach(ctx context.Context) error {
+	if !k.current().ended() {
+		return nil
+	}
+	k.log.Warn("the network's process has gone: attaching again")
 	k.current().Close()
 	for _, p := range k.ports {
 		p.remote = 0
 	}
 	for wait := keepFirst; ; wait = min(2*wait, keepMost) {
-		c, err := k.attempt()
+		req := k.cfg.Attach
+		req.Publish = nil // one by one, below: a port that is taken must not cost the rest
+		c, _, err := k.attempt(ctx, req)
 		if err == nil {
 			k.mu.Lock()
 			k.client = c
@@ -162,42 +177,40 @@ func (k *Keeper) again() bool {
 			k.mu.Unlock()
 			k.republish()
 			k.log.Info("attached again", "pid", c.Info().PID)
-			return true
+			return nil
 		}
-		if k.ctx.Err() != nil {
-			return false
+		if ctx.Err() != nil {
+			return err
 		}
 		k.log.Warn("attach again", "err", err)
 		select {
-		case <-k.ctx.Done():
-			return false
+		case <-ctx.Done():
+			return err
 		case <-time.After(wait):
 		}
 	}
 }
 
-func (k *Keeper) attempt() (*Client, error) {
-	c, err := Ensure(k.ctx, k.cfg.Config)
-	if err != nil {
-		return nil, err
-	}
+// attempt attaches over a new connection with the addresses that the sandbox has.
+func (k *Keeper) attempt(ctx context.Context, req AttachRequest) (*Client, []port.Status, error) {
 	was := k.cfg.Lease
-	ctx, cancel := context.WithTimeout(k.ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 25*time.Second)
 	defer cancel()
-	l, err := c.Lease(ctx, LeaseRequest{ID: was.ID, Name: was.Name, Addr4: was.Addr4, Addr6: was.Addr6, MAC: was.MAC, DHCP: was.DHCP})
-	if err == nil && (l.Gateway4 != was.Gateway4 || l.Gateway6 != was.Gateway6 || l.Prefix4 != was.Prefix4) {
-		err = &wire.Error{Code: CodeAddrBad, Step: "attach again", Msg: fmt.Sprintf("the network is now %s with gateway %s", l.Prefix4, l.Gateway4)}
+	c, l, err := Join(ctx, k.cfg.Config, LeaseRequest{ID: was.ID, Name: was.Name, Addr4: was.Addr4, Addr6: was.Addr6, MAC: was.MAC, DHCP: was.DHCP})
+	if err != nil {
+		return nil, nil, err
 	}
-	if err == nil {
-		req := k.cfg.Attach
-		req.Publish = nil // one by one, below: a port that is taken must not cost the rest
-		_, err = k.attach(ctx, c, req)
+	var list []port.Status
+	if l.Gateway4 != was.Gateway4 || l.Gateway6 != was.Gateway6 || l.Prefix4 != was.Prefix4 {
+		err = &wire.Error{Code: CodeAddrBad, Step: "attach again", Msg: fmt.Sprintf("the network is now %s with gateway %s", l.Prefix4, l.Gateway4)}
+	} else {
+		list, err = k.attach(ctx, c, req)
 	}
 	if err != nil {
 		c.Close()
-		return nil, err
+		return nil, nil, err
 	}
-	return c, nil
+	return c, list, nil
 }
 
 // republish publishes what is not published at the moment. op is held.
@@ -288,6 +301,12 @@ func (k *Keeper) Publish(ctx context.Context, spec portfwd.Spec) (*port.Status, 
 	}
 	defer k.end()
 	st, err := k.current().Publish(ctx, spec)
+	if gone(err) { // killed a moment ago
+		k.current().Close()
+		if err = k.reattach(ctx); err == nil {
+			st, err = k.current().Publish(ctx, spec)
+		}
+	}
 	if err != nil {
 		return nil, err
 	}

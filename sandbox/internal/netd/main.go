@@ -34,6 +34,10 @@ type MainConfig struct {
 // tries again after it.
 const claimPatience = time.Second
 
+// settle is how long the sandboxes of a killed process may take to be back: who asks for
+// the name of one waits so long, less than a resolver does.
+const settle = 2 * time.Second
+
 // Main is the body of a network's process. conn is the connection to the
 // starter; Main reads the start message, answers it and closes conn. It returns
 // nil after the linger time or when ctx ends, and then nothing of it runs.
@@ -74,7 +78,8 @@ type server struct {
 	dns  *netstack.Resolver
 	defs netdef.Dir
 	// names finds those of other networks.
-	names *names
+	names  *names
+	killed bool // the process before this one: its sandboxes come, one by one
 
 	ctx     context.Context // ends when the process leaves
 	cancel  context.CancelFunc
@@ -114,6 +119,10 @@ func newServer(ctx context.Context, m *wire.Message, mc MainConfig) (_ *server, 
 		}
 	}()
 	if err := s.dir.claim(ctx, claimPatience); err != nil {
+		return nil, err
+	}
+	// A process that has left takes its socket with it.
+	if s.killed, err = s.dir.has(sockName); err != nil {
 		return nil, err
 	}
 	if err := s.makeNetwork(); err != nil {
@@ -182,8 +191,12 @@ func (s *server) makeNetwork() error {
 // serveNetwork starts the switch and the name server.
 func (s *server) serveNetwork(uplink *netstack.Uplink, subnets []netip.Prefix) (err error) {
 	n := &s.cfg.Network
+	var wait time.Duration
+	if s.killed {
+		wait = settle
+	}
 	if s.dns, err = netstack.NewResolver(netstack.ResolverConfig{
-		Gateway4: n.Gateway4, Gateway6: n.Gateway6, Subnets: subnets, Network: n.PublicName(), Internal: n.Internal, Peers: s.names.elsewhere,
+		Settle: wait, Gateway4: n.Gateway4, Gateway6: n.Gateway6, Subnets: subnets, Network: n.PublicName(), Internal: n.Internal, Peers: s.names.elsewhere,
 		ResolvConf: s.cfg.ResolvConf, Logger: s.log,
 	}); err != nil {
 		return err

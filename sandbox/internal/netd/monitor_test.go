@@ -38,6 +38,7 @@ type order struct {
 	ID         int
 	Addr, Name string
 	NoSockets  bool
+	Kill       bool // the network's process, between lease and attachment
 }
 
 type outcome struct {
@@ -141,6 +142,17 @@ func (m *monitor) do(what string, o order) (out outcome, err error) {
 		if st, err = m.keeper.AddPort(ctx, o.Spec); err == nil {
 			out.Ports = []port.Status{*st}
 		}
+	case "kill and add":
+		err = unix.Kill(m.keeper.current().Info().PID, unix.SIGKILL)
+		for range 2 {
+			var st *port.Status
+			if err == nil {
+				st, err = m.keeper.AddPort(ctx, o.Spec)
+			}
+			if err == nil {
+				out.Ports = append(out.Ports, *st)
+			}
+		}
 	case "remove":
 		err = m.keeper.RemovePort(ctx, o.ID)
 	case "stats":
@@ -177,6 +189,11 @@ func (m *monitor) up(ctx context.Context, o order) (out outcome, err error) {
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))}
 	if o.NoSockets {
 		kc.Sockets = nil
+	}
+	if o.Kill {
+		if err := unix.Kill(m.client.Info().PID, unix.SIGKILL); err != nil {
+			return out, err
+		}
 	}
 	if m.keeper, err = Keep(ctx, m.client, kc); err != nil {
 		return out, err

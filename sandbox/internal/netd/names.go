@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/netstack"
@@ -34,6 +35,11 @@ func (n *names) elsewhere(ctx context.Context, query []byte, client netip.Addr) 
 	n.mu.Unlock()
 	for _, name := range others {
 		c, err := n.connect(ctx, name)
+		// The client is on it, so a process that is not there was killed.
+		for err == nil && c == nil && ctx.Err() == nil {
+			time.Sleep(20 * time.Millisecond)
+			c, err = n.connect(ctx, name)
+		}
 		if err != nil || c == nil {
 			n.s.log.Debug("ask another network for a name", "other", name, "err", err)
 			continue
@@ -114,12 +120,22 @@ func (n *names) close() {
 }
 
 // resolve answers another network's process, with our own names alone.
-func (n *names) resolve(m *wire.Message) Answer {
+func (x *session) resolve(m *wire.Message) {
 	var q Question
 	if m.Decode(&q) != nil {
-		return Answer{}
+		x.reply(m, Answer{}, nil)
+		return
 	}
-	return Answer{n.s.dns.Local(q.Query)}
+	b := x.s.dns.Local(q.Query)
+	if b == nil && x.s.dns.Settling() {
+		go func() {
+			ctx, cancel := context.WithTimeout(x.ctx, settle)
+			defer cancel()
+			x.reply(m, Answer{x.s.dns.Await(ctx, q.Query)}, nil)
+		}()
+		return
+	}
+	x.reply(m, Answer{b}, nil)
 }
 
 // publishNames makes the sandbox's names known. A name of its own that cannot be one

@@ -209,6 +209,34 @@ func TestAttachErrors(t *testing.T) {
 	}
 }
 
+// TestKilledMeanwhile: a process that is killed while a sandbox joins, or publishes, is
+// followed by one that does it.
+func TestKilledMeanwhile(t *testing.T) {
+	n := newNetwork(t)
+	n.ensure() // so that the first process is the host's
+	b := newSandbox(t)
+	b.up(n, order{Lease: LeaseRequest{ID: "a", Name: "one"}, Kill: true})
+	b.do("listen", order{Addr: guestAddr(b, 80)})
+	out := b.do("kill and add", order{Spec: port.Spec{Proto: "tcp", ParentIP: "127.0.0.1", ChildPort: 80}})
+	if len(out.Ports) != 2 || out.Ports[0].ID == out.Ports[1].ID {
+		t.Fatalf("%+v", out.Ports)
+	}
+	for _, st := range out.Ports {
+		eventually(t, "the port answers", func() bool {
+			_, err := echo("tcp", hostAddr(st.Spec.ParentPort))
+			return err == nil
+		})
+	}
+	if out := b.do("stats", order{}); out.Reattached != 1 {
+		t.Errorf("%+v", out)
+	}
+	b.do("down", order{})
+	eventually(t, "the process leaves", func() bool {
+		files, err := os.ReadDir(n.path(""))
+		return err == nil && len(files) == 1
+	})
+}
+
 func openLock(n *network) (*os.File, error) {
 	d, err := openDir(n.RuntimeDir, n.Name)
 	if err != nil {

@@ -98,7 +98,7 @@ func (x *session) run() {
 // one that another network's process asks and that takes no time.
 func (x *session) take(m *wire.Message) {
 	if m.Type == msgResolve && x.known.Load() {
-		x.reply(m, x.s.names.resolve(m), nil)
+		x.resolve(m)
 		return
 	}
 	r := request{m: m}
