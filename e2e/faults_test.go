@@ -171,12 +171,12 @@ func leftOf(t *testing.T, e *harness.Env, arg string, before []string, netd map[
 			left = append(left, f)
 		}
 	}
-	if pid, now := usageOfNetwork(t, e, "bridge"); pid != 0 {
-		if _, ok := netd[pid]; !ok {
-			netd[pid] = now.fds
+	if now := usageOfNetwork(t, e, "bridge"); now.pid != 0 {
+		if _, ok := netd[now.pid]; !ok {
+			netd[now.pid] = now.fds
 		}
-		if now.fds > netd[pid] {
-			left = append(left, fmt.Sprintf("%d descriptors of sbx-netd %d, which had %d", now.fds, pid, netd[pid]))
+		if now.fds > netd[now.pid] {
+			left = append(left, fmt.Sprintf("%d descriptors of sbx-netd %d, which had %d", now.fds, now.pid, netd[now.pid]))
 		}
 	}
 	return left

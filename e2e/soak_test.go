@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -15,182 +16,207 @@ import (
 	"github.com/rootless-sbx/sbx/e2e/probe"
 )
 
-// usage is what a process holds. goroutines are known of a network's process alone.
-type usage struct {
-	rss, fds, threads, goroutines int
-}
-
-// usageOf reads what a monitor holds.
-func usageOf(t *testing.T, pid int) usage {
-	t.Helper()
-	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	u := memoryOf(t, pid)
-	u.fds = len(fds)
-	return u
-}
-
-// usageOfNetwork asks a network's process, which lets nobody look; 0 is the pid of none.
-func usageOfNetwork(t *testing.T, e *harness.Env, network string) (pid int, u usage) {
-	t.Helper()
-	out := e.Must("network", "inspect", "-f", "{{with .Status}}{{.Pid}} {{.Descriptors}} {{.Goroutines}}{{end}}", network)
-	if strings.TrimSpace(out) == "" {
-		return 0, u
-	}
-	var fds, goroutines int
-	if _, err := fmt.Sscan(out, &pid, &fds, &goroutines); err != nil {
-		t.Fatalf("network inspect: %q: %v", out, err)
-	}
-	u = memoryOf(t, pid)
-	u.fds, u.goroutines = fds, goroutines
-	return pid, u
-}
-
-func memoryOf(t *testing.T, pid int) (u usage) {
-	t.Helper()
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(status)) {
-		f := strings.Fields(line)
-		switch f[0] {
-		case "VmRSS:":
-			u.rss, err = strconv.Atoi(f[1]) // KiB
-		case "Threads:":
-			u.threads, err = strconv.Atoi(f[1])
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	return u
+// soak is what TestSoak has going on. On network soak-a are soak-1 to soak-3, on soak-b,
+// which is internal, soak-far; on soak-k are kept-1 and kept-2, and its process is
+// killed now and then.
+type soak struct {
+	t      *testing.T
+	e      *harness.Env
+	length time.Duration
+	end    chan struct{}
+	wg     sync.WaitGroup
+	mu     sync.RWMutex // held by what goes on; all of it stops while we count
+	mine   sync.Mutex
+	count  map[string]int
 }
 
 // TestSoak has sandboxes come, go, connect, publish and talk for a while (SBX_SOAK, by
-// itself a moment; make soak takes half an hour). Every answer must come from whom it
-// was asked of, and the processes that stay must not grow: neither in memory nor in
-// descriptors, nor those of the networks in goroutines.
+// itself a moment; make test takes five minutes, make soak half an hour), on three
+// networks, one of which loses its process again and again. Every answer must come from
+// whom it was asked of, connections go on, and the processes that stay must not grow:
+// neither in memory nor in descriptors, nor those of the networks in goroutines.
 func TestSoak(t *testing.T) {
-	length := 4 * time.Second
+	s := &soak{t: t, e: harness.New(t, harness.BB), length: 4 * time.Second, end: make(chan struct{}), count: map[string]int{}}
 	if v := os.Getenv("SBX_SOAK"); v != "" {
 		var err error
-		if length, err = time.ParseDuration(v); err != nil {
+		if s.length, err = time.ParseDuration(v); err != nil {
 			t.Fatalf("SBX_SOAK: %v", err)
 		}
 	}
-	e := harness.New(t, harness.BB)
-	makeNetwork(t, e, "soak-a")
-	makeNetwork(t, e, "soak-b")
-	servers := []string{"soak-1", "soak-2", "soak-3"}
-	for _, s := range servers {
-		detached(t, e, s, "-h", s, "--network", "soak-a", harness.BB, "/probe", "who", "7")
+	makeNetwork(t, s.e, "soak-a")
+	makeNetwork(t, s.e, "soak-b", "--internal")
+	makeNetwork(t, s.e, "soak-k")
+	kept := s.e.FreePort()
+	stay := []string{"soak-1", "soak-2", "soak-3", "soak-far", "kept-1", "kept-2"}
+	for i, name := range stay {
+		args := []string{"-h", name, "--network", []string{"soak-a", "soak-a", "soak-a", "soak-b", "soak-k", "soak-k"}[i]}
+		if name == "kept-2" {
+			args = append(args, "-p", fmt.Sprintf("%d:7", kept), "-p", fmt.Sprintf("%d:7/udp", kept))
+		}
+		detached(t, s.e, name, append(args, harness.BB, "sh", "-c", "/probe echo 8 & exec /probe who 7")...)
+		until(t, s.e, ":", "exec", name, "/probe", "ask", "tcp", "127.0.0.1:7")
 	}
-	detached(t, e, "soak-far", "-h", "soak-far", "--network", "soak-b", harness.BB, "/probe", "who", "7")
+	talks := []*harness.Proc{
+		s.e.Start("exec", "soak-1", "/probe", "talk", "soak-2:8"),
+		s.e.Start("exec", "kept-1", "/probe", "talk", "kept-2:8"),
+	}
+	s.visitors(stay)
+	s.guests()
+	s.connections()
+	s.ports()
+	s.kills(kept)
 
-	var mu sync.RWMutex // held by what goes on; all of it stops while we count
-	end := make(chan struct{})
-	var wg sync.WaitGroup
-	count := make([]int, 4)
-	work := func(i int, step func(n int) error) {
-		wg.Go(func() {
-			for n := 0; ; n++ {
-				select {
-				case <-end:
-					return
-				default:
-				}
-				mu.RLock()
-				err := step(n)
-				mu.RUnlock()
-				if err != nil {
-					t.Errorf("after %d times: %v", n, err)
-					return
-				}
-				count[i]++
-			}
-		})
+	time.Sleep(s.length / 4) // until pools, caches and heaps have their size
+	before := s.measure(stay)
+	for _, p := range talks {
+		p.WaitOut("answer 1\n", 20*time.Second)
 	}
-	sbx := func(args ...string) error {
-		if r := e.Run(args...); r.Code != 0 {
-			return fmt.Errorf("%v", r)
-		}
-		return nil
-	}
-	// They come, talk and go.
-	for i := range 2 {
-		work(i, func(n int) error {
-			args := []string{"run", "--rm", "--network", "soak-a", "--link-driver", []string{"tap", "packet"}[n%2], harness.BB, "/probe", "visit", "20"}
-			return sbx(append(args, servers...)...)
-		})
-	}
-	// One is connected to another network, asks there, and is taken out again.
-	work(2, func(n int) error {
-		if err := sbx("network", "connect", "soak-b", "soak-1"); err != nil {
-			return err
-		}
-		if err := sbx("exec", "soak-1", "/probe", "visit", "5", "soak-far"); err != nil {
-			return err
-		}
-		return sbx("network", "disconnect", "soak-b", "soak-1")
-	})
-	// Another one publishes a port, is asked there, and takes it back.
-	port := e.FreePort()
-	work(3, func(n int) error {
-		network := []string{"tcp", "udp"}[rand.IntN(2)]
-		spec := fmt.Sprintf("127.0.0.1:%d:7/%s", port, network)
-		if err := sbx("port", "add", "soak-2", spec); err != nil {
-			return err
-		}
-		answer, err := probe.Ask(network, net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
-		if err != nil || !strings.HasSuffix(answer, " soak-2") {
-			return fmt.Errorf("%s: %q %v", spec, answer, err)
-		}
-		return sbx("port", "rm", "soak-2", spec)
-	})
-
-	measure := func() map[int]usage {
-		mu.Lock()
-		defer mu.Unlock()
-		all := map[int]usage{}
-		for _, pid := range e.Role("sbx-monitor") {
-			all[pid] = usageOf(t, pid)
-		}
-		for _, network := range []string{"soak-a", "soak-b"} {
-			pid, u := usageOfNetwork(t, e, network)
-			all[pid] = u
-		}
-		return all
-	}
-	time.Sleep(length / 4) // until pools, caches and heaps have their size
-	before := measure()
-	time.Sleep(length - length/4)
-	close(end)
-	wg.Wait()
+	time.Sleep(s.length - s.length/4)
+	close(s.end)
+	s.wg.Wait()
 	if t.Failed() {
 		return
 	}
-	harness.Eventually(t, 30*time.Second, func() error {
-		after := measure()
-		if len(after) != len(before) {
-			return fmt.Errorf("%d processes, before %d", len(after), len(before))
-		}
-		for pid, was := range before {
-			now := after[pid]
-			// A heap may grow by half before it is collected. A network keeps up to 8
-			// sockets in advance for soak-2, of each family and type.
-			if now.rss > was.rss*3/2+16<<10 || now.fds > was.fds+4*8+4 || now.goroutines > was.goroutines+8 || now.threads > was.threads+8 {
-				return fmt.Errorf("process %d has grown: %+v, before %+v (KiB)", pid, now, was)
+	harness.Eventually(t, 30*time.Second, func() error { return s.grown(before, s.measure(stay)) })
+	t.Logf("%v in %v; processes after: %v, before: %v", s.count, s.length, s.measure(stay), before)
+	for _, p := range talks {
+		said := strings.Count(p.Result().Stdout, "\n")
+		p.WaitOut(fmt.Sprintf("answer %d\n", said+3), 20*time.Second)
+		p.Stop()
+	}
+}
+
+// work does something again and again until the end.
+func (s *soak) work(kind string, pause time.Duration, step func(n int) error) {
+	s.wg.Go(func() {
+		for n := 0; ; n++ {
+			s.mu.RLock()
+			err := step(n)
+			s.mu.RUnlock()
+			if err != nil {
+				s.t.Errorf("%s, after %d times: %v", kind, n, err)
+				return
 			}
+			s.mine.Lock()
+			s.count[kind]++
+			s.mine.Unlock()
+			select {
+			case <-s.end:
+				return
+			case <-time.After(pause):
+			}
+		}
+	})
+}
+
+func (s *soak) sbx(args ...string) (string, error) {
+	r := s.e.Run(args...)
+	if r.Code != 0 {
+		return "", fmt.Errorf("%v", r)
+	}
+	return strings.TrimSpace(r.Stdout), nil
+}
+
+// all runs commands until one fails.
+func (s *soak) all(commands ...string) error {
+	for _, c := range commands {
+		if _, err := s.sbx(strings.Fields(c)...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// visitors come, talk and go.
+func (s *soak) visitors(stay []string) {
+	for i := range 2 {
+		s.work("visitors", 0, func(n int) error {
+			network, hosts := "soak-a", stay[:3]
+			if (n+i)%3 == 0 {
+				network, hosts = "soak-k", stay[4:]
+			}
+			return s.all("run --rm --network " + network + " --link-driver " + linkDrivers[n%2] + " " + harness.BB + " /probe visit 20 " + strings.Join(hosts, " "))
+		})
+	}
+}
+
+// guests have a name and addresses for as long as they are there, also over a restart.
+func (s *soak) guests() {
+	s.e.AtEnd("rm", "-f", "soak-guest")
+	const lookup = "exec soak-3 /probe lookup soak-guest"
+	const where = "inspect -f {{range.NetworkSettings.Networks}}{{.IPAddress}},{{.GlobalIPv6Address}}{{end}} soak-guest"
+	s.work("guests", 0, func(n int) error {
+		if err := s.all("run -d --name soak-guest -h soak-guest --network soak-a "+harness.BB+" /probe who 7", "exec soak-3 /probe visit 3 soak-guest"); err != nil {
+			return err
+		}
+		first, err := s.sbx(strings.Fields(where)...)
+		if err != nil {
+			return err
+		}
+		if err := s.all("restart -t 0 soak-guest", "exec soak-3 /probe visit 3 soak-guest"); err != nil {
+			return err
+		}
+		again, err := s.sbx(strings.Fields(where)...)
+		if err != nil || again != first {
+			return fmt.Errorf("after a restart on %q, before on %q: %w", again, first, err)
+		}
+		found, err := s.sbx(strings.Fields(lookup)...)
+		four, six, _ := strings.Cut(first, ",")
+		if err != nil || found != four+" "+six && found != six+" "+four {
+			return fmt.Errorf("soak-guest is at %q, it has %q: %w", found, first, err)
+		}
+		if err := s.all("rm -f soak-guest"); err != nil {
+			return err
+		}
+		if found, err := s.sbx(strings.Fields(lookup)...); err != nil || !strings.HasPrefix(found, "error") {
+			return fmt.Errorf("the one that was removed is at %q: %w", found, err)
 		}
 		return nil
 	})
-	t.Logf("%d and %d sandboxes came and went, %d connected, %d ports; processes after: %+v, before: %+v", count[0], count[1], count[2], count[3], measure(), before)
-	for i, n := range count {
-		if n == 0 {
-			t.Errorf("nothing of kind %d has come about", i)
+}
+
+// connections: one is connected to another network, asks there, and is taken out again.
+func (s *soak) connections() {
+	s.work("connected", 0, func(int) error {
+		return s.all("network connect soak-b soak-1", "exec soak-1 /probe visit 5 soak-far soak-3", "exec soak-far /probe visit 3 soak-1", "network disconnect soak-b soak-1")
+	})
+}
+
+// ports: another one publishes a port, is asked there, and takes it back.
+func (s *soak) ports() {
+	port := s.e.FreePort()
+	s.work("ports", 0, func(int) error {
+		network, host := []string{"tcp", "udp"}[rand.IntN(2)], []string{"127.0.0.1", "::1"}[rand.IntN(2)]
+		at := net.JoinHostPort(host, strconv.Itoa(port))
+		if err := s.all("port add soak-2 " + at + ":7/" + network); err != nil {
+			return err
 		}
-	}
+		if err := probe.Visit(network, at, "soak-2"); err != nil {
+			return err
+		}
+		return s.all("port rm soak-2 " + at + ":7/" + network)
+	})
+}
+
+// kills ends the process of soak-k, whose sandboxes and ports answer again soon.
+func (s *soak) kills(port int) {
+	s.work("kills", min(s.length/20, 10*time.Second), func(int) error {
+		pid, err := s.sbx("network", "inspect", "-f", "{{with .Status}}{{.Pid}}{{end}}", "soak-k")
+		if err != nil {
+			return err
+		}
+		n, err := strconv.Atoi(pid)
+		if err != nil {
+			return err
+		}
+		if err := syscall.Kill(n, syscall.SIGKILL); err != nil {
+			return err
+		}
+		for _, network := range []string{"tcp", "udp"} {
+			if err := probe.Visit(network, fmt.Sprintf("127.0.0.1:%d", port), "kept-2"); err != nil {
+				return err
+			}
+		}
+		return s.all("exec kept-1 /probe visit 5 kept-2", "exec kept-2 /probe visit 5 kept-1")
+	})
 }

@@ -8,7 +8,33 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 )
+
+// patience is how long a visitor goes on trying: the network's process may have been
+// killed a moment ago, and the machine be busy.
+const patience = time.Minute
+
+// Visit asks a server of who until it answers; it must be the one of this name, and must
+// have seen one of these addresses if there are any.
+func Visit(network, addr, name string, own ...string) error {
+	var answer string
+	var err error
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		if answer, err = askOnce(network, addr); err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("%s by %s: %w", addr, network, err)
+		}
+	}
+	client, server, _ := strings.Cut(answer, " ")
+	host, _, err := net.SplitHostPort(client)
+	if err != nil || server != name || len(own) > 0 && !slices.Contains(own, host) {
+		return fmt.Errorf("%s by %s: wrong delivery: %q has answered and has seen %q", addr, network, server, client)
+	}
+	return nil
+}
 
 // visit asks servers of who by their names, in any order, and checks that each time
 // the right one has answered, and that it saw an address of ours.
@@ -31,14 +57,8 @@ func visit(args []string) error {
 	for range times {
 		name := names[rand.IntN(len(names))]
 		network := []string{"tcp4", "tcp6", "udp4", "udp6"}[rand.IntN(4)]
-		answer, err := Ask(network, net.JoinHostPort(name, "7"))
-		if err != nil {
-			return fmt.Errorf("%s by %s: %w", name, network, err)
-		}
-		client, server, _ := strings.Cut(answer, " ")
-		host, _, err := net.SplitHostPort(client)
-		if err != nil || server != name || !slices.Contains(own, host) {
-			return fmt.Errorf("%s by %s: wrong delivery: %q has answered and has seen %q", name, network, server, client)
+		if err := Visit(network, net.JoinHostPort(name, "7"), name, own...); err != nil {
+			return err
 		}
 	}
 	fmt.Println("visited", times)
