@@ -5,12 +5,14 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"github.com/rootless-sbx/sbx/internal/rmtree"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/rootless-sbx/sbx/internal/rmtree"
+	"github.com/rootless-sbx/sbx/internal/tarfuzz"
 )
 
 // FuzzUnpack: whatever the layer, nothing outside of Dest changes, a failure
@@ -24,12 +26,20 @@ func FuzzUnpack(f *testing.F) {
 		{file("d/victim", "x"), file("x/victim", "x"), hardlink("x/h", "d/victim"), file("d/.wh.victim", "")},
 		{special("p", tar.TypeFifo, 0, 0), file("a", "b").pax(paxXattr+"user.a", "b")},
 	} {
-		b := tarOf(f, e...)
-		f.Add(b)
-		f.Add(gz(b))
-		f.Add(zst(b))
+		f.Add(tarOf(f, e...), uint8(2))
 	}
-	f.Fuzz(func(t *testing.T, blob []byte) {
+	for i, b := range tarfuzz.Seeds() {
+		f.Add(b, uint8(i))
+	}
+	f.Fuzz(func(t *testing.T, blob []byte, form uint8) {
+		switch form % 4 {
+		case 1:
+			blob = tarfuzz.Mend(bytes.Clone(blob))
+		case 2:
+			blob = gz(tarfuzz.Mend(bytes.Clone(blob)))
+		case 3:
+			blob = zst(tarfuzz.Mend(bytes.Clone(blob)))
+		}
 		outside := t.TempDir()
 		victim := filepath.Join(outside, "victim")
 		if err := os.WriteFile(victim, []byte("safe"), 0o640); err != nil {

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -14,6 +13,8 @@ import (
 	"testing/iotest"
 	"time"
 
+	"github.com/rootless-sbx/sbx/internal/rmtree"
+	"github.com/rootless-sbx/sbx/internal/tarfuzz"
 	"golang.org/x/sys/unix"
 )
 
@@ -363,20 +364,16 @@ type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
 
-// Whatever bytes come, nothing is made outside and nothing panics.
+// Whatever bytes come, nothing outside is made or changed, and nothing panics.
 func FuzzUnpack(f *testing.F) {
-	f.Add([]byte("x"))
-	b := &bytes.Buffer{}
-	w := tar.NewWriter(b)
-	for i, typ := range []byte{tar.TypeDir, tar.TypeReg, tar.TypeSymlink, tar.TypeLink, tar.TypeFifo} {
-		w.WriteHeader(&tar.Header{Typeflag: typ, Name: fmt.Sprintf("a%d", i), Linkname: "../../x", Mode: 0o6777})
+	f.Add([]byte("x"), false)
+	for i, b := range tarfuzz.Seeds() {
+		f.Add(b, i%2 == 0)
 	}
-	w.Close()
-	f.Add(b.Bytes())
-	f.Fuzz(func(t *testing.T, data []byte) {
+	f.Fuzz(func(t *testing.T, data []byte, follow bool) {
 		outer := t.TempDir()
-		dir := filepath.Join(outer, "in")
-		if err := os.Mkdir(dir, 0o700); err != nil {
+		dir, victim := filepath.Join(outer, "in"), filepath.Join(outer, "victim")
+		if err := errors.Join(os.Mkdir(dir, 0o700), os.WriteFile(victim, []byte("safe"), 0o640), os.Symlink("..", filepath.Join(dir, "up"))); err != nil {
 			t.Fatal(err)
 		}
 		fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
@@ -386,10 +383,19 @@ func FuzzUnpack(f *testing.F) {
 		defer unix.Close(fd)
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second) // a sparse file may say that it is huge
 		defer cancel()
-		Unpack(ctx, bytes.NewReader(data), Target{Root: fd, NoChown: true})
-		if es, _ := os.ReadDir(outer); len(es) != 1 {
+		Unpack(ctx, bytes.NewReader(tarfuzz.Mend(bytes.Clone(data))), Target{Root: fd, NoChown: true, FollowLinks: follow})
+		if es, _ := os.ReadDir(outer); len(es) != 2 {
 			t.Errorf("outside: %v", es)
 		}
-		filepath.Walk(dir, func(p string, fi os.FileInfo, _ error) error { return os.Chmod(p, 0o700) })
+		var st unix.Stat_t
+		if err := unix.Lstat(victim, &st); err != nil || st.Mode != unix.S_IFREG|0o640 || st.Nlink != 1 {
+			t.Errorf("a file outside has mode %#o and %d names, %v", st.Mode, st.Nlink, err)
+		}
+		if b, err := os.ReadFile(victim); string(b) != "safe" {
+			t.Errorf("a file outside has %q, %v", b, err)
+		}
+		if err := rmtree.Remove(dir); err != nil {
+			t.Error(err)
+		}
 	})
 }
