@@ -129,6 +129,7 @@ type linkReader struct {
 	// Of a packet socket.
 	msg     unix.Msghdr
 	control [auxSpace]byte
+	account account
 	// emptied counts how often there was nothing left to read.
 	emptied uint64
 }
@@ -153,6 +154,10 @@ func (r *linkReader) run(stop func() bool, fn func(*frame), idle func()) error {
 				yielded = false
 				if f != nil {
 					fn(f)
+				}
+				if r.account.over() {
+					idle()
+					r.account.wait()
 				}
 			case unix.EAGAIN:
 				r.emptied++
@@ -189,6 +194,7 @@ func (r *linkReader) run(stop func() bool, fn func(*frame), idle func()) error {
 
 // rest leaves the view where reap finds it while the reader sleeps.
 func (r *linkReader) rest() {
+	r.account.rest()
 	r.cur, r.iov[2].Base = frame{}, nil // they point into it
 	r.parked.Store(r.view)
 	r.view = nil

@@ -33,6 +33,7 @@ func (p *Port) serveDNSDatagram(src, dst netip.AddrPort, query []byte) {
 		p.count.drop(DropDNS)
 		return
 	}
+	p.reader.account.charge(costQuery)
 	p.wg.Add(1) // on the reader, which the group counts
 	go func() {
 		defer p.wg.Done()

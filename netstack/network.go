@@ -28,6 +28,7 @@ type Network struct {
 	nic   *gatewayNIC
 	tcp   tcpGateway
 	dhcp  dhcpTable // clients on the uplink
+	turns turns
 
 	ctx    context.Context
 	cancel context.CancelFunc
@@ -68,8 +69,11 @@ func New(cfg Config) (*Network, error) {
 		n.gwMAC = gatewayMAC(cfg)
 	}
 	n.members.Store(&members{byMAC: map[macAddr]*Port{}, byIP: map[netip.Addr]*Port{}, byID: map[string]*Port{}})
+	if err := n.turns.init(); err != nil {
+		return nil, err
+	}
 	if err := n.newStack(); err != nil {
-		return nil, fmt.Errorf("make the gateway: %w", err)
+		return nil, errors.Join(fmt.Errorf("make the gateway: %w", err), n.turns.close())
 	}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	n.wg.Add(1)
@@ -110,7 +114,7 @@ func (n *Network) Close() error {
 	n.cancel()
 	n.wg.Wait()
 	n.stack.Destroy()
-	return errors.Join(errs...)
+	return errors.Join(append(errs, n.turns.close())...)
 }
 
 // Stats returns the counters of all ports.

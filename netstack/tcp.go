@@ -80,6 +80,7 @@ func (g *tcpGateway) handle(id stack.TransportEndpointID, pkt *stack.PacketBuffe
 		p.count.drop(d)
 		return true
 	}
+	p.reader.account.charge(costDial)
 	g.mu.Lock()
 	g.pending[id] = a
 	g.mu.Unlock()

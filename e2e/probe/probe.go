@@ -35,6 +35,8 @@ func commands() map[string]command {
 		"up":      {"up URL N SEED: send N bytes, compare sums", 3, up},
 		"dial":    {"dial NETWORK ADDR: connect and print ok or the errno", 2, dial},
 		"talk":    {"talk ADDR: one connection to an echo server; print how often it has answered", 1, talk},
+		"pace":    {"pace ADDR MS: round trips and bytes of an echo server in so long; see pace.go", 2, pace},
+		"storm":   {"storm KIND,... TARGET: frames at full speed; see storm.go", 2, storm},
 		"many":    {"many ADDR N PARALLEL: short connections to an echo server", 3, many},
 		"udp":     {"udp ADDR SIZE...: datagrams to an echo server", 2, udp},
 		"offload": {"offload all|no-segments|none: what devices do for the kernel", 1, offload},
