@@ -16,31 +16,31 @@ import (
 // Zero means that nothing is asked for.
 type Limits struct {
 	// Memory in bytes, at least 6 MiB.
-	Memory int64 `json:"Memory,omitempty"`
+	Memory int64 `json:"Memory"`
 	// MemorySwap is Memory and swap together; -1 is unlimited swap, 0 twice Memory.
-	MemorySwap int64 `json:"MemorySwap,omitempty"`
+	MemorySwap int64 `json:"MemorySwap"`
 	// MemoryReservation is what the kernel tries to leave to the workload.
-	MemoryReservation int64 `json:"MemoryReservation,omitempty"`
+	MemoryReservation int64 `json:"MemoryReservation"`
 	// NanoCPUs are processors times 10^9; CPUQuota and CPUPeriod, in microseconds, say
 	// the same otherwise. A quota of -1 is none.
-	NanoCPUs  int64 `json:"NanoCpus,omitempty"`
-	CPUQuota  int64 `json:"CpuQuota,omitempty"`
-	CPUPeriod int64 `json:"CpuPeriod,omitempty"`
+	NanoCPUs  int64 `json:"NanoCpus"`
+	CPUQuota  int64 `json:"CpuQuota"`
+	CPUPeriod int64 `json:"CpuPeriod"`
 	// CPUShares is the weight among those that compete; 1024 is usual.
-	CPUShares int64 `json:"CpuShares,omitempty"`
+	CPUShares int64 `json:"CpuShares"`
 	// CpusetCPUs and CpusetMems are lists as 0-2,7.
-	CpusetCPUs string `json:"CpusetCpus,omitempty"`
-	CpusetMems string `json:"CpusetMems,omitempty"`
+	CpusetCPUs string `json:"CpusetCpus"`
+	CpusetMems string `json:"CpusetMems"`
 	// PidsLimit is a number of threads; -1 is unlimited.
-	PidsLimit int64 `json:"PidsLimit,omitempty"`
+	PidsLimit int64 `json:"PidsLimit"`
 	// BlkioWeight is 10 to 1000.
-	BlkioWeight       int64          `json:"BlkioWeight,omitempty"`
-	BlkioWeightDevice []DeviceWeight `json:"BlkioWeightDevice,omitempty"`
+	BlkioWeight       int64          `json:"BlkioWeight"`
+	BlkioWeightDevice []DeviceWeight `json:"BlkioWeightDevice"`
 	// The rest is per second.
-	DeviceReadBps   []DeviceRate `json:"BlkioDeviceReadBps,omitempty"`
-	DeviceWriteBps  []DeviceRate `json:"BlkioDeviceWriteBps,omitempty"`
-	DeviceReadIOPS  []DeviceRate `json:"BlkioDeviceReadIOps,omitempty"`
-	DeviceWriteIOPS []DeviceRate `json:"BlkioDeviceWriteIOps,omitempty"`
+	DeviceReadBps   []DeviceRate `json:"BlkioDeviceReadBps"`
+	DeviceWriteBps  []DeviceRate `json:"BlkioDeviceWriteBps"`
+	DeviceReadIOPS  []DeviceRate `json:"BlkioDeviceReadIOps"`
+	DeviceWriteIOPS []DeviceRate `json:"BlkioDeviceWriteIOps"`
 }
 
 // DeviceRate is a bound for one block device.

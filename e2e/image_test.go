@@ -71,6 +71,46 @@ func TestArchives(t *testing.T) {
 	}
 }
 
+// TestImport: what export writes is an image again, with the configuration that is given;
+// what is no archive is none.
+func TestImport(t *testing.T) {
+	e := harness.NewPrivate(t)
+	path := filepath.Join(e.Dir(), "image")
+	if err := fixture.SaveDocker(build(t, harness.BB), harness.BB, path); err != nil {
+		t.Fatal(err)
+	}
+	e.Must("load", "-q", "-i", path)
+	e.Must("create", "--name", "box", harness.BB)
+	rootfs := filepath.Join(e.Dir(), "rootfs.tar")
+	e.Must("export", "-o", rootfs, "box")
+	e.Must("rm", "box")
+	e.Must("import", "-c", `CMD ["cat", "/data/keep"]`, "-c", "ENV PATH=/bin", "-m", "a note", rootfs, "again:1")
+	if got := e.Must("run", "--rm", "again:1"); got != "keep\n" {
+		t.Errorf("%q", got)
+	}
+	if got := e.Must("image", "inspect", "-f", "{{.Comment}}", "again:1"); got != "a note\n" {
+		t.Errorf("%q", got)
+	}
+	f, err := os.Open(rootfs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if r := e.RunInput(f, "import", "-", "stream"); r.Code != 0 || !strings.HasPrefix(r.Stdout, "sha256:") {
+		t.Errorf("from standard input: %v", r)
+	}
+	e.Fails(125, []string{"sbx import"}, "load", "-i", rootfs)
+	for _, c := range []struct{ path, why string }{
+		{"/none", "no such file"}, {"/dev/null", "nothing in it"}, {"/etc/passwd", "damaged"}, {"/etc", "is a directory"}, {"https://x.test/y", "curl -L"},
+	} {
+		e.Fails(125, []string{c.why}, "import", c.path, "bad")
+	}
+	e.Fails(125, []string{"want one of CMD"}, "import", "-c", "FROM x", rootfs)
+	if got := e.Must("images", "--format", "{{.Repository}} {{.Containers}} {{.SharedSize}}"); got != "stream N/A N/A\nagain N/A N/A\ne2e/bb N/A N/A\n" {
+		t.Errorf("%q", got)
+	}
+}
+
 // TestRegistry: push nginx to a real registry, pull it, run it.
 func TestRegistry(t *testing.T) {
 	reg := registry(t)

@@ -396,6 +396,14 @@ func TestExec(t *testing.T) {
 			t.Errorf("want %d %q: %v", c.code, c.out, r)
 		}
 	}
+	// Arguments and environment are bytes, UTF-8 or not.
+	if got := e.Must("exec", "-e", "X=\xfd", "box", "sh", "-c", `printf "$X$1"`, "sh", "\xff\xc3"); got != "\xfd\xff\xc3" {
+		t.Errorf("%q", got)
+	}
+	if got := e.Must("run", "--rm", "--network", "none", "-e", "X=\xfd", harness.BB, "sh", "-c", `printf "$X$1"`, "sh", "\xff\xc3"); got != "\xfd\xff\xc3" {
+		t.Errorf("run: %q", got)
+	}
+	e.Fails(1, []string{"not UTF-8"}, "exec", "-w", "/\xff", "box", "true")
 	const n = 2 << 20
 	r := e.RunInput(probe.Stream(n, 7), "exec", "-i", "box", "/probe", "stdin")
 	want, _ := probe.Sum(probe.Stream(n, 7))

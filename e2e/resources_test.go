@@ -53,6 +53,9 @@ func TestPause(t *testing.T) {
 	if got := e.Must("inspect", "-f", "{{.State.Health.Status}}", "pause"); got != "healthy\n" {
 		t.Errorf("its health: %q", got)
 	}
+	if got := e.Must("events", "--since", "1h", "--until", "0s", "--filter", "container=pause", "--format", "{{.Action}}"); strings.Contains(got, "exec_create: true") {
+		t.Errorf("an event of a program that was refused:\n%s", got)
+	}
 	e.Must("kill", "-s", "USR1", "pause") // waits for unpause
 	e.Fails(1, []string{"is paused"}, "exec", "pause", "true")
 	e.Must("unpause", "pause")

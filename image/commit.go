@@ -1,6 +1,7 @@
 package image
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -8,7 +9,6 @@ import (
 	"errors"
 	"hash"
 	"io"
-	"runtime"
 	"slices"
 	"time"
 
@@ -31,6 +31,9 @@ type CommitOptions struct {
 	Author, Comment, CreatedBy string
 	// Name, with a tag or not; empty: it is found by its id.
 	Name string
+
+	action   string   // of its event; empty: that is the caller's
+	platform Platform // without a Base; zero: the machine's
 }
 
 // Commit makes an image. When it fails, or its process is killed, there is none and
@@ -44,7 +47,11 @@ func (s *Store) Commit(ctx context.Context, o CommitOptions) (_ *Image, err erro
 		}
 		names = []string{r.String()}
 	}
-	base := &Image{Config: &v1.ConfigFile{OS: "linux", Architecture: runtime.GOARCH, RootFS: v1.RootFS{Type: "layers"}}}
+	p := o.platform
+	if p.OS == "" {
+		p = DefaultPlatform()
+	}
+	base := &Image{Config: &v1.ConfigFile{OS: p.OS, Architecture: p.Architecture, Variant: p.Variant, RootFS: v1.RootFS{Type: "layers"}}}
 	if o.Base != "" {
 		if base, err = s.Get(ctx, o.Base); err != nil {
 			return nil, err
@@ -70,6 +77,9 @@ func (s *Store) Commit(ctx context.Context, o CommitOptions) (_ *Image, err erro
 	}
 	err = s.update(ctx, func(x *index) error {
 		x.enter(rec, names...)
+		if o.action != "" {
+			x.tell(o.action, rec.ID, cmp.Or(o.Name, rec.ID))
+		}
 		return nil
 	})
 	if err != nil {

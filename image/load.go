@@ -72,7 +72,7 @@ func (s *Store) LoadFrom(ctx context.Context, r io.Reader, o LoadOptions) (_ []*
 	in := &meter{r: ctxReader{ctx, bufio.NewReaderSize(r, 64<<10)}}
 	raw, _, free, err := decompress(in)
 	if err != nil {
-		return nil, archiveError("the stream", in.n, err)
+		return nil, archiveError("load", "the stream", in.n, err)
 	}
 	defer free()
 	f, err := os.OpenFile(sess.path("archive"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
@@ -84,7 +84,7 @@ func (s *Store) LoadFrom(ctx context.Context, r io.Reader, o LoadOptions) (_ []*
 	src := &sourceReader{r: out}
 	if _, err := io.CopyBuffer(struct{ io.Writer }{f}, src, make([]byte, 256<<10)); err != nil {
 		if src.err != nil {
-			return nil, archiveError("the stream", in.n, src.err)
+			return nil, archiveError("load", "the stream", in.n, src.err)
 		}
 		return nil, classify("load image into", sess.dir, err)
 	}
@@ -106,19 +106,19 @@ func (s *sourceReader) Read(p []byte) (int, error) {
 }
 
 // archiveError says where an archive is damaged.
-func archiveError(name string, offset int64, err error) error {
+func archiveError(op, name string, offset int64, err error) error {
 	var e *Error
 	var le *LimitError
 	switch {
 	case errors.As(err, &e) && e.Kind != nil && e.Kind != ErrArchive, errors.As(err, &le),
 		errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("load %s: %w", name, err)
+		return fmt.Errorf("%s %s: %w", op, name, err)
 	}
 	msg := fmt.Sprintf("damaged near byte %d", offset)
 	if errors.Is(err, io.ErrUnexpectedEOF) {
 		msg = fmt.Sprintf("cut off at byte %d", offset)
 	}
-	return &Error{Kind: ErrArchive, Op: "load", Subject: name, Msg: msg, Err: err}
+	return &Error{Kind: ErrArchive, Op: op, Subject: name, Msg: msg, Err: err}
 }
 
 // source gives random access to the files of an archive or directory.
@@ -223,7 +223,7 @@ func (l *loader) read(ctx context.Context) error {
 	}
 	return &Error{Kind: ErrArchive, Op: "load", Subject: l.name,
 		Msg: "it has neither an oci-layout nor a manifest.json, so it is no image archive",
-		Fix: "a plain root file system, as from docker export, cannot be loaded as an image"}
+		Fix: "a plain root file system, as docker export writes it, is made an image by sbx import"}
 }
 
 // file reads a small file; nil if it is missing.

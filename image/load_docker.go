@@ -101,15 +101,15 @@ func (l *loader) checkLayer(ctx context.Context, name, diffID string) (Descripto
 	stored := bufio.NewReaderSize(io.TeeReader(in, sum), 64<<10)
 	raw, comp, free, err := decompress(stored)
 	if err != nil {
-		return Descriptor{}, comp, archiveError(l.src.where(name), in.n, err)
+		return Descriptor{}, comp, archiveError("load", l.src.where(name), in.n, err)
 	}
 	defer free()
 	out := &meter{r: raw, limit: l.s.limits.Bytes, what: "Bytes", in: in, ratio: l.s.limits.Ratio}
 	if _, err := copyContext(ctx, diff, out); err != nil {
-		return Descriptor{}, comp, archiveError(l.src.where(name), in.n, err)
+		return Descriptor{}, comp, archiveError("load", l.src.where(name), in.n, err)
 	}
 	if _, err := copyContext(ctx, io.Discard, stored); err != nil {
-		return Descriptor{}, comp, archiveError(l.src.where(name), in.n, err)
+		return Descriptor{}, comp, archiveError("load", l.src.where(name), in.n, err)
 	}
 	if got := "sha256:" + hex.EncodeToString(diff.Sum(nil)); got != diffID {
 		return Descriptor{}, comp, &Error{Kind: ErrDigest, Op: "load", Subject: l.src.where(name), Msg: fmt.Sprintf("its content has %s, the image wants %s", got, diffID)}

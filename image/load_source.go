@@ -68,7 +68,7 @@ func newTarSource(ctx context.Context, name string, f *os.File, maxEntries int) 
 			break
 		}
 		if err != nil && !errors.Is(err, tar.ErrInsecurePath) {
-			return nil, archiveError(name, off, err)
+			return nil, archiveError("load", name, off, err)
 		}
 		if n >= maxEntries {
 			return nil, &LimitError{What: "ArchiveEntries", Limit: int64(maxEntries), Got: -1, Path: name}
@@ -76,10 +76,10 @@ func newTarSource(ctx context.Context, name string, f *os.File, maxEntries int) 
 		clean := strings.TrimPrefix(path.Clean("/"+h.Name), "/")
 		switch {
 		case sparse(h):
-			return nil, archiveError(name, off, fmt.Errorf("%q is stored as a sparse file", h.Name))
+			return nil, archiveError("load", name, off, fmt.Errorf("%q is stored as a sparse file", h.Name))
 		case h.Typeflag == tar.TypeReg:
 			if off+h.Size > fi.Size() {
-				return nil, archiveError(name, fi.Size(), fmt.Errorf("%q: %w", h.Name, io.ErrUnexpectedEOF))
+				return nil, archiveError("load", name, fi.Size(), fmt.Errorf("%q: %w", h.Name, io.ErrUnexpectedEOF))
 			}
 			t.files[clean] = tarFile{off: off, size: h.Size}
 		case h.Typeflag == tar.TypeSymlink, h.Typeflag == tar.TypeLink:

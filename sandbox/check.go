@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/image"
@@ -147,6 +148,11 @@ func checkNames(c *Config) error {
 const maxLabels = 64 << 10
 
 func checkWorkload(c *Config) error {
+	for field, path := range map[string]string{"working directory": c.WorkDir, "root directory": c.RootFS} {
+		if !utf8.ValidString(path) {
+			return badConfig(field, "%q is not UTF-8", path)
+		}
+	}
 	if c.WorkDir != "" && !path.IsAbs(c.WorkDir) {
 		return badConfig("working directory", "%q is not an absolute path", c.WorkDir)
 	}
@@ -231,6 +237,8 @@ func checkMounts(c *Config) error {
 			err = fmt.Errorf("%w %q", fsoverlay.ErrVolumeName, m.Source)
 		case m.Size < 0:
 			err = fmt.Errorf("size %d is negative", m.Size)
+		case !utf8.ValidString(m.Source) || !utf8.ValidString(m.Target):
+			err = fmt.Errorf("%q:%q is not UTF-8", m.Source, m.Target)
 		}
 		if err != nil {
 			return &ConfigError{Field: "mount", Err: err}

@@ -79,9 +79,12 @@ type InspectHost struct {
 	ExtraHosts      []string
 	Links           []string
 	GroupAdd        []string
+	CgroupnsMode    string
 	IpcMode         string
+	PidMode         string
 	Privileged      bool
 	ReadonlyRootfs  bool
+	SecurityOpt     []string
 	UsernsMode      string
 	ShmSize         int64
 	Runtime         string
@@ -124,7 +127,7 @@ type InspectMount struct {
 
 // InspectConfig is what it was made of.
 type InspectConfig struct {
-	Hostname                                string
+	Hostname, Domainname                    string
 	User                                    string
 	AttachStdin, AttachStdout, AttachStderr bool
 	ExposedPorts                            map[string]struct{} `json:",omitempty"`
@@ -269,10 +272,19 @@ func inspectHost(rec *record.Config) InspectHost {
 		NetworkMode: networkMode(n), AutoRemove: !life.Keep, PortBindings: wantedBindings(n.Ports),
 		RestartPolicy: InspectRestart{life.Restart.Name, life.Restart.Max},
 		CapAdd:        start.Process.CapAdd, CapDrop: start.Process.CapDrop, DNS: n.DNS, DNSOptions: n.DNSOptions, DNSSearch: n.DNSSearch,
-		ExtraHosts: n.AddHost, GroupAdd: start.Process.ExtraGroups, IpcMode: "private", ReadonlyRootfs: start.ReadOnly,
+		ExtraHosts: n.AddHost, GroupAdd: start.Process.ExtraGroups, CgroupnsMode: "private", IpcMode: "private", ReadonlyRootfs: start.ReadOnly,
 		UsernsMode: string(rec.UserNS), ShmSize: cmp.Or(start.ShmSize, 64<<20), Runtime: "sbx", Init: start.Init,
 		Sysctls: start.Sysctls, Ulimits: start.Process.Rlimits,
 		LogConfig: InspectLog{Type: "none", Config: map[string]string{}},
+	}
+	if start.Process.NoNewPrivs {
+		h.SecurityOpt = append(h.SecurityOpt, "no-new-privileges")
+	}
+	if s := start.Process.Seccomp; s != "" {
+		h.SecurityOpt = append(h.SecurityOpt, "seccomp="+s)
+	}
+	if start.SystemPathsUnconfined {
+		h.SecurityOpt = append(h.SecurityOpt, "systempaths=unconfined")
 	}
 	if l := life.Log; l != nil {
 		h.LogConfig.Type = l.Driver

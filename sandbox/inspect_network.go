@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"fmt"
 	"net/netip"
 
 	"github.com/rootless-sbx/sbx/portfwd"
@@ -12,6 +13,8 @@ import (
 // InspectNetwork is how it is connected. The addresses above Networks are those in the
 // network that is the way out.
 type InspectNetwork struct {
+	// SandboxKey is its network namespace, while it runs.
+	SandboxKey          string
 	Ports               map[string][]PortBinding
 	Gateway             string
 	IPAddress           string
@@ -69,6 +72,9 @@ func addrText(a netip.Addr) string {
 
 func (e *Engine) inspectNetworks(name string, rec *record.Config, st *record.State) InspectNetwork {
 	n := InspectNetwork{Ports: map[string][]PortBinding{}, Networks: map[string]*InspectEndpoint{}}
+	if st.PID > 0 {
+		n.SandboxKey = fmt.Sprintf("/proc/%d/ns/net", st.PID)
+	}
 	if st.Alive() {
 		for _, p := range rec.Exposed {
 			n.Ports[p] = nil

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"unicode/utf8"
 
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 )
@@ -37,6 +38,9 @@ type ExecConfig struct {
 
 // Exec runs a program in a sandbox that runs. It has the workload's rights.
 func (s *Sandbox) Exec(ctx context.Context, c ExecConfig) (*Session, error) {
+	if !utf8.ValidString(c.WorkDir) {
+		return nil, badConfig("working directory", "%q is not UTF-8", c.WorkDir)
+	}
 	req := proto.Exec{Args: c.Args, Env: c.Env, Cwd: c.WorkDir, User: c.User, TTY: c.TTY, Rows: c.Rows, Cols: c.Cols}
 	return s.session(ctx, c.Streams, c.TTY, c.Detach, proto.MsgExec, req)
 }

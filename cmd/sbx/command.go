@@ -40,7 +40,7 @@ func newRoot(term *terminal) *command {
 		removeCommand(g), psCommand(g), logsCommand(g), execCommand(g), attachCommand(g), waitCommand(g), inspectAnyCommand(g),
 		renameCommand(g), commitCommand(g), cpCommand(g), diffCommand(g), exportCommand(g), portCommand(g), topCommand(g), statsCommand(g), pauseCommand(g),
 		unpauseCommand(g), updateCommand(g))
-	add(categories[1], pullCommand(g), loadCommand(g), imagesCommand(g), rmiCommand(g), tagCommand(g), imageCommand(g), volumeCommand(g), networkCommand(g))
+	add(categories[1], pullCommand(g), loadCommand(g), importCommand(g), imagesCommand(g), rmiCommand(g), tagCommand(g), imageCommand(g), volumeCommand(g), networkCommand(g))
 	add(categories[2], systemCommand(g), eventsCommand(g), doctorCommand(g), infoCommand(g), versionCommand(), completionCommand(), helpCommand())
 	root.add(completeCommand(), manualCommand())
 	prepare(root, g)

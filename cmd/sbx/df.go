@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"strconv"
 
 	"github.com/rootless-sbx/sbx/image"
@@ -90,15 +91,12 @@ func usageRows(u *sandbox.DiskUsage) []usageRow {
 
 // printUsage prints the tables of docker system df -v.
 func printUsage(w io.Writer, u *sandbox.DiskUsage) error {
-	type imageUsage struct {
-		imageRow
-		SharedSize, UniqueSize, Containers string
-	}
-	var images []imageUsage
+	var images []imageRow
 	for _, img := range u.Images {
-		rows := imageRows([]*image.Image{img.Image}, imageFilter{}, false)
-		rows[0].Size = size(img.Size) // by its first name
-		images = append(images, imageUsage{rows[0], size(img.Shared), size(img.Size - img.Shared), strconv.Itoa(img.Sandboxes)})
+		row := imageRows([]*image.Image{img.Image}, imageFilter{}, false)[0] // by its first name
+		row.Size, row.SharedSize, row.UniqueSize = size(img.Size), size(img.Shared), size(img.Size-img.Shared)
+		row.Containers = strconv.Itoa(img.Sandboxes)
+		images = append(images, row)
 	}
 	var boxes []boxRow
 	for _, b := range u.Sandboxes {
@@ -111,10 +109,8 @@ func printUsage(w io.Writer, u *sandbox.DiskUsage) error {
 	for _, v := range u.Volumes {
 		volumes = append(volumes, volumeUsage{v.Name, strconv.Itoa(v.Links), size(v.Size)})
 	}
-	imageHeads := map[string]string{"SharedSize": "SHARED SIZE", "UniqueSize": "UNIQUE SIZE", "Containers": "CONTAINERS"}
-	for k, v := range imageHeaders {
-		imageHeads[k] = v
-	}
+	imageHeads := maps.Clone(imageHeaders)
+	imageHeads["Size"] = "DISK SIZE"
 	fmt.Fprint(w, "Images space usage:\n\n")
 	if err := printItems(w, "table {{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}\t{{.SharedSize}}\t{{.UniqueSize}}\t{{.Containers}}", imageHeads, images); err != nil {
 		return err

@@ -226,7 +226,7 @@ func imageCommand(g *globals) *command {
 	list.Use, list.Aliases = "ls [OPTIONS] [NAME]", []string{"list"}
 	remove.Use, remove.Aliases = "rm [OPTIONS] IMAGE [IMAGE...]", []string{"remove"}
 	c := &command{Use: "image COMMAND", Short: "Manage images"}
-	c.add(list, inspectCommand(g), pullCommand(g), loadCommand(g), tagCommand(g), remove, imagePruneCommand(g))
+	c.add(list, inspectCommand(g), pullCommand(g), loadCommand(g), importCommand(g), tagCommand(g), remove, imagePruneCommand(g))
 	return c
 }
 

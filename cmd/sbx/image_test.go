@@ -109,7 +109,7 @@ func TestImages(t *testing.T) {
 func TestImageTable(t *testing.T) {
 	newStore(t, "debian:12")
 	out, _, _ := sbx(t, "images")
-	if !strings.HasPrefix(out, "REPOSITORY   TAG   IMAGE ID       CREATED      SIZE\ndebian       12    ") {
+	if !strings.HasPrefix(out, "REPOSITORY   TAG   IMAGE ID       CREATED      CONTENT SIZE\ndebian       12    ") {
 		t.Errorf("images: %q", out)
 	}
 	out, _, _ = sbx(t, "images", "--digests")

@@ -13,14 +13,18 @@ import (
 	"github.com/rootless-sbx/sbx/image"
 )
 
-// imageRow has the keys of docker images --format.
+// imageRow has the keys of docker images --format. Size is that of what was downloaded;
+// the rest is not measured here, see sbx system df -v.
 type imageRow struct {
 	Repository, Tag, Digest, ID, CreatedSince, CreatedAt, Size string
+
+	VirtualSize, SharedSize, UniqueSize, Containers string
 }
 
 var imageHeaders = map[string]string{
 	"Repository": "REPOSITORY", "Tag": "TAG", "Digest": "DIGEST", "ID": "IMAGE ID",
-	"CreatedSince": "CREATED", "CreatedAt": "CREATED AT", "Size": "SIZE",
+	"CreatedSince": "CREATED", "CreatedAt": "CREATED AT", "Size": "CONTENT SIZE",
+	"VirtualSize": "CONTENT SIZE", "SharedSize": "SHARED SIZE", "UniqueSize": "UNIQUE SIZE", "Containers": "CONTAINERS",
 }
 
 const (
@@ -121,7 +125,8 @@ func imagesCommand(g *globals) *command {
 	)
 	c := &command{
 		Use: "images [OPTIONS] [NAME]", Short: "List images", Args: wantArgs(0, 1),
-		Long:     "With NAME only the images of that name, which may have * in it.",
+		Long: "With NAME only the images of that name, which may have * in it. CONTENT SIZE is\n" +
+			"what was downloaded; sbx system df -v says what it takes on the disk, unpacked.",
 		Complete: completeImages(1),
 		RunE: withStore(g, func(ctx context.Context, c *command, s *image.Store, args []string) error {
 			filter, err := parseImageFilters(append(filters, references(args)...))
@@ -186,7 +191,8 @@ func imageRows(imgs []*image.Image, filter imageFilter, whole bool) []imageRow {
 			continue
 		}
 		row := imageRow{
-			ID: img.ID, Digest: cmp.Or(img.Manifest.Digest, "<none>"), Size: size(img.Size),
+			ID: img.ID, Digest: cmp.Or(img.Manifest.Digest, "<none>"), Size: size(img.Size), VirtualSize: size(img.Size),
+			SharedSize: "N/A", UniqueSize: "N/A", Containers: "N/A",
 			CreatedSince: "N/A", CreatedAt: "N/A",
 		}
 		if !whole {

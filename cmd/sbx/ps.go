@@ -15,7 +15,7 @@ import (
 
 // boxRow has the keys of docker ps --format.
 type boxRow struct {
-	ID, Image, Command, CreatedAt, RunningFor, Ports, State, Status, Size, Names, Labels, Mounts, Networks, LocalVolumes string
+	ID, Image, Command, CreatedAt, RunningFor, Ports, State, Status, Size, Names, Labels, Mounts, Networks, LocalVolumes, Platform, HealthStatus string
 
 	labels map[string]string
 }
@@ -27,6 +27,7 @@ var boxHeaders = map[string]string{
 	"ID": "CONTAINER ID", "Image": "IMAGE", "Command": "COMMAND", "CreatedAt": "CREATED AT", "RunningFor": "CREATED",
 	"Ports": "PORTS", "State": "STATE", "Status": "STATUS", "Size": "SIZE", "Names": "NAMES", "Labels": "LABELS",
 	"Mounts": "MOUNTS", "Networks": "NETWORKS", "LocalVolumes": "LOCAL VOLUMES",
+	"Platform": "PLATFORM", "HealthStatus": "HEALTH STATUS",
 }
 
 const boxTable = "table {{.ID}}\t{{.Image}}\t{{.Command}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}\t{{.Names}}"
@@ -114,6 +115,10 @@ func newBoxRow(in *sandbox.Inspection, whole bool) boxRow {
 		ID: in.ID, Image: in.Config.Image, CreatedAt: in.Created.Local().Format("2006-01-02 15:04:05 -0700 MST"),
 		RunningFor: units.HumanDuration(time.Since(in.Created)) + " ago", Ports: portsText(in), State: in.State.Status,
 		Status: statusText(in, time.Now()), Size: "N/A", Names: boxName(in), labels: in.Config.Labels,
+		Platform: in.Platform, HealthStatus: "none",
+	}
+	if in.State.Health != nil {
+		r.HealthStatus = in.State.Health.Status
 	}
 	if !whole {
 		r.ID = r.ID[:min(12, len(r.ID))]

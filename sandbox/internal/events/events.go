@@ -63,6 +63,7 @@ const (
 const (
 	Pull       = "pull"
 	Load       = "load"
+	Import     = "import"
 	Tag        = "tag"
 	Untag      = "untag"
 	Delete     = "delete"

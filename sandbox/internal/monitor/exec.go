@@ -33,8 +33,7 @@ func (s *session) exec(ctx context.Context, req *wire.Message) error {
 	files := takeFiles(req, "stdin", "stdout", "stderr")
 	return s.later(func() error {
 		command, id := ": "+strings.Join(x.Args, " "), workload.NewID()
-		s.m.event(events.ExecCreate+command, "execID", id)
-		p, err := s.m.execute(ctx, x, files)
+		p, err := s.m.execute(ctx, x, files, func() { s.m.event(events.ExecCreate+command, "execID", id) })
 		closeAll(files)
 		if err != nil {
 			return err
@@ -77,8 +76,8 @@ func (p *executed) wait() proto.Exited {
 	return exitedWith(ws)
 }
 
-// execute starts a program.
-func (m *monitor) execute(ctx context.Context, x proto.Exec, files map[string]*os.File) (*executed, error) {
+// execute starts a program; begun is told when nothing refuses it any more.
+func (m *monitor) execute(ctx context.Context, x proto.Exec, files map[string]*os.File, begun func()) (*executed, error) {
 	letGo, err := m.enter(ctx)
 	if err != nil {
 		return nil, err
@@ -89,6 +88,7 @@ func (m *monitor) execute(ctx context.Context, x proto.Exec, files map[string]*o
 		return nil, err
 	}
 	defer one.Close()
+	begun()
 	p, err := m.executeBeside(ctx, one, host, x, files)
 	if err != nil && ended(one, err) {
 		return nil, errNotRunning()

@@ -113,7 +113,7 @@ func (m *monitor) probe(ctx context.Context, h *proto.Healthcheck) proto.HealthR
 		r.End, r.Output = time.Now().UTC(), err.Error()
 		return r
 	}
-	p, err := m.execute(ctx, proto.Exec{Args: args}, map[string]*os.File{"stdout": w, "stderr": w})
+	p, err := m.execute(ctx, proto.Exec{Args: args}, map[string]*os.File{"stdout": w, "stderr": w}, func() {})
 	w.Close()
 	if err != nil {
 		out.Close()

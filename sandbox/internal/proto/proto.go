@@ -63,6 +63,7 @@
 package proto
 
 import (
+	"github.com/rootless-sbx/sbx/internal/wire"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -372,13 +373,13 @@ type Attach struct {
 // Exec runs another program in the sandbox. Its streams come with it, unless it
 // has a terminal.
 type Exec struct {
-	Args []string `json:"args"`
-	Env  []string `json:"env,omitempty"` // added to that of the workload
-	Cwd  string   `json:"cwd,omitempty"`
-	User string   `json:"user,omitempty"`
-	TTY  bool     `json:"tty,omitempty"`
-	Rows uint16   `json:"rows,omitempty"`
-	Cols uint16   `json:"cols,omitempty"`
+	Args wire.Strings `json:"args"`
+	Env  wire.Strings `json:"env,omitempty"` // added to that of the workload
+	Cwd  string       `json:"cwd,omitempty"`
+	User string       `json:"user,omitempty"`
+	TTY  bool         `json:"tty,omitempty"`
+	Rows uint16       `json:"rows,omitempty"`
+	Cols uint16       `json:"cols,omitempty"`
 }
 
 // Join takes a process into a sandbox; the pidfd of its pid 1 comes with it.

@@ -4,6 +4,7 @@ import (
 	"syscall"
 
 	units "github.com/docker/go-units"
+	"github.com/rootless-sbx/sbx/internal/wire"
 )
 
 // Spec says how the user's program is to be run. It is plain data, so that it
@@ -12,10 +13,10 @@ import (
 type Spec struct {
 	// Args is the command line; Args[0] is looked up in the PATH of Env,
 	// inside the root, unless it contains a slash.
-	Args []string `json:"args"`
+	Args wire.Strings `json:"args"`
 	// Env is the complete environment. HOME is added from the passwd file if
 	// it is missing.
-	Env []string `json:"env,omitempty"`
+	Env wire.Strings `json:"env,omitempty"`
 	// Cwd is created if it is missing. Empty means "/".
 	Cwd string `json:"cwd,omitempty"`
 
