@@ -395,6 +395,27 @@ func TestMonitorTerminated(t *testing.T) {
 	}
 }
 
+// TestSessionEnds: systemd sends SIGTERM and SIGHUP to each process of a session that it
+// ends. The workload has its files until it has ended, also where a process serves them.
+func TestSessionEnds(t *testing.T) {
+	e := harness.New(t, harness.BB)
+	detached(t, e, "box", "--network", "none", "--storage-driver", "fuse", harness.BB, "sh", "-c", "trap 'cp /bin/busybox /copy && echo saved >/file; exit 7' TERM; echo ready; while :; do sleep 0.05; done")
+	until(t, e, "ready", "logs", "box")
+	for _, sig := range []unix.Signal{unix.SIGHUP, unix.SIGTERM} {
+		for _, pid := range append(e.Role("fuse-overlayfs"), e.Role("sbx-monitor")...) {
+			if err := unix.Kill(pid, sig); err != nil && sig == unix.SIGHUP {
+				t.Fatal(err)
+			}
+		}
+	}
+	if got := e.Must("wait", "box"); got != "7\n" {
+		t.Errorf("wait: %q", got)
+	}
+	if got := e.Must("cp", "box:/file", "-"); !strings.Contains(got, "saved\n") {
+		t.Errorf("%q", got)
+	}
+}
+
 // TestAutostart: the unit is installed and removed, also where no systemd is.
 func TestAutostart(t *testing.T) {
 	e := harness.New(t)

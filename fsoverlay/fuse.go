@@ -13,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"github.com/rootless-sbx/sbx/internal/inroot"
 	"golang.org/x/sys/unix"
@@ -48,12 +49,16 @@ func (p *FuseProcess) Wait() error {
 	return p.err
 }
 
+// fuseEnd is the signal that asks fuse-overlayfs to end. SIGTERM and SIGHUP do too, but
+// those are what systemd sends to each process of a session that it ends: see start.
+const fuseEnd = syscall.SIGINT
+
 // stop ends the process: politely first, since it may be writing.
 func (p *FuseProcess) stop() error {
 	for _, s := range []struct {
 		sig  syscall.Signal
 		wait time.Duration
-	}{{0, 500 * time.Millisecond}, {syscall.SIGTERM, 2 * time.Second}, {syscall.SIGKILL, 10 * time.Second}} {
+	}{{0, 500 * time.Millisecond}, {fuseEnd, 2 * time.Second}, {syscall.SIGKILL, 10 * time.Second}} {
 		if s.sig != 0 {
 			if err := p.cmd.Process.Signal(s.sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 				return fail("end fuse-overlayfs", "", err)
@@ -175,18 +180,23 @@ func fuseCommand(prog string, s *RootSpec) (*exec.Cmd, error) {
 	cmd.Dir = "/"
 	// It needs no secrets of ours; PATH is for fusermount3 on kernels that want it.
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: fuseEnd, Setpgid: true}
 	return cmd, nil
 }
 
 // start runs the command on a thread of its own that stays until the process
 // ends: the parent-death signal follows the thread that forked, not the process.
+//
+// The process does not see SIGTERM and SIGHUP: at the end of a session the workload is to
+// have its files until it has ended. A new process has the signal mask of the thread.
 func (p *FuseProcess) start() error {
 	started := make(chan error)
 	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		err := p.cmd.Start()
+		runtime.LockOSThread() // for good: nobody else is to have this mask
+		err := blockSignals(syscall.SIGTERM, syscall.SIGHUP)
+		if err == nil {
+			err = p.cmd.Start()
+		}
 		if err == nil {
 			p.PID = p.cmd.Process.Pid
 		}
@@ -200,6 +210,17 @@ func (p *FuseProcess) start() error {
 		close(p.done)
 	}()
 	return <-started
+}
+
+// blockSignals keeps signals from the calling thread, and from what it starts.
+func blockSignals(sigs ...syscall.Signal) error {
+	var set unix.Sigset_t
+	bits := 8 * int(unsafe.Sizeof(set.Val[0]))
+	for _, s := range sigs {
+		n := int(s) - 1
+		set.Val[n/bits] |= 1 << (n % bits)
+	}
+	return os.NewSyscallError("rt_sigprocmask", unix.PthreadSigmask(unix.SIG_BLOCK, &set, nil))
 }
 
 // ready waits until a fuse file system answers at merged.
