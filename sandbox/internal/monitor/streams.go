@@ -11,9 +11,13 @@ import (
 	"github.com/rootless-sbx/sbx/sandbox/internal/streams"
 )
 
-// drainPatience is how long the sessions of a detached sandbox may take for what
-// they have not read at its end.
-const drainPatience = 10 * time.Second
+const (
+	// drainPatience is how long those who are waited for may take for what they have not
+	// read at the end of a detached sandbox.
+	drainPatience = 10 * time.Second
+	// stopPatience is how long all may, when somebody wants the end.
+	stopPatience = 2 * time.Second
+)
 
 // workloadStreams are our ends of a workload's standard streams.
 type workloadStreams struct {
@@ -195,17 +199,35 @@ func (m *monitor) closeStreams() {
 	if w.stdin != nil {
 		w.stdin.Close()
 	}
+	drained := make(chan struct{})
+	go m.hurry(w, detached, drained)
 	for _, o := range w.outputs {
-		var late *time.Timer
-		if detached {
-			late = time.AfterFunc(drainPatience, o.Hangup)
-		}
 		m.note("the sandbox's output", o.Drain())
-		if late != nil {
-			late.Stop()
-		}
 	}
+	close(drained)
 	for _, s := range w.logs {
 		m.note("the sandbox's log", s.Close())
+	}
+}
+
+// hurry lets sessions go that take too long for the rest. The command in whose foreground
+// the sandbox has run may take as long as it likes, until somebody wants the end.
+func (m *monitor) hurry(w *workloadStreams, detached bool, drained <-chan struct{}) {
+	var late <-chan time.Time
+	if detached {
+		late = time.After(drainPatience)
+	}
+	least := streams.Patient
+	for quit := m.quit; ; {
+		select {
+		case <-drained:
+			return
+		case <-quit:
+			quit, least, late = nil, streams.Watching, time.After(stopPatience)
+		case <-late:
+			for _, o := range w.outputs {
+				o.Hangup(least)
+			}
+		}
 	}
 }

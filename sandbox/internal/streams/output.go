@@ -156,12 +156,13 @@ func (o *Output) Demote() {
 	}
 }
 
-// Hangup ends the sessions that are waited for, so that Drain does not.
-func (o *Output) Hangup() {
+// Hangup ends the sessions of this kind and of those that mean more, so that Drain does
+// not wait for them.
+func (o *Output) Hangup(least Kind) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for _, s := range o.sessions {
-		if !s.is(Watching) {
+		if Kind(s.kind.Load()) >= least {
 			s.w.Close()
 		}
 	}

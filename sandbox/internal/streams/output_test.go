@@ -174,7 +174,7 @@ func TestDrainHeldOutside(t *testing.T) {
 }
 
 func TestHangup(t *testing.T) {
-	for _, kind := range []Kind{Primary, Patient} {
+	for _, kind := range []Kind{Primary, Patient, Watching} {
 		r, w := pipe(t)
 		o := NewOutput(r, nil)
 		_, gone := attach(t, o, kind)
@@ -185,7 +185,7 @@ func TestHangup(t *testing.T) {
 			w.Close()
 			written <- err
 		}()
-		time.AfterFunc(10*time.Millisecond, o.Hangup)
+		time.AfterFunc(10*time.Millisecond, func() { o.Hangup(kind) })
 		<-gone
 		if err := <-written; errors.Is(err, syscall.EPIPE) != (kind == Primary) {
 			t.Errorf("kind %d: the workload's write: %v", kind, err)
