@@ -133,7 +133,8 @@ func TestOutOfMemory(t *testing.T) {
 	noGroups(t)
 }
 
-// TestForkBomb: processes over the limit are refused, and no other sandbox's.
+// TestForkBomb: processes over the limit are refused, and no other sandbox's. The limit is
+// the workload's, however few that are.
 func TestForkBomb(t *testing.T) {
 	e := harness.New(t, harness.BB)
 	if !slices.Contains(controllers(t, e), "pids") {
@@ -144,6 +145,15 @@ func TestForkBomb(t *testing.T) {
 	if !strings.Contains(strings.ToLower(r.Stderr), "fork") {
 		t.Errorf("%v", r)
 	}
+	e.Must("run", "--rm", "--network", "none", "--pids-limit", "1", harness.BB, "true")
+	detached(t, e, "few", "--network", "none", "--pids-limit", "2", harness.BB, "sh", "-c", "while read n </sys/fs/cgroup/pids.max && [ $n != 2 ]; do :; done; echo limited; sleep 1000")
+	until(t, e, "limited", "logs", "few")
+	e.Fails(1, []string{"may have 2 (--pids-limit)", "sbx update"}, "exec", "few", "true")
+	e.Must("restart", "-t", "0", "few")
+	e.Must("update", "--pids-limit", "40", "few")
+	e.Must("exec", "few", "true")
+	e.Must("rm", "-f", "few")
+	e.Fails(125, []string{"with --init at least 24"}, "run", "--rm", "--init", "--pids-limit", "4", harness.BB, "true")
 	noGroups(t)
 }
 

@@ -14,6 +14,9 @@ func findCgroup() *cgroup.Host {
 	return cgroup.Find(cgroup.Options{RuntimeDir: os.Getenv("XDG_RUNTIME_DIR")})
 }
 
+// minInitPids leaves a workload beside an init something of its --pids-limit.
+const minInitPids = 24
+
 // checkResources refuses limits that cannot be set on this host before an image is
 // pulled.
 func checkResources(c *Config) error {
@@ -22,6 +25,9 @@ func checkResources(c *Config) error {
 	}
 	if err := c.Resources.Validate(); err != nil {
 		return &ConfigError{Field: "limits", Err: err}
+	}
+	if n := c.Resources.PidsLimit; c.Init && n > 0 && n < minInitPids {
+		return badConfig("limits", "pids limit: %d; with --init at least %d, for that has threads itself", n, minInitPids)
 	}
 	return findCgroup().Check(c.Resources)
 }

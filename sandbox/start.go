@@ -155,6 +155,7 @@ func (s *Sandbox) launch(ctx context.Context) (_ *owner, err error) {
 	if rows, cols := s.stdio.size(); rows > 0 && cols > 0 {
 		s.start.Rows, s.start.Cols = rows, cols
 	}
+	s.start.PidsLimit = s.cfg.Resources.PidsLimit
 	s.start.Cgroup, err = s.makeGroup(ctx, m)
 	if err := errors.Join(ready(), err); err != nil {
 		child.Conn.Close() // it waits for its orders

@@ -2,10 +2,15 @@ package monitor
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
+	"syscall"
 
 	"github.com/rootless-sbx/sbx/cgroup"
+	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/sandbox/internal/events"
+	"github.com/rootless-sbx/sbx/userns"
 )
 
 // openGroup opens the group that the caller has made; it lasts as long as we do, and
@@ -24,6 +29,39 @@ func (m *monitor) box() (*os.File, error) {
 		return nil, nil
 	}
 	return m.group.Box()
+}
+
+// initThreads is more than init has before it becomes the workload, and a program of exec
+// before it begins: about 7, of Go's.
+const initThreads = 16
+
+// makeRoom lets init have its threads although the workload may have fewer; enforce, when
+// the workload has taken its place, takes them back.
+func (m *monitor) makeRoom() (enforce func() error, err error) {
+	m.mu.Lock()
+	limit := m.spec.PidsLimit
+	m.mu.Unlock()
+	if m.group == nil || limit <= 0 || limit >= initThreads {
+		return func() error { return nil }, nil
+	}
+	set := func(n int64) error { return m.group.Set(cgroup.Limits{PidsLimit: n}) }
+	return func() error { return set(limit) }, set(initThreads)
+}
+
+// crowded says why a program could not be executed beside the workload, if it is for want
+// of threads; else it is err.
+func (m *monitor) crowded(err error) error {
+	var x *userns.ExitError // Go's runtime ends where it gets no thread
+	if m.group == nil || !errors.As(err, &x) && !errors.Is(err, syscall.EAGAIN) {
+		return err
+	}
+	st, serr := m.group.Stats()
+	if p := st.Pids; serr != nil || p.Limit == 0 || p.Current+initThreads <= p.Limit {
+		return err
+	}
+	return &wire.Error{Step: "execute beside the workload",
+		Msg: fmt.Sprintf("the sandbox has %d processes and threads and may have %d (--pids-limit), and this takes up to %d before it begins: %v", st.Pids.Current, st.Pids.Limit, initThreads, err),
+		Fix: "allow it more: sbx update --pids-limit NUMBER SANDBOX"}
 }
 
 // oomKilled says whether the sandbox's memory was used up in this run.

@@ -90,10 +90,13 @@ func (m *monitor) execute(ctx context.Context, x proto.Exec, files map[string]*o
 	defer one.Close()
 	begun()
 	p, err := m.executeBeside(ctx, one, host, x, files)
-	if err != nil && ended(one, err) {
+	switch {
+	case err == nil:
+		return p, nil
+	case ended(one, err):
 		return nil, errNotRunning()
 	}
-	return p, err
+	return nil, m.crowded(err)
 }
 
 // ended says that pid 1 has, which is then why a program could not be executed beside it.

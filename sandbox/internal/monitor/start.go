@@ -33,6 +33,10 @@ func (m *monitor) start(ctx context.Context, stdio map[string]*os.File) (*proto.
 	if err := m.shareNetwork(ctx); err != nil {
 		return nil, err
 	}
+	enforce, err := m.makeRoom()
+	if err != nil {
+		return nil, err
+	}
 	if err := m.startInit(ctx, stdio); err != nil {
 		return nil, err
 	}
@@ -58,7 +62,9 @@ func (m *monitor) start(ctx context.Context, stdio map[string]*os.File) (*proto.
 	published := make(chan error, 1)
 	public := *st
 	go func() { published <- m.publish(&public) }()
-	err := m.runWorkload(ctx)
+	if err = m.runWorkload(ctx); err == nil {
+		err = enforce()
+	}
 	if m.spec.Life.Detach || m.spec.Life.Keep || err != nil {
 		err = errors.Join(err, <-published)
 	} else {

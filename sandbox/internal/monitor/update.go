@@ -32,11 +32,14 @@ func (m *monitor) update(u proto.Update) error {
 	if err != nil {
 		return err
 	}
-	if u.Restart != nil {
-		m.mu.Lock()
-		m.spec.Life.Restart = *u.Restart
-		m.mu.Unlock()
+	m.mu.Lock()
+	if n := u.Limits.PidsLimit; n != 0 {
+		m.spec.PidsLimit = n
 	}
+	if u.Restart != nil {
+		m.spec.Life.Restart = *u.Restart
+	}
+	m.mu.Unlock()
 	m.event(events.Update)
 	return nil
 }

@@ -189,6 +189,8 @@ type Start struct {
 
 	// Cgroup is the directory of the sandbox's group, see cgroup.Open; empty: none.
 	Cgroup string `json:"cgroup,omitempty"`
+	// PidsLimit of it, which init itself may be over; 0 or -1: none.
+	PidsLimit int64 `json:"pidsLimit,omitempty"`
 
 	// NetdLinger is passed on to a network process that the monitor has to start.
 	NetdLinger time.Duration `json:"netdLinger,omitempty"`
