@@ -7,7 +7,7 @@
 #
 #   scripts/test.sh [packages|fuzz|e2e|soak|security|world|all]    what to run (default all)
 #   SBX_TEST_FLAGS                                   more flags for go test
-#   SBX_FUZZ_TIME                                    for each fuzzer (default 4s)
+#   SBX_FUZZ_TIME, SBX_FUZZ                          for each fuzzer (default 2s), and which, as 'image Fuzz'
 #   SBX_SOAK                                         how long the soak takes (default 5m, make soak 30m)
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -54,37 +54,37 @@ if [ "$what" = packages ] || [ "$what" = all ]; then
 	mapfile -t pkgs < <("$go" list ./... | grep -v /e2e)
 	run -p 2 -timeout 15m "${pkgs[@]}"
 fi
-# Each parser of bytes from a guest or a client, one after the other. Each runs in a
-# copy of its package's testdata, which the user may write; a finding is printed and
-# put into testdata/fuzz of the package, where every later run of the tests tries it.
-fuzzers=(
-	./netstack:Input ./netstack:Reassembly ./netstack:ParseIP ./netstack:ParseCause ./netstack:Exchange ./netstack:Upstream
-	./netstack:Untag ./netstack:Group ./netstack:DHCP
-	./portfwd:ParsePublish ./portfwd:ParseLocal ./internal/wire:Parse ./sandbox/internal/netd:Control
-)
+# Every fuzz function of every package, two at once. Each runs in a copy of its package's
+# testdata, which the user may write; a finding is printed and put into testdata/fuzz of
+# the package, where every later run of the tests tries it.
 fuzz() { # the directory for binaries
-	local f pkg name bin dir=$1
-	for f in "${fuzzers[@]}"; do
-		pkg=${f%:*} name=Fuzz${f#*:}
-		bin=$dir/$(echo "$pkg" | tr ./ __).test
-		[ -x "$bin" ] || "$go" test -trimpath -fuzz . -c -o "$bin" "$pkg" || return 1
-		mkdir -p "$dir/$name/cache" "$dir/$name/testdata"
-		[ ! -d "$pkg/testdata" ] || cp -r "$pkg/testdata" "$dir/$name/"
-		chmod -R a+rwX "$dir/$name"
-		echo "$pkg $name"
-		(cd "$dir/$name" && "$src/scripts/as-user" "$bin" -test.run='^$' -test.fuzz="^$name\$" -test.fuzztime="${SBX_FUZZ_TIME:-4s}" \
-			-test.fuzzcachedir="$dir/$name/cache" -test.parallel=1) >"$dir/log" 2>&1 && continue
-		# Go's own way to end when the time is over in the middle of an input.
-		grep -q '^    context deadline exceeded' "$dir/log" && ! grep -q 'Failing input' "$dir/log" && continue
-		cat "$dir/log"
-		for f in "$dir/$name/testdata/fuzz/$name/"*; do
-			[ -e "$f" ] && [ ! -e "$pkg/testdata/fuzz/$name/${f##*/}" ] || continue
-			echo "$pkg/testdata/fuzz/$name/${f##*/}:"
-			cat "$f"
-			mkdir -p "$checkout/$pkg/testdata/fuzz/$name" && cp "$f" "$checkout/$pkg/testdata/fuzz/$name/"
-		done
-		status=1
+	local dir=$1 pkg name
+	while read -r pkg name; do
+		[ -x "$dir/${pkg//\//_}.test" ] || "$go" test -trimpath -fuzz . -c -o "$dir/${pkg//\//_}.test" "./$pkg" || return 1
+		[ "$(jobs -rp | wc -l)" -lt 2 ] || wait -n || status=1
+		fuzz_one "$dir" "$pkg" "$name" &
+	done < <(grep -r --include='*_test.go' -oE '^func Fuzz[A-Za-z0-9_]+' [a-z]* | sed -E 's,/[^/]*:func , ,' | sort -u | grep -E -- "${SBX_FUZZ:-.}")
+	while [ -n "$(jobs -p)" ]; do wait -n || status=1; done
+}
+fuzz_one() {
+	local dir=$1 pkg=$2 name=$3 f at=$1/${2//\//_}.$3/$2 cache=$1/${2//\//_}.$3/cache
+	mkdir -p "$cache" "$at/testdata"
+	cp -r testdata "${cache%/*}"
+	[ ! -d "$pkg/testdata" ] || cp -r "$pkg/testdata" "$at/"
+	chmod -R a+rwX "${cache%/*}"
+	(cd "$at" && "$src/scripts/as-user" "$dir/${pkg//\//_}.test" -test.run='^$' -test.fuzz="^$name\$" -test.fuzztime="${SBX_FUZZ_TIME:-2s}" \
+		-test.fuzzcachedir="$cache" -test.parallel=1) >"$at/log" 2>&1 && echo "ok  	$pkg $name" && return
+	# Go's own way to end when the time is over in the middle of an input.
+	grep -q '^    context deadline exceeded' "$at/log" && ! grep -q 'Failing input' "$at/log" && echo "ok  	$pkg $name" && return
+	echo "FAIL	$pkg $name"
+	cat "$at/log"
+	for f in "$at/testdata/fuzz/$name/"*; do
+		[ -e "$f" ] && [ ! -e "$pkg/testdata/fuzz/$name/${f##*/}" ] || continue
+		echo "$pkg/testdata/fuzz/$name/${f##*/}:"
+		cat "$f"
+		mkdir -p "$checkout/$pkg/testdata/fuzz/$name" && cp "$f" "$checkout/$pkg/testdata/fuzz/$name/"
 	done
+	return 1
 }
 if [ "$what" = fuzz ] || [ "$what" = all ]; then
 	bins=$(mktemp -d /var/tmp/sbx-fuzz.XXXXXX)

@@ -334,3 +334,27 @@ func FuzzParseSubID(f *testing.F) {
 		}
 	})
 }
+
+// FuzzMap reads an id map as the kernel shows it.
+func FuzzMap(f *testing.F) {
+	for _, s := range []string{
+		"         0          0 4294967295\n", "0 1000 1\n1 100000 65536\n", "0 0\n", "-1 0 1", "4294967295 4294967295 4294967295\n", "0 0 1 x\n", "\n",
+	} {
+		f.Add([]byte(s))
+	}
+	name := filepath.Join(f.TempDir(), "uid_map")
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if err := os.WriteFile(name, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		spans, err := readOffered(name)
+		if err != nil {
+			return
+		}
+		for _, s := range spans {
+			if s.from > s.to || s.to > noID {
+				t.Fatalf("%v from %q", s, b)
+			}
+		}
+	})
+}

@@ -110,12 +110,21 @@ func startTime(pid int) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	// The name is the process's own choice, parentheses and all.
-	f := bytes.Fields(b[bytes.LastIndexByte(b, ')')+1:])
-	if len(f) < 20 {
+	start, ok := parseStart(b)
+	if !ok {
 		return "", fmt.Errorf("/proc/%d/stat is cut short", pid)
 	}
-	return string(f[19]), nil
+	return start, nil
+}
+
+// parseStart reads /proc/PID/stat. The name in it is the process's own choice,
+// parentheses and all.
+func parseStart(stat []byte) (string, bool) {
+	f := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	if len(f) < 20 {
+		return "", false
+	}
+	return string(f[19]), true
 }
 
 // here names the pid namespace and the boot that a number is good for.
