@@ -108,9 +108,10 @@ func readProcess(dir string, boot time.Time) (p Process, err error) {
 	if err != nil {
 		return p, err
 	}
+	// The name is the process's own choice, parentheses and all.
 	open, end := bytes.IndexByte(stat, '('), bytes.LastIndexByte(stat, ')')
 	f := strings.Fields(string(stat[end+1:]))
-	if open < 0 || len(f) < 22 {
+	if open < 0 || end < open || len(f) < 22 {
 		return p, fmt.Errorf("%s/stat is cut short", dir)
 	}
 	n := func(i int) int64 { v, _ := strconv.ParseInt(f[i], 10, 64); return v } // the kernel's
@@ -146,7 +147,12 @@ func pidDepth(pid int) int {
 	if err != nil {
 		return 0
 	}
-	for line := range strings.Lines(string(b)) {
+	return parseDepth(string(b))
+}
+
+// parseDepth reads /proc/PID/status.
+func parseDepth(status string) int {
+	for line := range strings.Lines(status) {
 		if ids, ok := strings.CutPrefix(line, "NSpid:"); ok {
 			return len(strings.Fields(ids))
 		}
@@ -159,7 +165,12 @@ func bootTime() (time.Time, error) {
 	if err != nil {
 		return time.Time{}, err
 	}
-	for line := range strings.Lines(string(b)) {
+	return parseBoot(string(b))
+}
+
+// parseBoot reads /proc/stat.
+func parseBoot(stat string) (time.Time, error) {
+	for line := range strings.Lines(stat) {
 		if v, ok := strings.CutPrefix(line, "btime "); ok {
 			n, err := strconv.ParseInt(strings.TrimSpace(v), 10, 64)
 			return time.Unix(n, 0), err
