@@ -212,7 +212,11 @@ func (s *Sandbox) checkPlatform(img *image.Image) error {
 	case same && (want.Variant == have.Variant || want.Variant == "" || have.Variant == ""):
 		return nil
 	case s.cfg.Platform == "":
-		s.notes = append(s.notes, fmt.Sprintf("the image is for %s, this machine is %s", have, want))
+		note := fmt.Sprintf("the image is for %s, this machine is %s", have, want)
+		if have.Architecture == "386" {
+			note += "; --platform linux/386 lets 32-bit programs make sockets"
+		}
+		s.notes = append(s.notes, note)
 		return nil
 	}
 	return fmt.Errorf("%w: the local image %s is for %s, not %s", image.ErrPlatform, s.cfg.Image, have, want)

@@ -11,10 +11,12 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/rootless-sbx/sbx/fsoverlay"
+	"github.com/rootless-sbx/sbx/image"
 	"github.com/rootless-sbx/sbx/portfwd"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/sandbox/internal/record"
 	"github.com/rootless-sbx/sbx/sandbox/internal/workload"
+	"github.com/rootless-sbx/sbx/sandbox/internal/workload/seccomp"
 	"github.com/rootless-sbx/sbx/userns"
 )
 
@@ -73,7 +75,7 @@ func (s *Sandbox) resolve(img v1.Config) error {
 		},
 		Process: workload.Spec{
 			Args: merged.Args, Env: merged.Env, Cwd: merged.Cwd, User: merged.User, ExtraGroups: c.GroupAdd,
-			CapAdd: c.CapAdd, CapDrop: c.CapDrop, NoNewPrivs: sec.NoNewPrivs, Seccomp: sec.Seccomp,
+			CapAdd: c.CapAdd, CapDrop: c.CapDrop, NoNewPrivs: sec.NoNewPrivs, Seccomp: s.seccomp(sec.Seccomp),
 			Rlimits: c.Ulimits, Terminal: c.TTY, Pdeathsig: pdeathsig(c.Init),
 		},
 	}
@@ -84,6 +86,15 @@ func (s *Sandbox) resolve(img v1.Config) error {
 	}
 	s.rec.Entrypoint, s.rec.Cmd = splitCommand(merged.Args, c, img)
 	return nil
+}
+
+// seccomp is the profile. Who asks for a platform of 32-bit programs wants these to
+// have sockets; that an image says it is of one is not enough.
+func (s *Sandbox) seccomp(asked string) string {
+	if p, err := image.ParsePlatform(s.cfg.Platform); asked == "" && err == nil && p.Architecture == "386" {
+		return seccomp.Builtin32
+	}
+	return asked
 }
 
 // splitCommand says which part of the command is the entrypoint.

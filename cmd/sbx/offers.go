@@ -14,7 +14,7 @@ import (
 
 // flagValues are offered for flags that take any value.
 var flagValues = map[string][]string{
-	"security-opt": {"no-new-privileges", "seccomp=unconfined", "seccomp="},
+	"security-opt": {"no-new-privileges", "seccomp=unconfined", "seccomp=builtin-32bit", "seccomp="},
 	"stop-signal":  signalNames,
 	"platform":     {"linux/amd64", "linux/arm64", "linux/arm/v7", "linux/386", "linux/ppc64le", "linux/riscv64", "linux/s390x"},
 	"ulimit":       {"core=", "cpu=", "data=", "fsize=", "locks=", "memlock=", "msgqueue=", "nice=", "nofile=", "nproc=", "rss=", "rtprio=", "rttime=", "sigpending=", "stack="},

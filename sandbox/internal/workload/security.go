@@ -12,7 +12,7 @@ import (
 type SecurityOpts struct {
 	// NoNewPrivs and Seccomp are for Spec.
 	NoNewPrivs bool
-	Seccomp    string
+	Seccomp    string // one with a name, or a text
 	// SystemPathsUnconfined leaves out the masks and read-only mounts over
 	// paths of /proc and /sys.
 	SystemPathsUnconfined bool
@@ -73,9 +73,9 @@ func ParseSecurityOpts(opts []string, readFile func(string) ([]byte, error)) (*S
 
 func seccompText(value string, readFile func(string) ([]byte, error)) (string, error) {
 	switch value {
-	case seccomp.Unconfined:
+	case seccomp.Unconfined, seccomp.Builtin32:
 		return value, nil
-	case "builtin":
+	case seccomp.Builtin:
 		return "", nil
 	}
 	text, err := readFile(value)

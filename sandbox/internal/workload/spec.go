@@ -33,8 +33,8 @@ type Spec struct {
 	// NoNewPrivs forbids gaining privileges by set-uid programs and file
 	// capabilities. Off by default, as with Docker.
 	NoNewPrivs bool `json:"noNewPrivs,omitempty"`
-	// Seccomp is "" for Docker's default profile, "unconfined" for none, or
-	// the text of a profile in Docker's JSON format.
+	// Seccomp is "" for Docker's default profile, another one's name (see package
+	// seccomp), or the text of a profile in Docker's JSON format.
 	Seccomp string `json:"seccomp,omitempty"`
 
 	// Rlimits are set as given; others are inherited from the caller.

@@ -35,8 +35,9 @@
 //     that socket(AF_VSOCK + 1<<32) passes a filter that forbids AF_VSOCK.
 //
 // The default profile is Docker's, except that without CAP_NET_ADMIN sockets are those
-// of five families: Unix, IPv4, IPv6, netlink and packet. 32-bit programs on x86 that
-// use socketcall get around this, as around Docker's own rules for sockets.
+// of five families: Unix, IPv4, IPv6, netlink and packet. And 32-bit programs on x86 can
+// make none through socketcall, whose arguments no filter sees and which would get
+// around every such rule, unless the profile is Builtin32.
 //
 // SCMP_ACT_NOTIFY and a listener are not supported.
 package seccomp

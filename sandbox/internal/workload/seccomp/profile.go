@@ -19,12 +19,16 @@ const (
 	maxErrno   = 4095 // of the kernel
 )
 
-// Unconfined is the profile that is none.
-const Unconfined = "unconfined"
+// Profiles that have a name.
+const (
+	Unconfined = "unconfined" // none
+	Builtin    = "builtin"    // Docker's default one, with what limitFamilies does; "" is too
+	// Builtin32 is Builtin where 32-bit programs on x86 make sockets, of every family.
+	Builtin32 = "builtin-32bit"
+)
 
-// Compile makes the filter of a profile: "" and "builtin" are Docker's default
-// one, Unconfined gives a nil filter, everything else is the text of a JSON
-// profile in Docker's format. caps is what the workload's bounding set will
+// Compile makes the filter of a profile: Unconfined gives a nil filter, what has no
+// name is the text of a JSON profile in Docker's format. caps is what the workload's bounding set will
 // be, as CAP_NAME: profiles allow more to those who have them.
 func Compile(profile string, caps []string) (*Filter, error) {
 	if profile == Unconfined {
@@ -47,12 +51,18 @@ func CompileSpec(p *specs.LinuxSeccomp) (*Filter, error) { return compile(p, arc
 // load reads a profile and applies its conditions.
 func load(profile string, caps []string) (*specs.LinuxSeccomp, error) {
 	rs := &specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: caps}}}
-	if profile == "" || profile == "builtin" {
+	if profile == "" || profile == Builtin || profile == Builtin32 {
 		p, err := seccomp.GetDefaultProfile(rs)
-		if err == nil && !slices.Contains(caps, "CAP_NET_ADMIN") {
+		if err != nil {
+			return nil, err
+		}
+		if !slices.Contains(caps, "CAP_NET_ADMIN") {
 			limitFamilies(p)
 		}
-		return p, err
+		if profile != Builtin32 && runtime.GOARCH != "386" {
+			closeSocketcall(p)
+		}
+		return p, nil
 	}
 	if len(profile) > maxProfile {
 		return nil, fmt.Errorf("seccomp profile: larger than %d KiB", maxProfile>>10)
@@ -83,13 +93,33 @@ var families = []uint64{unix.AF_UNIX, unix.AF_INET, unix.AF_INET6, unix.AF_NETLI
 // families but two, these few.
 func limitFamilies(p *specs.LinuxSeccomp) {
 	names := []string{"socket", "socketpair"}
-	for i := range p.Syscalls {
-		p.Syscalls[i].Names = slices.DeleteFunc(slices.Clone(p.Syscalls[i].Names), func(n string) bool { return slices.Contains(names, n) })
-	}
+	drop(p, names...)
 	for _, f := range families {
 		p.Syscalls = append(p.Syscalls, specs.LinuxSyscall{
 			Names: names, Action: specs.ActAllow, Args: []specs.LinuxSeccompArg{{Index: 0, Value: f, Op: specs.OpEqualTo}},
 		})
+	}
+}
+
+// closeSocketcall refuses sockets that are made through socketcall, the older way of
+// 32-bit programs on x86: the family is in memory then, where no filter sees it, so that
+// every rule about families would be for nothing. With ENOSYS, so that a C library
+// which knows the newer way takes that, as musl does; glibc and Go do not.
+func closeSocketcall(p *specs.LinuxSeccomp) {
+	drop(p, "socketcall") // its other calls are allowed with those that they are
+	nosys := uint(unix.ENOSYS)
+	for _, name := range []string{"socket", "socketpair"} {
+		p.Syscalls = append(p.Syscalls, specs.LinuxSyscall{
+			Names: []string{"socketcall"}, Action: specs.ActErrno, ErrnoRet: &nosys,
+			Args: []specs.LinuxSeccompArg{{Index: 0, Value: multiplexed[name].call, Op: specs.OpEqualTo}},
+		})
+	}
+}
+
+// drop takes calls out of all rules.
+func drop(p *specs.LinuxSeccomp, names ...string) {
+	for i := range p.Syscalls {
+		p.Syscalls[i].Names = slices.DeleteFunc(slices.Clone(p.Syscalls[i].Names), func(n string) bool { return slices.Contains(names, n) })
 	}
 }
 
