@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/signal"
 	"os/exec"
 	"runtime"
 	"strings"
@@ -852,6 +853,11 @@ func (l *logBuffer) String() string {
 // must come before whatever the test starts.
 func checkLeaks(t testing.TB) {
 	t.Helper()
+	if _, ok := t.(*testing.F); ok { // whose goroutine for signals is none of ours
+		c := make(chan os.Signal, 1)
+		signal.Notify(c, unix.SIGWINCH)
+		signal.Stop(c)
+	}
 	goroutines, fds := runtime.NumGoroutine(), countFDs(t)
 	t.Cleanup(func() {
 		var g, f int
