@@ -5,6 +5,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/rootless-sbx/sbx/internal/dgram"
 )
 
 // pingTimeout ends an idle echo identifier.
@@ -30,7 +32,7 @@ type mapping struct {
 	port  *Port
 	src   netip.AddrPort
 	proto uint8 // of the host sockets: UDP, ICMP or ICMPv6
-	used  atomic.Int64
+	used  dgram.LastUse
 
 	mu     sync.Mutex // guards the rest; taken before hostSocket.mu
 	closed bool
@@ -94,7 +96,7 @@ func (t *natTable) get(p *Port, proto uint8, src netip.AddrPort) *mapping {
 		port: p, src: src, proto: proto, dns: true,
 		peers: map[netip.AddrPort]*peer{}, byReal: map[netip.AddrPort]*peer{}, addrs: map[netip.Addr]int{},
 	}
-	m.used.Store(time.Now().UnixNano())
+	m.used.Set(time.Now())
 	t.table(proto)[src] = m
 	return m
 }
@@ -124,7 +126,7 @@ func (t *natTable) expire(p *Port, now time.Time) {
 			case m.onlyDNS():
 				timeout = lim.UDPTimeoutDNS
 			}
-			if now.Sub(time.Unix(0, m.used.Load())) > timeout {
+			if m.used.Ago(now) > timeout {
 				idle = append(idle, m)
 			}
 		}

@@ -142,7 +142,7 @@ func (f *udpFlow) send(ip *packet, segment int, pieces [][]byte) {
 func (m *mapping) toHost(pr *peer, ip *packet, segment int, pieces [][]byte) {
 	p := m.port
 	now := time.Now()
-	m.used.Store(now.UnixNano())
+	m.used.Set(now)
 	m.mu.Lock()
 	pr.used = now
 	real := pr.real

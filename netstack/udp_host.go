@@ -59,7 +59,7 @@ func (m *mapping) isClosed() bool {
 // fromHost sends the host's datagrams to the guest.
 func (m *mapping) fromHost(in *dgram.Inbox) {
 	p := m.port
-	m.used.Store(time.Now().UnixNano())
+	m.used.Set(time.Now())
 	for {
 		t, ok := in.Next()
 		if !ok {

@@ -57,8 +57,8 @@ type flowKey struct {
 type flow struct {
 	s       *udpSocket
 	key     flowKey
-	control []byte       // key.local's control message
-	last    atomic.Int64 // time of the last datagram, either way
+	control []byte        // key.local's control message
+	last    dgram.LastUse // either way
 	replied atomic.Bool
 
 	mu    sync.Mutex // guards what follows
@@ -159,7 +159,7 @@ func (s *udpSocket) deliver(key flowKey, t *dgram.Train) {
 	f.toGuest(t)
 }
 
-func (f *flow) touch() { f.last.Store(time.Now().UnixNano()) }
+func (f *flow) touch() { f.last.Set(time.Now()) }
 
 func (f *flow) toGuest(t *dgram.Train) {
 	f.mu.Lock()
@@ -245,7 +245,7 @@ func (f *flow) idle() time.Duration {
 	if f.replied.Load() {
 		limit = f.s.p.m.lim.UDPIdle
 	}
-	return limit - time.Since(time.Unix(0, f.last.Load()))
+	return limit - f.last.Ago(time.Now())
 }
 
 func (f *flow) runStack(src, dst netip.AddrPort) error {

@@ -100,7 +100,9 @@ func (m *monitor) checkHealth(ctx context.Context, h *proto.Healthcheck) {
 
 // probe makes one check. One that takes too long is killed, and has failed.
 func (m *monitor) probe(ctx context.Context, h *proto.Healthcheck) proto.HealthResult {
-	r := proto.HealthResult{Start: time.Now().UTC(), ExitCode: -1}
+	begin := time.Now()
+	r := proto.HealthResult{Start: begin.UTC(), ExitCode: -1}
+	end := func() time.Time { return begin.Add(time.Since(begin)).UTC() } // whoever sets the clock meanwhile
 	timeout := cmp.Or(h.Timeout, healthInterval)
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -110,14 +112,14 @@ func (m *monitor) probe(ctx context.Context, h *proto.Healthcheck) proto.HealthR
 	}
 	w, out, err := streams.Pipe(false)
 	if err != nil {
-		r.End, r.Output = time.Now().UTC(), err.Error()
+		r.End, r.Output = end(), err.Error()
 		return r
 	}
 	p, err := m.execute(ctx, proto.Exec{Args: args}, map[string]*os.File{"stdout": w, "stderr": w}, func() {})
 	w.Close()
 	if err != nil {
 		out.Close()
-		r.End, r.Output, r.ExitCode = time.Now().UTC(), err.Error(), exitOf(err)
+		r.End, r.Output, r.ExitCode = end(), err.Error(), exitOf(err)
 		return r
 	}
 	text := make(chan []byte, 1)
@@ -134,7 +136,7 @@ func (m *monitor) probe(ctx context.Context, h *proto.Healthcheck) proto.HealthR
 	out.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 	r.Output = string(bytes.ToValidUTF8(<-text, []byte("\uFFFD")))
 	out.Close()
-	r.End, r.ExitCode = time.Now().UTC(), x.Code
+	r.End, r.ExitCode = end(), x.Code
 	if late {
 		r.ExitCode, r.Output = -1, "Health check exceeded timeout ("+timeout.String()+")"
 	}

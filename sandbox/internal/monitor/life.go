@@ -55,8 +55,9 @@ func (m *monitor) live(ctx context.Context, req *wire.Message, files map[string]
 	trim()
 	pause := backoffFirst
 	for {
+		begun := time.Now() // by the clock that nobody sets, unlike what is recorded
 		x := m.finishRun()
-		if time.Since(m.state.StartedAt) >= backoffReset {
+		if time.Since(begun) >= backoffReset {
 			pause = backoffFirst
 		}
 		if !m.again(&x, pause) {
