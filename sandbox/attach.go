@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 
 	"github.com/rootless-sbx/sbx/netstack"
 	"github.com/rootless-sbx/sbx/sandbox/internal/netd"
@@ -132,25 +133,24 @@ func (e *Engine) refresh(list []proto.Attachment) error {
 }
 
 // ensureNetd starts the networks' processes that are not there: as children of this
-// process, which is an ordinary one, and not of the monitor.
-func (s *Sandbox) ensureNetd(ctx context.Context) error {
+// process, which is an ordinary one, and not of the monitor, with whose cgroup they would
+// end. They wait for the sandbox until letGo is called.
+func (s *Sandbox) ensureNetd(ctx context.Context) (letGo func(), err error) {
 	list := s.start.Network.Attachments
-	done := make(chan error, len(list))
-	for _, a := range list {
-		go func() {
-			c, err := s.e.netd(ctx, a.Network)
-			if err == nil {
-				err = c.Close()
-			}
-			done <- err
-		}()
+	clients, errs := make([]*netd.Client, len(list)), make([]error, len(list))
+	var wg sync.WaitGroup
+	for i, a := range list {
+		wg.Go(func() { clients[i], errs[i] = s.e.netd(ctx, a.Network) })
 	}
-	var errs []error
-	for range list {
-		errs = append(errs, <-done)
-	}
+	wg.Wait()
 	s.marks.add("network process found")
-	return errors.Join(errs...)
+	return func() {
+		for _, c := range clients {
+			if c != nil {
+				c.Close()
+			}
+		}
+	}, errors.Join(errs...)
 }
 
 // netd connects to a network's process, which it starts if there is none.

@@ -130,7 +130,13 @@ func (s *Sandbox) launch(ctx context.Context) (_ *owner, err error) {
 	}
 	recorded, network := make(chan error, 1), make(chan error, 1) // beside the monitor's start
 	go func() { recorded <- s.writeConfig() }()
-	go func() { network <- s.ensureNetd(ctx) }()
+	var letGo func()
+	go func() {
+		var err error
+		letGo, err = s.ensureNetd(ctx)
+		network <- err
+	}()
+	defer func() { letGo() }() // ready has been called on every way out
 	ready := func() error { return errors.Join(<-recorded, <-network) }
 	child, err := userns.Start(ctx, userns.Spec{
 		Path:       s.e.initPath,

@@ -63,6 +63,24 @@ func NewPrivate(t testing.TB) *Env {
 	return e
 }
 
+// Own returns the environment of the user's own: his home and directories, in which
+// what one run of the tests leaves is there for the next. Nobody looks for what is left.
+func Own(t testing.TB) *Env {
+	t.Helper()
+	home := os.Getenv("HOME")
+	e := &Env{t, &state{dir: home, data: filepath.Join(home, ".local/share"), Home: home, Tmp: os.TempDir(), Runtime: os.Getenv("XDG_RUNTIME_DIR")}}
+	e.Setenv("XDG_DATA_HOME", "SBX_NETD_LINGER")
+	return e
+}
+
+// Load puts an image into the store of the environment.
+func (e *Env) Load(ref string) {
+	e.t.Helper()
+	if err := current.loadNow(e.t.Context(), e, ref); err != nil {
+		e.t.Fatalf("load %s: %v", ref, err)
+	}
+}
+
 func newEnv(t testing.TB) *Env {
 	t.Helper()
 	dir, err := os.MkdirTemp(current.dir, "t")
@@ -102,7 +120,7 @@ func (e *Env) Environ() []string {
 		"PATH=/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "LANG=C.UTF-8", "TERM=dumb",
 		"USER=" + os.Getenv("USER"), "HOME=" + e.Home, "TMPDIR=" + e.Tmp,
 		"XDG_DATA_HOME=" + e.data, "XDG_RUNTIME_DIR=" + e.Runtime,
-		"SBX_NETD_LINGER=500ms",
+		"SBX_NETD_LINGER=" + Slow(500*time.Millisecond).String(),
 	}
 	// Where the user's systemd listens; the runtime directory above is not its.
 	if bus := os.Getenv("DBUS_SESSION_BUS_ADDRESS"); bus != "" {
