@@ -164,6 +164,43 @@ func TestLife(t *testing.T) {
 	})
 }
 
+// A process that serves sandboxes leaves the scope of the one that has started it, which
+// can then be cleared without it, and whoever asks for that first does it.
+func TestSettle(t *testing.T) {
+	each(t, "", func(t *testing.T, h *Host, m *monitor, id string) {
+		g := newGroup(t, h, m, id, Limits{})
+		pid := m.start("sleep", g)
+		was, unit := pathOf(t, pid), fmt.Sprintf("sbx-net-%s-%d.scope", id, pid)
+		errs := make(chan error)
+		for range 3 {
+			go func() { errs <- h.Settle(t.Context(), "net-"+id, "a test", pid) }()
+		}
+		for range 3 {
+			if err := <-errs; err != nil {
+				t.Error(err)
+			}
+		}
+		eventually(t, func() error { // the first may have been answered last
+			if got := pathOf(t, pid); len(h.Sockets) > 0 && path.Base(got) != unit || len(h.Sockets) == 0 && got != was {
+				return fmt.Errorf("it was in %s and is in %s", was, got)
+			}
+			return nil
+		})
+		if len(h.Sockets) == 0 {
+			return
+		}
+		if err := g.Clear(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Kill(pid, 0); err != nil {
+			t.Errorf("it has ended with its old group: %v", err)
+		}
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // Before cgroup.kill there was nothing that forks faster than it is killed, either.
 func TestKillEach(t *testing.T) {
 	each(t, "", func(t *testing.T, h *Host, m *monitor, id string) {

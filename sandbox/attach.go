@@ -140,7 +140,11 @@ func (s *Sandbox) ensureNetd(ctx context.Context) (letGo func(), err error) {
 	clients, errs := make([]*netd.Client, len(list)), make([]error, len(list))
 	var wg sync.WaitGroup
 	for i, a := range list {
-		wg.Go(func() { clients[i], errs[i] = s.e.netd(ctx, a.Network) })
+		wg.Go(func() {
+			if clients[i], errs[i] = s.e.netd(ctx, a.Network); errs[i] == nil && s.start.Life.Detach {
+				s.settle(ctx, a.Network.Name, clients[i])
+			}
+		})
 	}
 	wg.Wait()
 	s.marks.add("network process found")
@@ -151,6 +155,20 @@ func (s *Sandbox) ensureNetd(ctx context.Context) (letGo func(), err error) {
 			}
 		}
 	}, errors.Join(errs...)
+}
+
+// settle gives the network's process a place that lasts as long as that of a detached
+// sandbox.
+func (s *Sandbox) settle(ctx context.Context, network string, c *netd.Client) {
+	ctx, cancel := context.WithTimeout(ctx, groupPatience)
+	defer cancel()
+	pid, err := c.PID()
+	if err == nil {
+		err = findCgroup().Settle(ctx, "net-"+network, "network "+network, pid)
+	}
+	if err != nil {
+		s.e.log.Warn("the network's process stays in this session", "network", network, "err", err)
+	}
 }
 
 // netd connects to a network's process, which it starts if there is none.

@@ -100,7 +100,7 @@ fi
 if [ "$what" = e2e ] || [ "$what" = all ]; then
 	skip=()
 	[ "$what" = e2e ] || skip=(-skip '^TestSoak$')
-	run -p 1 -timeout 40m "${skip[@]}" $("$go" list ./e2e/... | grep -vE '/e2e/(world|vm)$')
+	run -p 1 -timeout 40m "${skip[@]}" $("$go" list ./e2e/... | grep -vE '/e2e/(world|vm)(/|$)')
 fi
 [ "$what" != soak ] || soak
 if [ "$what" = security ]; then

@@ -1,15 +1,21 @@
 #!/bin/bash
 # The job of scripts/vm.sh in the virtual machine. As root of the machine it gives it
-# an address, then does what is in /job/plan as the ordinary user dev, in one of these
-# places:
+# an address and a name server, then does what is in /job/plan, one step a line, as the
+# ordinary user dev, in one of these places:
 #
 #   login      a session that PAM and systemd-logind have made, as ssh does
 #   linger     a service of the user's own systemd, which lingers; there is no session
 #   bare       neither: no session, no systemd of the user's, no runtime directory
 #   delegated  login, after the administrator has done what sbx doctor advises
+#
+# A step may restart the machine: what has been done is in /var/lib/sbx-job.
 set -uo pipefail
 stty -F /dev/ttyS1 raw
 part=1 parts=1
+slow=$(cat /job/slow)
+kept=/var/lib/sbx-job
+mkdir -p $kept
+recall() { cat $kept/"$1" 2>/dev/null || echo 0; } # a number; 0 if there is none
 for word in $(cat /proc/cmdline); do
 	case $word in
 	sbx.part=*/*) word=${word#*=} part=${word%/*} parts=${word#*/} ;;
@@ -25,6 +31,8 @@ ip addr add 10.99.0.2/24 dev lan0
 ip addr add fd99::2/64 dev lan0 nodad
 ip route add default via 10.99.0.1
 ip -6 route add default via fd99::1
+# It knows no name, which is an answer too.
+dnsmasq --conf-file=/dev/null --no-hosts --no-resolv --local=/#/ --listen-address=127.0.0.1 --bind-interfaces
 
 variables() { echo "PATH=/job/bin:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin LANG=C.UTF-8 SBX_BIN=/job/bin/sbx SBX_E2E_CACHE=/job/cache SBX_TEST_VM=$1 SBX_TEST_SLOW=$slow"; }
 
@@ -81,7 +89,7 @@ at() {
 	delegated) undelegate ;;
 	esac
 	echo "vm: $2 ($1): status $rc, $((SECONDS - start)) s"
-	[ $rc = 0 ] || echo $rc >/run/sbx-status
+	[ $rc = 0 ] || echo $rc >$kept/status
 }
 
 # tests PLACE DIR FLAGS: the tests of a package, which are in /job/pkg/DIR. The machines
@@ -117,8 +125,47 @@ count() {
 		END { printf "vm: ran %s: %d passed, %d failed, %d skipped%s; status %s\n", what, passed, failed, skipped, names, end }'
 }
 
+# phases PLACE DIR TEST ACT[+ACT]...: a test, once before and once after each act of
+# root's. It finds in SBX_TEST_PHASE how often root has acted.
+phases() {
+	local place=$1 dir=$2 test=$3 acts=("${@:4}") phase act
+	[ "$part" = "$parts" ] || return 0
+	for ((phase = $(recall phase); ; phase++)); do
+		at "$place" "$test $phase" "export SBX_TEST_PHASE=$phase; cd /job/pkg/$dir && ./test -test.v -test.run '^$test\$'" | count "$test $phase ($place)"
+		[ $phase -lt ${#acts[@]} ] || break
+		echo "vm: ${acts[phase]}"
+		echo $((phase + 1)) >$kept/phase
+		for act in ${acts[phase]//+/ }; do $act; done
+	done
+	rm -f $kept/phase
+	manager disable
+}
+
+# What root does in between.
+logout() { # and systemd ends what is the user's, unless he lingers
+	until [ "$(systemctl is-active user@1000)" = inactive ] || [ -e /var/lib/systemd/linger/dev ]; do sleep 0.1; done
+}
+linger() { manager enable; }
+unlinger() { loginctl disable-linger dev; logout; }
+restart() { # as an administrator does
+	: >/run/sbx-restarts
+	systemctl reboot
+	sleep infinity
+}
+crash() { # as without power
+	sync
+	echo b >/proc/sysrq-trigger
+	sleep infinity
+}
+clock_back() { date --set '-3 hours' >/dev/null; }
+clock_forward() { date --set '+3 hours' >/dev/null; }
+
 # The programs see a pipe and no terminal.
 {
-	. /job/plan
-	echo "vm: status $(cat /run/sbx-status 2>/dev/null || echo 0)"
+	mapfile -t plan </job/plan
+	for ((step = $(recall step); step < ${#plan[@]}; step++)); do
+		eval "${plan[step]}"
+		echo $((step + 1)) >$kept/step
+	done
+	echo "vm: status $(recall status)"
 } 2>&1 | cat

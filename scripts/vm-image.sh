@@ -7,15 +7,17 @@
 #   vmlinuz, initrd  Debian's stock kernel, for QEMU
 #
 # The directory is kept in SBX_VM_CACHE (default ~/.cache/sbx-vm) under a hash of what
-# goes into it, and is whole or absent; others go when they were not used for a day. Nothing is mounted from a loop device: the
-# file system is made from a directory, in a user namespace whose root we are.
+# goes into it, and is whole or absent; others go when they were not used for a day.
+# Nothing is mounted from a loop device: the file system is made from a directory, in a
+# user namespace whose root we are.
 set -euo pipefail
 
 suite=bookworm
 packages=(
 	systemd systemd-sysv dbus dbus-user-session libpam-systemd udev kmod login passwd
 	uidmap fuse-overlayfs fuse3 iproute2 iperf3 curl bind9-dnsutils iputils-ping
-	procps libcap2-bin acl attr apache2-utils zstd xz-utils ca-certificates
+	procps dnsmasq-base libcap2-bin acl attr apache2-utils zstd xz-utils ca-certificates
+	mandoc zsh fish
 )
 
 die() { echo "vm-image: $*" >&2; exit 1; }
@@ -48,7 +50,7 @@ build() {
 		e2scrub_all.timer e2scrub_reap.service fstrim.timer systemd-timesyncd.service getty@.service serial-getty@.service
 	echo vm >"$root/etc/hostname"
 	printf '127.0.0.1 localhost\n127.0.1.1 vm\n::1 localhost\n' >"$root/etc/hosts"
-	: >"$root/etc/resolv.conf"
+	echo nameserver 127.0.0.1 >"$root/etc/resolv.conf"
 	: >"$root/etc/fstab"
 	mkdir "$root/job"
 	# The job is a disk of its own, so that a new one needs no new image.
@@ -58,7 +60,7 @@ build() {
 		[Service]
 		Type=oneshot
 		ExecStart=/bin/sh -c 'mount -o ro "$(blkid -L sbx-job)" /job && exec /job/guest.sh'
-		ExecStopPost=/bin/systemctl poweroff --no-block
+		ExecStopPost=/bin/sh -c '[ -e /run/sbx-restarts ] || systemctl poweroff --no-block'
 		StandardInput=null
 		StandardOutput=file:/dev/ttyS1
 		StandardError=inherit

@@ -4,7 +4,8 @@
 #
 #   scripts/vm.sh run CMD...       a command; it ends with the command's status
 #   scripts/vm.sh test PKG...      the tests of packages, in every place
-#   scripts/vm.sh test             the ring: those of ring_packages, then e2e
+#   scripts/vm.sh phases [TEST...] those between whose phases root acts
+#   scripts/vm.sh test             the ring: those of ring_packages, phases, e2e
 #
 # What is in bin/ of the checkout is on the machine's PATH: sbx, and also what is
 # put there for this (CGO_ENABLED=0 go test -c -o bin/ ./userns).
@@ -55,7 +56,8 @@ prepare() {
 	cp -r bin/. "$job/disk/bin/"
 	cp scripts/vm-guest.sh "$job/disk/guest.sh"
 	[ "$machine" != qemu ] || slow=20
-	echo "slow=$slow" >"$job/disk/plan"
+	echo $slow >"$job/disk/slow"
+	: >"$job/disk/plan"
 }
 
 # boot starts a machine that does the plan of the job.
@@ -69,14 +71,6 @@ boot() { # LABEL WORDS...
 	chmod -R a+rX "$job/disk"
 	SBX_VM_LABEL=$label scripts/as-user "$job/scripts/vm-boot.sh" "$machine" "$job" "$@" &
 	pids+=($!)
-}
-
-run() {
-	[ $# -gt 0 ] || die "which command?"
-	prepare
-	printf 'at %q command %q\n' "${VM_PLACE:-login}" "$(printf '%q ' "$@")" >>"$job/disk/plan"
-	boot ''
-	wait "${pids[0]}"
 }
 
 # put compiles the tests of a package onto the disk, with the files they read.
@@ -99,6 +93,24 @@ everywhere() { # PKG...
 	done
 }
 
+# What root does between the phases of a test, see vm-guest.sh.
+declare -A acts=(
+	[TestLogout]='logout linger+logout'
+	[TestClock]='clock_back clock_forward'
+	[TestRestart]='linger+restart crash'
+)
+all_phases=(TestLogout TestClock TestRestart)
+
+# plan_phases plans tests of e2e/vm/phases.
+plan_phases() { # TEST...
+	local name
+	put e2e/vm/phases
+	for name; do
+		[ -n "${acts[$name]:-}" ] || die "which of ${!acts[*]}?"
+		echo "phases login e2e/vm/phases $name ${acts[$name]}" >>"$job/disk/plan"
+	done
+}
+
 # end waits for the machines, says what has run in them and returns their status.
 end() {
 	local pid failed=0
@@ -116,6 +128,14 @@ run() {
 	printf 'at %q command %q\n' "${VM_PLACE:-login}" "$(printf '%q ' "$@")" >>"$job/disk/plan"
 	boot ''
 	wait "${pids[0]}"
+}
+
+phases() {
+	[ $# -gt 0 ] || set -- "${all_phases[@]}"
+	prepare
+	plan_phases "$@"
+	boot ''
+	end
 }
 
 packages() {
@@ -138,6 +158,7 @@ ring() {
 	"$go" test -trimpath -c -o "$job/fixture.test" ./e2e/fixture
 	(top=$PWD && cd "$job/run" && "$top/scripts/as-user" "$job/fixture.test")
 	everywhere "${ring_packages[@]}"
+	plan_phases "${all_phases[@]}"
 	put e2e
 	printf 'share e2e %q\n' "$flags" >>"$job/disk/plan"
 	for ((i = 1; i <= parts; i++)); do
@@ -148,6 +169,7 @@ ring() {
 
 case ${1:-} in
 run) shift; run "$@" ;;
+phases) shift; phases "$@" ;;
 test) shift; if [ $# -gt 0 ]; then packages "$@"; else ring; fi ;;
 *) sed -n '2,/^set/{s/^# \?//p}' "$0" >&2; exit 2 ;;
 esac

@@ -64,24 +64,24 @@ func Pair() (a, b *os.File, err error) {
 // Close closes the connection; the other side reads io.EOF.
 func (c *Conn) Close() error { return c.uc.Close() }
 
-// PeerUID returns the user id of the process that made the other end
-// (SO_PEERCRED), as seen from this user namespace.
-func (c *Conn) PeerUID() (uint32, error) {
+// Peer says which process made the other end (SO_PEERCRED), and its user, as seen from
+// our namespaces.
+func (c *Conn) Peer() (*unix.Ucred, error) {
 	rc, err := c.uc.SyscallConn()
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	var cred *unix.Ucred
 	var serr error
 	if err := rc.Control(func(fd uintptr) {
 		cred, serr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
 	}); err != nil {
-		return 0, err
+		return nil, err
 	}
 	if serr != nil {
-		return 0, os.NewSyscallError("getsockopt SO_PEERCRED", serr)
+		return nil, os.NewSyscallError("getsockopt SO_PEERCRED", serr)
 	}
-	return cred.Uid, nil
+	return cred, nil
 }
 
 // Send sends a message that has no reply.

@@ -538,10 +538,10 @@ func TestReplyHugeError(t *testing.T) {
 	}
 }
 
-func TestPeerUID(t *testing.T) {
+func TestPeer(t *testing.T) {
 	a, _ := pair(t)
-	if uid, err := a.PeerUID(); err != nil || int(uid) != os.Getuid() {
-		t.Errorf("%d, %v", uid, err)
+	if peer, err := a.Peer(); err != nil || int(peer.Uid) != os.Getuid() || int(peer.Pid) != os.Getpid() {
+		t.Errorf("%+v, %v", peer, err)
 	}
 }
 

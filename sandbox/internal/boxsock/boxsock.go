@@ -97,9 +97,9 @@ func Dial(ctx context.Context, path string) (*wire.Conn, error) {
 // own refuses what another user has opened.
 func own(uc *net.UnixConn) (*wire.Conn, error) {
 	c := wire.NewUnixConn(uc)
-	uid, err := c.PeerUID()
-	if err == nil && int(uid) != os.Geteuid() {
-		err = fmt.Errorf("the other end belongs to user %d", uid)
+	peer, err := c.Peer()
+	if err == nil && int(peer.Uid) != os.Geteuid() {
+		err = fmt.Errorf("the other end belongs to user %d", peer.Uid)
 	}
 	if err != nil {
 		return nil, errors.Join(err, c.Close())

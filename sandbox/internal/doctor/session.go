@@ -56,7 +56,7 @@ func checkLinger(_ context.Context, e Env) Check {
 	case e.exists("/var/lib/systemd/linger/" + e.UserName):
 		c.Detail = "on: sandboxes in the background go on after logout"
 	default:
-		c.Status, c.Detail = Degraded, "off: sandboxes in the background may end at logout"
+		c.Status, c.Detail = Degraded, "off: sandboxes in the background end when you log out of your last session"
 		c.Fix = "loginctl enable-linger " + e.UserName
 	}
 	return c

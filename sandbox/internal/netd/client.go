@@ -29,6 +29,15 @@ func newClient(conn *wire.Conn) *Client {
 // Info describes the network.
 func (c *Client) Info() Info { return c.info }
 
+// PID is that of the network's process in our pid namespace.
+func (c *Client) PID() (int, error) {
+	peer, err := c.conn.Peer()
+	if err != nil {
+		return 0, err
+	}
+	return int(peer.Pid), nil
+}
+
 // Done is closed when the connection has ended: the process has gone.
 func (c *Client) Done() <-chan struct{} { return c.done }
 

@@ -174,12 +174,12 @@ func connect(ctx context.Context, d *directory, hello Hello) (*Client, error) {
 }
 
 func checkPeer(c *wire.Conn) error {
-	uid, err := c.PeerUID()
+	peer, err := c.Peer()
 	if err != nil {
 		return err
 	}
-	if int(uid) != os.Geteuid() {
-		return &wire.Error{Code: CodeMisuse, Msg: fmt.Sprintf("the other end belongs to user %d", uid)}
+	if int(peer.Uid) != os.Geteuid() {
+		return &wire.Error{Code: CodeMisuse, Msg: fmt.Sprintf("the other end belongs to user %d", peer.Uid)}
 	}
 	return nil
 }
