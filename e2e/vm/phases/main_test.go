@@ -98,8 +98,8 @@ func inspect(e *harness.Env, name, format string) string {
 // wantState checks how a sandbox is, and that its error has this word.
 func wantState(t *testing.T, e *harness.Env, name, want, word string) {
 	t.Helper()
-	got := inspect(e, name, "{{.State.Status}} {{.State.ExitCode}}: {{.State.Error}}")
-	state, text, _ := strings.Cut(got, ": ")
+	got := inspect(e, name, "{{.State.Status}} {{.State.ExitCode}}:{{.State.Error}}")
+	state, text, _ := strings.Cut(got, ":")
 	if state != want || !strings.Contains(text, word) {
 		t.Errorf("%s is %q, want %s with %q", name, got, want, word)
 	}
