@@ -33,6 +33,7 @@ setup:
 demo: setup build
 	@scripts/demo.sh
 
+test: SETUP = uml
 test: setup build
 	@scripts/test.sh all
 

@@ -43,33 +43,36 @@ packages=(
 	zsh              'test: completion'
 	fish             'test: completion'
 )
+# Everything else works without these, as where the archive does not have them.
+machine=()
 case ${1:-} in
 uml | qemu)
-	packages+=(
-		mmdebstrap       'virtual machine: its root, made without root'
-		user-mode-linux  'virtual machine: the kernel that is a program'
+	machine+=(
+		mmdebstrap       'its root, made without root'
+		user-mode-linux  'the kernel that is a program'
 	)
 	;;
 esac
-[ "${1:-}" != qemu ] || packages+=(qemu-system-x86 'virtual machine: for the stock kernel')
+[ "${1:-}" != qemu ] || machine+=(qemu-system-x86 'for the stock kernel')
 
 say()  { printf 'setup: %s\n' "$*"; }
 need() { printf 'setup: MISSING: %s\n' "$*" >&2; todo=1; }
 todo=0
 
+# missing_packages prints those of its arguments, which come in pairs as above.
 missing_packages() {
-	local i
-	for ((i = 0; i < ${#packages[@]}; i += 2)); do
-		[ "$(dpkg-query -W -f '${db:Status-Status}' "${packages[i]}" 2>/dev/null)" = installed ] ||
-			echo "${packages[i]}"
+	while [ $# -gt 0 ]; do
+		[ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ] || echo "$1"
+		shift 2
 	done
 }
 
 install_packages() {
-	local missing log
-	mapfile -t missing < <(missing_packages)
-	[ ${#missing[@]} -gt 0 ] || return 0
-	apt_install "${missing[@]}"
+	local missing
+	mapfile -t missing < <(missing_packages "${packages[@]}")
+	[ ${#missing[@]} = 0 ] || apt_install "${missing[@]}"
+	mapfile -t missing < <(missing_packages "${machine[@]}")
+	[ ${#missing[@]} = 0 ] || apt_install "${missing[@]}" || need "packages for the virtual machine: ${missing[*]}"
 }
 
 # apt_install fetches the package lists only if the packages are not known yet
@@ -202,7 +205,7 @@ as_user() {
 	local missing me
 	me=$(id -un)
 	if command -v dpkg-query >/dev/null; then
-		mapfile -t missing < <(missing_packages)
+		mapfile -t missing < <(missing_packages "${packages[@]}" "${machine[@]}")
 		[ ${#missing[@]} -eq 0 ] || need "packages: sudo apt-get install --no-install-recommends ${missing[*]}"
 	else
 		need "this is not Debian: install newuidmap, fuse-overlayfs, curl, dig, ping, ip, iperf3 and busybox your way"

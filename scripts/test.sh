@@ -3,9 +3,10 @@
 #
 # As root it runs them as SBX_TEST_USER; where that user cannot read the checkout
 # (it may be under /root) they run in a copy, which is removed afterwards. As root
-# it also brings up the world of network namespaces for e2e/world.
+# it also brings up the world of network namespaces for e2e/world. The virtual machine
+# must be had as root, and is left out where an ordinary user cannot have it.
 #
-#   scripts/test.sh [packages|fuzz|e2e|soak|security|world|all]    what to run (default all)
+#   scripts/test.sh [packages|fuzz|e2e|soak|security|world|vm|all]    what to run (default all)
 #   SBX_TEST_FLAGS                                   more flags for go test
 #   SBX_FUZZ_TIME, SBX_FUZZ                          for each fuzzer (default 2s), and which, as 'image Fuzz'
 #   SBX_SOAK                                         how long the soak takes (default 5m, make soak 30m)
@@ -19,10 +20,11 @@ status=0
 
 cleanup() {
 	[ -z "$soak" ] || kill -- "-$soak" 2>/dev/null
+	[ -z "$image" ] || kill -- "-$image" 2>/dev/null
 	rm -f "$log"
 	[ "$src" = "$checkout" ] || rm -rf "$src"
 }
-soak='' log=''
+soak='' log='' image=''
 checkout=$PWD
 trap cleanup EXIT
 trap 'exit 130' INT TERM
@@ -48,6 +50,8 @@ if [ "$what" = all ]; then
 	set -m # a process group of its own
 	(renice -n 10 $BASHPID >/dev/null; soak; exit $status) >"$log" 2>&1 &
 	soak=$!
+	scripts/vm.sh image >/dev/null 2>&1 & # what goes wrong with it is said below
+	image=$!
 	set +m
 fi
 if [ "$what" = packages ] || [ "$what" = all ]; then
@@ -113,6 +117,17 @@ if [ "$what" = world ] || [ "$what" = all ]; then
 	elif [ "$what" = world ]; then
 		echo "test: the world needs root for its network namespaces" >&2
 		status=1
+	fi
+fi
+if [ "$what" = vm ] || [ "$what" = all ]; then
+	[ -z "$image" ] || wait "$image"
+	image=
+	if [ "$(id -u)" = 0 ] || [ "$what" = vm ]; then
+		"$checkout/scripts/vm.sh" test || status=1
+	elif why=$("$checkout/scripts/vm.sh" run true 2>&1); then
+		"$checkout/scripts/vm.sh" test || status=1
+	else
+		printf 'test: left out, as there is no virtual machine to be had: %s\n' "$why" >&2
 	fi
 fi
 exit $status

@@ -6,6 +6,7 @@
 #   scripts/vm.sh test PKG...      the tests of packages, in every place
 #   scripts/vm.sh phases [TEST...] those between whose phases root acts
 #   scripts/vm.sh test             the ring: those of ring_packages, phases, e2e
+#   scripts/vm.sh image            nothing, but the image is made
 #
 # What is in bin/ of the checkout is on the machine's PATH: sbx, and also what is
 # put there for this (CGO_ENABLED=0 go test -c -o bin/ ./userns).
@@ -167,9 +168,13 @@ ring() {
 	end
 }
 
-case ${1:-} in
-run) shift; run "$@" ;;
-phases) shift; phases "$@" ;;
-test) shift; if [ $# -gt 0 ]; then packages "$@"; else ring; fi ;;
-*) sed -n '2,/^set/{s/^# \?//p}' "$0" >&2; exit 2 ;;
-esac
+{ # read as a whole: the file may be edited meanwhile
+	case ${1:-} in
+	run) shift; run "$@" ;;
+	phases) shift; phases "$@" ;;
+	image) prepare ;;
+	test) shift; if [ $# -gt 0 ]; then packages "$@"; else ring; fi ;;
+	*) sed -n '2,/^set/{s/^# \?//p}' "$0" >&2; exit 2 ;;
+	esac
+	exit
+}

@@ -68,7 +68,7 @@ func TestLogout(t *testing.T) {
 		wantState(t, e, "polite", "exited 3", why)
 		wantState(t, e, "deaf", "exited 137", why)
 		wantState(t, e, "limited", "exited 3", why)
-		if got := e.Must("logs", "--tail", "1", "polite"); got != "bye\n" {
+		if got := e.Must("logs", "polite"); !strings.HasSuffix(got, "bye\n") {
 			t.Errorf("its last words: %q", got)
 		}
 		e.Fails(1, []string{"no such sandbox"}, "logs", "removed")
@@ -147,7 +147,7 @@ func TestRestart(t *testing.T) {
 		const why = "the session or the machine ended"
 		wantState(t, e, "polite", "exited 3", why)
 		wantState(t, e, "paused", "exited 137", why)
-		if got := e.Must("logs", "--tail", "1", "polite"); got != "bye\n" {
+		if got := e.Must("logs", "polite"); !strings.HasSuffix(got, "bye\n") {
 			t.Errorf("its last words: %q", got)
 		}
 		e.Must("rm", "polite", "paused")
