@@ -60,6 +60,8 @@ delegate() {
 	dropin=$(grep -o '/etc/systemd/system/user@[^ ]*' <<<"$advice")
 	mkdir -p "${dropin%/*}"
 	grep -oE '\[Service\]|Delegate=.*' <<<"$advice" >"$dropin"
+	# What --blkio-weight advises; the disk of the other machine cannot have it.
+	[ ! -e /sys/block/vda ] || { modprobe bfq && echo bfq >/sys/block/vda/queue/scheduler; }
 	systemctl daemon-reload
 	manager disable
 }

@@ -2,6 +2,8 @@ package vm
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -43,8 +45,12 @@ func TestEffects(t *testing.T) {
 			func(_ string, took time.Duration) bool { return took > 1500*time.Millisecond }},
 		{"write-iops", "io", []string{"--device-write-iops", disk + ":20", "-v", dir + ":/t"}, "dd if=/dev/zero of=/t/out bs=4k count=60 oflag=direct",
 			func(_ string, took time.Duration) bool { return took > 1500*time.Millisecond }},
-		{"cpuset", "cpuset", []string{"--cpuset-cpus", "0"}, "nproc",
-			func(out string, _ time.Duration) bool { return out == "1\n" }},
+		{"read-iops", "io", []string{"--device-read-iops", disk + ":20", "-v", dir + ":/t"}, "dd if=/t/blob of=/dev/null bs=4k count=60 iflag=direct",
+			func(_ string, took time.Duration) bool { return took > 1500*time.Millisecond }},
+		{"cpuset", "cpuset", []string{"--cpuset-cpus", "1"}, "nproc; grep Cpus_allowed_list /proc/self/status; awk '{print $39}' /proc/self/stat",
+			func(out string, _ time.Duration) bool { return out == "1\nCpus_allowed_list:\t1\n1\n" }},
+		{"cpuset-mems", "cpuset", []string{"--cpuset-mems", "0"}, "grep Mems_allowed_list /proc/self/status",
+			func(out string, _ time.Duration) bool { return out == "Mems_allowed_list:\t0\n" }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			e := e.In(t)
@@ -63,6 +69,44 @@ func TestEffects(t *testing.T) {
 	if got := e.Must("run", "--rm", "--network", "none", "--ulimit", "nofile=50:60", harness.BB, "sh", "-c", "ulimit -n; ulimit -Hn"); got != "50\n60\n" {
 		t.Errorf("ulimit: %q", got)
 	}
+}
+
+// TestWeight: of two sandboxes that read from one disk as fast as they can, the one with
+// ten times the weight gets more, where the disk's scheduler knows weights.
+func TestWeight(t *testing.T) {
+	e := env(t, harness.BB)
+	scheduler, err := os.ReadFile("/sys/block/" + filepath.Base(disk(t)) + "/queue/scheduler")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if place != delegated || !strings.Contains(string(scheduler), "[bfq]") {
+		e.Fails(125, []string{"fix: "}, "run", "--rm", "--network", "none", "--blkio-weight", "500", harness.BB, "true")
+		return
+	}
+	dir := t.TempDir()
+	blob(t, dir+"/blob")
+	for name, weight := range map[string]string{"heavy": "1000", "light": "100"} {
+		e.AtEnd("rm", "-f", name)
+		e.Must("run", "-d", "--name", name, "--network", "none", "--blkio-weight", weight, "-v", dir+":/t", harness.BB,
+			"sh", "-c", "while :; do dd if=/t/blob of=/dev/null bs=64k iflag=direct; done")
+	}
+	read := func(name string) (sum int64) {
+		for _, f := range strings.Fields(e.Must("exec", name, "cat", "/sys/fs/cgroup/io.stat")) {
+			if n := number(f, "rbytes=%d"); n > 0 {
+				sum += n
+			}
+		}
+		return sum
+	}
+	// One of them may have begun before the other.
+	heavy, light := read("heavy"), read("light")
+	harness.Eventually(t, 30*time.Second, func() error {
+		h, l := read("heavy")-heavy, read("light")-light
+		if l < 6<<20 || h < 2*l {
+			return fmt.Errorf("the heavy one has read %d bytes, the light one %d", h, l)
+		}
+		return nil
+	})
 }
 
 func number(text, form string) (n int64) {
