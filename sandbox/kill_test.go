@@ -88,7 +88,11 @@ func TestKillWhileRunning(t *testing.T) {
 	for _, victim := range []string{"sbx-monitor", "pid 1", "sbx-netd"} {
 		t.Run(victim, func(t *testing.T) {
 			for i := range 30 {
-				cfg := w.config("sh", "-c", "echo ready; sleep 0.15; exit 4")
+				life := "1000" // whatever kills it has the time
+				if victim == "sbx-netd" {
+					life = "0.15"
+				}
+				cfg := w.config("sh", "-c", "echo ready; sleep "+life+"; exit 4")
 				cfg.Networks, cfg.Init = sandbox.On(sandbox.NetworkDefault), i%2 == 1
 				s, _ := w.startReady(cfg)
 				time.Sleep(rand.N(50 * time.Millisecond))

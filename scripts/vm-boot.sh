@@ -63,11 +63,11 @@ uml() { # the root disk is written to a copy; file descriptor 3 is the job's out
 	env -u TMPDIR linux.uml "uml_dir=$tmp/" umid=vm "mem=${memory}M" "ubda=$tmp/cow,$image/root.ext4" "ubdbr=$tmp/job.ext4" \
 		root=/dev/ubda rw con=null con0=null,fd:1 ssl=null ssl1=null,fd:3 quiet ${SBX_VM_OUT:+"sbx.out=$SBX_VM_OUT"} $words
 }
-qemu() {
+qemu() { # nobody writes to the root disk's file, which uml may have locked
 	qemu-system-x86_64 -machine q35 -accel tcg,thread=multi -cpu max -smp 2 -m "$memory" \
 		-nodefaults -display none -no-reboot \
 		-serial stdio -chardev "file,id=job,path=$tmp/pipe" -serial chardev:job \
-		-drive "file=$image/root.ext4,format=raw,if=virtio,snapshot=on" \
+		-drive "file=$image/root.ext4,format=raw,if=virtio,snapshot=on,file.locking=off" \
 		-drive "file=$tmp/job.ext4,format=raw,if=virtio,readonly=on" \
 		-kernel "$image/vmlinuz" -initrd "$image/initrd" -append "console=ttyS0 quiet panic=-1 $words"
 }
