@@ -14,7 +14,7 @@
 #   VM               uml (default): User Mode Linux; or qemu: see vm-boot.sh
 #   VM_PLACE         where in the machine: login, linger, bare or delegated (see
 #                    vm-guest.sh); default: login for a command, all for tests
-#   VM_PARTS         how many machines share e2e (default: one a processor)
+#   VM_PARTS         how many machines share e2e (default: one a processor, at most 4)
 #   SBX_TEST_FLAGS   more flags for the tests: -test.run TestKill
 #   SBX_VM_OUT       a directory for what the machine writes into /out (uml only)
 #   SBX_VM_TIMEOUT   see vm-boot.sh
@@ -119,7 +119,8 @@ end() {
 	pids=()
 	echo
 	cat "$job/run/summary" 2>/dev/null || true
-	echo "vm: $([ $failed = 0 ] && echo passed || echo FAILED), $SECONDS s"
+	times >"$job/times" # those of the machines are in the second line, as 12m3.45s
+	echo "vm: $([ $failed = 0 ] && echo passed || echo FAILED), $SECONDS s, of processors $(awk -F'[ms ]+' 'NR == 2 { print int(60 * $1 + $2 + 60 * $3 + $4) }' "$job/times") s"
 	return $failed
 }
 
@@ -149,7 +150,7 @@ packages() {
 # ring is make test-vm. The machine has no network: the images and programs that e2e
 # needs are made here, where its fixtures are tested.
 ring() {
-	local i parts=${VM_PARTS:-$(nproc)} flags="-test.timeout 25m -test.short ${SBX_TEST_FLAGS:-}"
+	local i parts=${VM_PARTS:-$(($(nproc) < 4 ? $(nproc) : 4))} flags="-test.timeout 25m -test.short ${SBX_TEST_FLAGS:-}"
 	case $machine:$flags in
 	*-test.run*) parts=1 ;;
 	# Two emulated processors get through what does not only move data.
