@@ -61,6 +61,8 @@ func TestPublishFamilies(t *testing.T) {
 	e := harness.New(t, harness.BB)
 	detached(t, e, "fam-both", harness.BB, "/probe", "who", "7")
 	detached(t, e, "fam-four", harness.BB, "/probe", "who", "0.0.0.0:7")
+	until(t, e, "ready", "logs", "fam-both")
+	until(t, e, "ready", "logs", "fam-four")
 	for _, c := range []struct {
 		proto    string
 		v4, v6   bool

@@ -119,8 +119,8 @@ func goesOn(t *testing.T, e *harness.Env) {
 
 	// New sandboxes, with names and the network.
 	e.Must("run", "--rm", "--name", "fresh", harness.BB, "sh", "-ec", "/probe dial tcp server:7; /probe udp server:7 100; /probe udp 10.99.0.2:7000 100")
-	e.Must("restart", "-t", "1", "stopped")
-	e.Must("stop", "-t", "1", "stopped")
+	e.Must("restart", "stopped")
+	e.Must("stop", "stopped")
 	wantState(t, e, "stopped", "exited 3", "")
 	if took := lifetime(t, e, "stopped"); took < 0 || took > time.Hour {
 		t.Errorf("it has lived for %v", took)
