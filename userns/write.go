@@ -93,7 +93,7 @@ func runHelper(ctx context.Context, path string, pid int, l []IDMap) error {
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	err := cmd.Run()
-	if err == nil {
+	if err == nil || errors.Is(err, exec.ErrWaitDelay) { // it has done it, and its silence was not heard in time
 		return nil
 	}
 	msg := strings.TrimSpace(stderr.String())

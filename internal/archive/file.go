@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"strings"
 	"time"
@@ -32,13 +33,17 @@ func (u *unpacker) file(dir int, base, name string, h *tar.Header, body io.Reade
 		}
 		u.noTmpfile = errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR)
 	}
-	if err := u.clear(dir, base, name); err != nil {
-		if errors.Is(err, unix.EBUSY) {
-			return u.inPlace(dir, base, name, h, body)
-		}
-		return err
+	return u.renamed(dir, base, name, h, body)
+}
+
+// renamed is for file systems that cannot make a nameless file, as overlay before 6.2
+// for an ordinary user: the file has another name until it is complete.
+func (u *unpacker) renamed(dir int, base, name string, h *tar.Header, body io.Reader) error {
+	if u.mountPoint(dir, base) {
+		return u.inPlace(dir, base, name, h, body)
 	}
-	fd, err := unix.Openat(dir, base, unix.O_CREAT|unix.O_EXCL|unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	tmp := fmt.Sprintf(".sbx-%016x", rand.Uint64())
+	fd, err := unix.Openat(dir, tmp, unix.O_CREAT|unix.O_EXCL|unix.O_RDWR|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return failed(name, "make a file", err)
 	}
@@ -49,10 +54,16 @@ func (u *unpacker) file(dir int, base, name string, h *tar.Header, body io.Reade
 	} else {
 		f.Close()
 	}
-	if err != nil { // no half of it stays
-		if uerr := unix.Unlinkat(dir, base, 0); uerr != nil && !errors.Is(uerr, unix.ENOENT) {
-			err = errors.Join(err, failed(name, "remove the incomplete file", uerr))
+	if err == nil {
+		if err = u.clear(dir, base, name); err == nil {
+			if err = unix.Renameat(dir, tmp, dir, base); err == nil {
+				return nil
+			}
+			err = failed(name, "give the file its name", err)
 		}
+	}
+	if uerr := unix.Unlinkat(dir, tmp, 0); uerr != nil && !errors.Is(uerr, unix.ENOENT) { // no half of it stays
+		err = errors.Join(err, failed(name, "remove the incomplete file", uerr))
 	}
 	return err
 }
