@@ -45,7 +45,44 @@ func (g *Group) Set(l Limits) error {
 	if err := m.Set(r); err != nil {
 		return g.explain(l, err)
 	}
+	return g.lift(l)
+}
+
+// lift gives the workload's shares of what is scarce to the whole group, for it is that
+// which competes with other sandboxes; the workload has only the monitor beside it.
+func (g *Group) lift(l Limits) error {
+	var files []string
+	if l.CPUShares != 0 {
+		files = append(files, "cpu.weight")
+	}
+	if l.MemoryReservation != 0 {
+		files = append(files, "memory.low")
+	}
+	if l.BlkioWeight != 0 || len(l.BlkioWeightDevice) > 0 {
+		files = append(files, g.weightFile())
+	}
+	for _, f := range files {
+		text, err := cgroups.ReadFile(g.box(), f)
+		if err != nil {
+			return wire.ToError("set the limits", err)
+		}
+		for line := range strings.Lines(text) {
+			if err := cgroups.WriteFile(g.dir, f, strings.TrimSpace(line)); err != nil {
+				return wire.ToError("set the limits", err)
+			}
+		}
+	}
 	return nil
+}
+
+// weightFile is the file for the weights of disks, "" if there is none.
+func (g *Group) weightFile() string {
+	for _, f := range []string{"io.bfq.weight", "io.weight"} {
+		if _, err := os.Stat(path.Join(g.box(), f)); err == nil {
+			return f
+		}
+	}
+	return ""
 }
 
 // need makes sure that the workload's group has the controller.
@@ -159,13 +196,10 @@ func (g *Group) devices(l Limits, r *cgroups.Resources) error {
 	if l.BlkioWeight == 0 && len(l.BlkioWeightDevice) == 0 {
 		return nil
 	}
-	file := "io.bfq.weight"
-	if _, err := os.Stat(path.Join(g.box(), file)); err != nil {
-		file = "io.weight"
-		if _, err := os.Stat(path.Join(g.box(), file)); err != nil {
-			return &wire.Error{Code: CodeNoController, Step: "--blkio-weight", Path: g.box(),
-				Msg: "there is neither io.weight nor io.bfq.weight", Fix: "the kernel needs CONFIG_BLK_CGROUP_IOCOST, or the scheduler bfq for a device"}
-		}
+	file := g.weightFile()
+	if file == "" {
+		return &wire.Error{Code: CodeNoController, Step: "--blkio-weight", Path: g.box(),
+			Msg: "there is neither io.weight nor io.bfq.weight", Fix: "the kernel needs CONFIG_BLK_CGROUP_IOCOST, or the scheduler bfq for a device"}
 	}
 	var lines []string
 	for _, d := range l.BlkioWeightDevice {

@@ -71,42 +71,58 @@ func TestEffects(t *testing.T) {
 	}
 }
 
-// TestWeight: of two sandboxes that read from one disk as fast as they can, the one with
-// ten times the weight gets more, where the disk's scheduler knows weights.
+// TestWeight: of two sandboxes that want all they can get, the one with ten times the
+// weight gets more: of the processors, and of a disk whose scheduler knows weights.
 func TestWeight(t *testing.T) {
 	e := env(t, harness.BB)
+	dir := t.TempDir()
+	blob(t, dir+"/blob")
 	scheduler, err := os.ReadFile("/sys/block/" + filepath.Base(disk(t)) + "/queue/scheduler")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if place != delegated || !strings.Contains(string(scheduler), "[bfq]") {
-		e.Fails(125, []string{"fix: "}, "run", "--rm", "--network", "none", "--blkio-weight", "500", harness.BB, "true")
-		return
-	}
-	dir := t.TempDir()
-	blob(t, dir+"/blob")
-	for name, weight := range map[string]string{"heavy": "1000", "light": "100"} {
-		e.AtEnd("rm", "-f", name)
-		e.Must("run", "-d", "--name", name, "--network", "none", "--blkio-weight", weight, "-v", dir+":/t", harness.BB,
-			"sh", "-c", "while :; do dd if=/t/blob of=/dev/null bs=64k iflag=direct; done")
-	}
-	read := func(name string) (sum int64) {
-		for _, f := range strings.Fields(e.Must("exec", name, "cat", "/sys/fs/cgroup/io.stat")) {
-			if n := number(f, "rbytes=%d"); n > 0 {
-				sum += n
+	for _, c := range []struct {
+		name, flag, heavy, light string
+		have                     bool
+		args                     []string
+		file, form               string // what it has got, in a file of its group
+		least                    int64
+	}{
+		{"cpu", "--cpu-shares", "2048", "200", place != bare,
+			[]string{harness.BB, "sh", "-c", "while :; do :; done & while :; do :; done"}, "cpu.stat", "usage_usec %d", 1e6},
+		{"disk", "--blkio-weight", "1000", "100", place == delegated && strings.Contains(string(scheduler), "[bfq]"),
+			[]string{"-v", dir + ":/t", harness.BB, "sh", "-c", "while :; do dd if=/t/blob of=/dev/null bs=64k iflag=direct; done"}, "io.stat", "rbytes=%d", 12 << 20},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			e := e.In(t)
+			if !c.have {
+				e.Fails(125, []string{"fix: "}, "run", "--rm", "--network", "none", c.flag, c.heavy, harness.BB, "true")
+				return
 			}
-		}
-		return sum
+			got := func(name string) (sum int64) {
+				text := e.Must("exec", name, "cat", "/sys/fs/cgroup/"+c.file)
+				for i := range text {
+					if n := number(text[i:], c.form); n > 0 {
+						sum += n
+					}
+				}
+				return sum
+			}
+			for name, weight := range map[string]string{"heavy": c.heavy, "light": c.light} {
+				e.AtEnd("rm", "-f", name)
+				e.Must(append([]string{"run", "-d", "--name", name, "--network", "none", c.flag, weight}, c.args...)...)
+			}
+			heavy, light := got("heavy"), got("light") // one of them has begun before the other
+			harness.Eventually(t, 30*time.Second, func() error {
+				h, l := got("heavy")-heavy, got("light")-light
+				if l < c.least || h < 2*l {
+					return fmt.Errorf("the heavy one has got %d, the light one %d", h, l)
+				}
+				return nil
+			})
+			e.Must("rm", "-f", "heavy", "light")
+		})
 	}
-	// One of them may have begun before the other.
-	heavy, light := read("heavy"), read("light")
-	harness.Eventually(t, 30*time.Second, func() error {
-		h, l := read("heavy")-heavy, read("light")-light
-		if l < 6<<20 || h < 2*l {
-			return fmt.Errorf("the heavy one has read %d bytes, the light one %d", h, l)
-		}
-		return nil
-	})
 }
 
 func number(text, form string) (n int64) {
