@@ -248,7 +248,7 @@ func TestRacingCommands(t *testing.T) {
 	const arg = "8000000"
 	create := []string{"create", "--name", "race", harness.BB, "sleep", arg}
 	run := []string{"run", "-d", "--name", "race", harness.BB, "sleep", arg}
-	words := []string{"no such sandbox", "not running", "is running", "name in use", "busy"}
+	words := []string{"no such sandbox", "not running", "is running", "name in use", "busy", "another command works"}
 	netd := map[int]int{}
 	for _, c := range []struct {
 		before      []string
