@@ -26,6 +26,10 @@
 // no process change the limits of its namespace's root where the tree is mounted with
 // nsdelegate, as systemd does; elsewhere a workload with CAP_SYS_ADMIN could.
 //
+// What competes with other sandboxes is the whole group: weights and the memory
+// reservation are set on it too. What serves several sandboxes has a scope of its own
+// (Settle).
+//
 // A directory says everything, so any process of the user can Open it. systemd removes
 // a scope when its last process has ended; Remove does the rest, and List finds by its
 // id what a killed process has left.

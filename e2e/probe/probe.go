@@ -50,6 +50,7 @@ func commands() map[string]command {
 		"listen":  {"listen: print the marks of frames that arrive; see try_packet.go", 0, listen},
 		"rlimit":  {"rlimit: the open-files limit", 0, rlimit},
 		"stdin":   {"stdin: count and sum what comes in", 0, stdin},
+		"reread":  {"reread FILE: from its disk, again and again", 1, reread},
 		"flood":   {"flood N: N bytes to stdout, N to stderr", 1, flood},
 	}
 }

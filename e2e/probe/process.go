@@ -113,3 +113,26 @@ func flood(args []string) error {
 	_, err = io.Copy(os.Stdout, Stream(n, 1))
 	return errors.Join(err, <-errs)
 }
+
+// reread reads a file past the page cache for ever.
+func reread(args []string) error {
+	f, err := os.OpenFile(args[0], os.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	const size = 64 << 10
+	buf, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE) // aligned
+	if err != nil {
+		return err
+	}
+	for off := int64(0); ; off += size {
+		n, err := f.ReadAt(buf, off)
+		if err != nil && err != io.EOF {
+			return err
+		}
+		if n < size {
+			off = -size // from the beginning again
+		}
+	}
+}

@@ -91,7 +91,7 @@ func TestWeight(t *testing.T) {
 		{"cpu", "--cpu-shares", "2048", "200", place != bare,
 			[]string{harness.BB, "sh", "-c", "while :; do :; done & while :; do :; done"}, "cpu.stat", "usage_usec %d", 1e6},
 		{"disk", "--blkio-weight", "1000", "100", place == delegated && strings.Contains(string(scheduler), "[bfq]"),
-			[]string{"-v", dir + ":/t", harness.BB, "sh", "-c", "while :; do dd if=/t/blob of=/dev/null bs=64k iflag=direct; done"}, "io.stat", "rbytes=%d", 12 << 20},
+			[]string{"-v", dir + ":/t", harness.BB, "/probe", "reread", "/t/blob"}, "io.stat", "rbytes=%d", 12 << 20},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			e := e.In(t)
