@@ -13,6 +13,7 @@ import (
 
 	"github.com/opencontainers/cgroups"
 	"github.com/rootless-sbx/sbx/internal/wire"
+	"golang.org/x/sys/unix"
 )
 
 // Codes of errors that a user can do something about, see wire.Error.
@@ -189,6 +190,15 @@ func (h *Host) List(id string) ([]*Group, error) {
 		_, err := os.Stat(g.dir)
 		return errors.Is(err, fs.ErrNotExist)
 	}), nil
+}
+
+// Helpers are the processes beside the workload: the monitor and what it has started.
+func (g *Group) Helpers() ([]int, error) {
+	pids, err := cgroups.GetPids(path.Join(g.dir, "monitor"))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
+		return nil, nil // it has gone, or is a subtree
+	}
+	return pids, err
 }
 
 // Clear kills everything in a group whose owner has gone, and removes it.

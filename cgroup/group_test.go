@@ -121,6 +121,9 @@ func TestLife(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if pids, err := g.Helpers(); err != nil || slices.Contains(pids, m.cmd.Process.Pid) != (len(h.Sockets) > 0) || slices.Contains(pids, pid) {
+			t.Errorf("beside the workload: %v, %v", pids, err)
+		}
 		frozen := func(want string) {
 			t.Helper()
 			text, err := cgroups.ReadFile(g.box(), "cgroup.events")

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/rootless-sbx/sbx/cgroup"
+	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 )
 
 func findCgroup() *cgroup.Host {
@@ -65,6 +67,11 @@ func (s *Sandbox) makeGroup(ctx context.Context, m *owner) (dir string, err erro
 		ctx, cancel = context.WithTimeoutCause(ctx, groupPatience, fmt.Errorf("no answer in %v", groupPatience))
 		defer cancel()
 	}
+	if s.recorded { // of its last run there may be something
+		if _, err := spareNetworks(ctx, host, s.id); err != nil {
+			s.e.log.Warn("the network's process is left in the sandbox's cgroup", "err", err)
+		}
+	}
 	g, err := host.New(ctx, cgroup.Config{ID: s.id, Name: s.name, PID: m.PID, Limits: s.cfg.Resources})
 	if err != nil && !must {
 		s.note(fmt.Sprintf("it has no cgroup, so it cannot be paused or limited: %v", err))
@@ -90,9 +97,27 @@ func (s *Sandbox) noGroup() error {
 
 // clearGroups ends what a killed monitor has left in the sandbox's cgroup.
 func clearGroups(ctx context.Context, id string) error {
-	groups, err := findCgroup().List(id)
+	groups, err := spareNetworks(ctx, findCgroup(), id)
 	for _, g := range groups {
 		err = errors.Join(err, g.Clear(ctx))
 	}
 	return err
+}
+
+// spareNetworks finds the groups of a sandbox and takes the networks' processes out of
+// them: its monitor starts one when that was killed, and other sandboxes are on it too.
+func spareNetworks(ctx context.Context, host *cgroup.Host, id string) ([]*cgroup.Group, error) {
+	groups, err := host.List(id)
+	for _, g := range groups {
+		pids, herr := g.Helpers()
+		err = errors.Join(err, herr)
+		for _, pid := range pids {
+			line, rerr := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+			if rerr != nil || string(bytes.TrimRight(line, "\x00")) != proto.RoleNetd {
+				continue // it has ended, or is another one
+			}
+			err = errors.Join(err, host.Settle(ctx, "net", "a network of sandboxes", pid))
+		}
+	}
+	return groups, err
 }
