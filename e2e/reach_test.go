@@ -20,6 +20,7 @@ func TestReach(t *testing.T) {
 	makeNetwork(t, e, "rc-in", "--internal")
 	makeNetwork(t, e, "rc-priv", "-o", "icc=false")
 	makeNetwork(t, e, "rc-iso", "-o", "isolate=true")
+	makeNetwork(t, e, "rc-six", "--ipv6", "--ipv4=false")
 	hostPort, published := e.FreePort(), e.FreePort()
 	// In each network namespace somebody listens on 7, and who shares it on 8.
 	boxes := []struct{ name, network, group, port string }{
@@ -33,6 +34,8 @@ func TestReach(t *testing.T) {
 		{"rc-p1", "rc-priv", "rc-p1", "7"},
 		{"rc-p2", "rc-priv", "rc-p2", "7"},
 		{"rc-iso1", "rc-iso", "rc-iso", "7"},
+		{"rc-six1", "rc-six", "rc-six", "7"},
+		{"rc-six2", "rc-six", "rc-six", "7"},
 		{"rc-none", "none", "", "7"},
 		{"rc-host", "host", "host", fmt.Sprint(hostPort)},
 	}
@@ -80,15 +83,20 @@ func TestReach(t *testing.T) {
 		network := map[bool]string{true: b.group, false: "rc-priv"}[!strings.HasPrefix(b.group, "rc-p")]
 		p := endpoint(t, e, owner, network)
 		for _, a := range []string{owner, p.IPAddress, p.GlobalIPv6Address} {
-			targets = append(targets, target{a, b.port, []string{b.group}})
+			if (a == "") != (network == "rc-six" && a == p.IPAddress) {
+				t.Errorf("%s has the addresses %q and %q", owner, p.IPAddress, p.GlobalIPv6Address)
+			}
+			if a != "" {
+				targets = append(targets, target{a, b.port, []string{b.group}})
+			}
 		}
 	}
 	outside := []string{"bridge", "rc-net", "rc-p1", "rc-p2"}
 	for _, port := range []int{hostPort, published} {
-		targets = append(targets, target{"host.sbx.internal", fmt.Sprint(port), outside})
-		for _, family := range []string{"4", "6"} {
+		targets = append(targets, target{"host.sbx.internal", fmt.Sprint(port), append([]string{"rc-six"}, outside...)})
+		for family, too := range map[string][]string{"4": {"host"}, "6": {"host", "rc-six"}} {
 			if a, ok := harness.HostAddr(t, family); ok {
-				targets = append(targets, target{a, fmt.Sprint(port), append([]string{"host"}, outside...)})
+				targets = append(targets, target{a, fmt.Sprint(port), append(too, outside...)})
 			}
 		}
 	}

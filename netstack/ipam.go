@@ -2,7 +2,9 @@ package netstack
 
 import (
 	"cmp"
+	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -14,8 +16,8 @@ const maxLeaseID = 128
 
 // IPAMConfig describes the addresses of a network.
 type IPAMConfig struct {
-	// Subnet4 is /8 to /30, Subnet6 /64 or longer up to /120; the latter may be
-	// zero for a network without IPv6.
+	// Subnet4 is /8 to /30, Subnet6 /64 or longer up to /120; one of them may be
+	// zero for a network without this family.
 	Subnet4, Subnet6 netip.Prefix
 	// Gateway4 and Gateway6. Zero: the subnet's first address.
 	Gateway4, Gateway6 netip.Addr
@@ -35,7 +37,7 @@ type IPAMConfig struct {
 type Lease struct {
 	ID    string           `json:"id"`
 	Name  string           `json:"name,omitempty"`
-	Addr4 netip.Addr       `json:"addr4"`
+	Addr4 netip.Addr       `json:"addr4,omitzero"`
 	Addr6 netip.Addr       `json:"addr6,omitzero"`
 	MAC   net.HardwareAddr `json:"mac"`
 }
@@ -71,7 +73,7 @@ func (e *ErrBadAddress) Error() string { return fmt.Sprintf("address %s: %s", e.
 
 // IPAM hands out a network's addresses. The IPv6 address repeats the place of
 // the IPv4 one in its subnet, and the MAC is 02:5b followed by the IPv4
-// address, unless somebody wants others. An address that was released comes
+// address, or without one the end of the IPv6 address, unless somebody wants others. An address that was released comes
 // round again last, so that what others remember of it has time to expire. It is
 // not for several goroutines at once.
 type IPAM struct {
@@ -84,20 +86,23 @@ type IPAM struct {
 
 // NewIPAM checks cfg.
 func NewIPAM(cfg IPAMConfig) (*IPAM, error) {
-	if p := cfg.Subnet4; !p.IsValid() || !p.Addr().Is4() || p.Bits() < 8 || p.Bits() > 30 {
+	if !cfg.Subnet4.IsValid() && !cfg.Subnet6.IsValid() {
+		return nil, errors.New("address pool: no subnet")
+	}
+	if p := cfg.Subnet4; p.IsValid() && (!p.Addr().Is4() || p.Bits() < 8 || p.Bits() > 30) {
 		return nil, fmt.Errorf("address pool: IPv4 subnet %s: want /8 to /30", p)
 	}
 	if p := cfg.Subnet6; p.IsValid() && (!p.Addr().Is6() || p.Addr().Is4In6() || p.Bits() < 64 || p.Bits() > 120) {
 		return nil, fmt.Errorf("address pool: IPv6 subnet %s: want /64 to /120", p)
 	}
 	cfg.Subnet4, cfg.Subnet6 = cfg.Subnet4.Masked(), cfg.Subnet6.Masked()
-	if !cfg.Gateway4.IsValid() {
+	if !cfg.Gateway4.IsValid() && cfg.Subnet4.IsValid() {
 		cfg.Gateway4 = cfg.Subnet4.Addr().Next()
 	}
 	if !cfg.Gateway6.IsValid() && cfg.Subnet6.IsValid() {
 		cfg.Gateway6 = cfg.Subnet6.Addr().Next()
 	}
-	if !cfg.Subnet4.Contains(cfg.Gateway4) || cfg.Gateway6.IsValid() && !cfg.Subnet6.Contains(cfg.Gateway6) {
+	if cfg.Gateway4.IsValid() && !cfg.Subnet4.Contains(cfg.Gateway4) || cfg.Gateway6.IsValid() && !cfg.Subnet6.Contains(cfg.Gateway6) {
 		return nil, fmt.Errorf("address pool: gateway %s or %s is outside of its subnet", cfg.Gateway4, cfg.Gateway6)
 	}
 	if cfg.MaxLeases <= 0 {
@@ -123,10 +128,10 @@ func NewIPAM(cfg IPAMConfig) (*IPAM, error) {
 // process.
 func (p *IPAM) Next() uint32 { return p.next }
 
-// Gateways returns the gateway's addresses; the second is zero without IPv6.
+// Gateways returns the gateway's addresses; one is zero without its family.
 func (p *IPAM) Gateways() (v4, v6 netip.Addr) { return p.cfg.Gateway4, p.cfg.Gateway6 }
 
-// Subnets returns the network's subnets; the second is zero without IPv6.
+// Subnets returns the network's subnets; one is zero without its family.
 func (p *IPAM) Subnets() (v4, v6 netip.Prefix) { return p.cfg.Subnet4, p.cfg.Subnet6 }
 
 // Lease gives addresses to a sandbox. Asked again for the same id it returns
@@ -151,7 +156,8 @@ func (p *IPAM) Lease(id string, want LeaseWant) (_ Lease, err error) {
 		}()
 	}
 	if len(p.byID) >= p.cfg.MaxLeases {
-		return Lease{}, &ErrNoAddress{p.cfg.Range4, len(p.byID)}
+		rng, _ := p.places()
+		return Lease{}, &ErrNoAddress{rng, len(p.byID)}
 	}
 	l, err := p.choose(id, want)
 	if err != nil {
@@ -164,7 +170,7 @@ func (p *IPAM) Lease(id string, want LeaseWant) (_ Lease, err error) {
 // Add makes a lease of an earlier pool one of this. It says whether it fits.
 func (p *IPAM) Add(l Lease) bool {
 	if l.ID == "" || len(l.ID) > maxLeaseID || p.byID[l.ID].ID != "" || len(p.byID) >= p.cfg.MaxLeases ||
-		!l.Addr4.IsValid() || l.Addr6.IsValid() != p.cfg.Subnet6.IsValid() || l.MAC == nil {
+		l.Addr4.IsValid() != p.cfg.Subnet4.IsValid() || l.Addr6.IsValid() != p.cfg.Subnet6.IsValid() || l.MAC == nil {
 		return false
 	}
 	got, err := p.choose(l.ID, LeaseWant{Name: l.Name, Addr4: l.Addr4, Addr6: l.Addr6, MAC: l.MAC})
@@ -192,7 +198,7 @@ func (p *IPAM) Leases() []Lease {
 	for _, l := range p.byID {
 		out = append(out, l.clone())
 	}
-	slices.SortFunc(out, func(a, b Lease) int { return a.Addr4.Compare(b.Addr4) })
+	slices.SortFunc(out, func(a, b Lease) int { return cmp.Or(a.Addr4.Compare(b.Addr4), a.Addr6.Compare(b.Addr6)) })
 	return out
 }
 
@@ -217,15 +223,19 @@ func (p *IPAM) choose(id string, want LeaseWant) (Lease, error) {
 			return Lease{}, &ErrLeaseConflict{l.MAC.String(), o}
 		}
 	}
-	if !l.Addr4.IsValid() {
-		a, err := p.choose4(l.MAC == nil)
+	first := &l.Addr4
+	if !p.cfg.Subnet4.IsValid() {
+		first = &l.Addr6
+	}
+	if !first.IsValid() {
+		a, err := p.chooseFirst(l.MAC == nil)
 		if err != nil {
 			return Lease{}, err
 		}
-		l.Addr4 = a
+		*first = a
 	}
 	if l.MAC == nil {
-		l.MAC = macOf(l.Addr4)
+		l.MAC = macOf(*first)
 		if o, ok := p.owner[l.MAC.String()]; ok {
 			return Lease{}, &ErrLeaseConflict{l.MAC.String(), o}
 		}
@@ -240,15 +250,24 @@ func (p *IPAM) choose(id string, want LeaseWant) (Lease, error) {
 	return l, nil
 }
 
-// choose4 takes the next free address of the range; with mac its own MAC must be
+// places are where addresses are chosen from: a part of a subnet, that of IPv4 if there
+// is one.
+func (p *IPAM) places() (rng, subnet netip.Prefix) {
+	if p.cfg.Subnet4.IsValid() {
+		return p.cfg.Range4, p.cfg.Subnet4
+	}
+	return p.cfg.Range6, p.cfg.Subnet6
+}
+
+// chooseFirst takes the next free address of the range; with mac its own MAC must be
 // free as well.
-func (p *IPAM) choose4(mac bool) (netip.Addr, error) {
-	r := p.cfg.Range4
-	places := uint64(1) << (32 - r.Bits())
+func (p *IPAM) chooseFirst(mac bool) (netip.Addr, error) {
+	r, subnet := p.places()
+	places := uint64(1) << min(r.Addr().BitLen()-r.Bits(), 32)
 	for i := range min(places, uint64(2*p.cfg.MaxLeases+len(p.reserved)+2)) {
 		n := (uint64(p.next) + i) % places
 		a := addrAt(r, n)
-		if _, used := p.owner[a.String()]; used || p.reserved[a] || !hostOf4(p.cfg.Subnet4, a) {
+		if _, used := p.owner[a.String()]; used || p.reserved[a] || a == subnet.Addr() || a.Is4() && !hostOf4(subnet, a) {
 			continue
 		}
 		if _, used := p.owner[macOf(a).String()]; used && mac {
@@ -288,6 +307,8 @@ func (p *IPAM) choose6(place uint64) (netip.Addr, error) {
 func (p *IPAM) check4(a netip.Addr) error {
 	s := p.cfg.Subnet4
 	switch {
+	case !s.IsValid():
+		return &ErrBadAddress{a.String(), "the network has no IPv4 subnet"}
 	case !a.Is4() || !s.Contains(a):
 		return &ErrBadAddress{a.String(), fmt.Sprintf("not in the network's subnet %s", s)}
 	case !hostOf4(s, a):
@@ -327,9 +348,11 @@ func (p *IPAM) take(l Lease) {
 }
 
 func (l Lease) keys() []string {
-	k := []string{l.Addr4.String(), l.MAC.String()}
-	if l.Addr6.IsValid() {
-		k = append(k, l.Addr6.String())
+	k := []string{l.MAC.String()}
+	for _, a := range []netip.Addr{l.Addr4, l.Addr6} {
+		if a.IsValid() {
+			k = append(k, a.String())
+		}
 	}
 	return k
 }
@@ -345,8 +368,17 @@ func (l Lease) meets(w LeaseWant) bool {
 		(w.MAC == nil || w.MAC.String() == l.MAC.String())
 }
 
+// macOf is the MAC of who has an address: 02:5b and the address, of IPv6 what makes it
+// different from others of its subnet.
 func macOf(a netip.Addr) net.HardwareAddr {
-	b := a.As4()
+	b := a.AsSlice()
+	if a.Is6() {
+		if [4]byte(b[8:12]) != [4]byte{} {
+			sum := sha256.Sum256(b)
+			b = sum[:]
+		}
+		b = b[len(b)-4:]
+	}
 	return net.HardwareAddr{0x02, 0x5b, b[0], b[1], b[2], b[3]}
 }
 
@@ -355,8 +387,7 @@ func gatewayMAC(cfg Config) (mac macAddr) {
 	if cfg.Gateway4.IsValid() {
 		return macAddr(macOf(cfg.Gateway4))
 	}
-	b := cfg.Gateway6.As16()
-	return macAddr(macOf(netip.AddrFrom4([4]byte(b[12:]))))
+	return macAddr(macOf(cfg.Gateway6))
 }
 
 // addrAt is the n-th address of a subnet; n fits into its host part.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -17,7 +18,10 @@ var (
 
 func newIPAM(t testing.TB, s4, s6 string) *IPAM {
 	t.Helper()
-	cfg := IPAMConfig{Subnet4: mustPrefix(s4)}
+	var cfg IPAMConfig
+	if s4 != "" {
+		cfg.Subnet4 = mustPrefix(s4)
+	}
 	if s6 != "" {
 		cfg.Subnet6 = mustPrefix(s6)
 	}
@@ -82,6 +86,43 @@ func TestIPAMLease(t *testing.T) {
 	}
 	if e, err := p.Lease("e", LeaseWant{}); err != nil || e.Addr4 == d.Addr4 {
 		t.Errorf("a released address came back at once: %+v, %v", e, err)
+	}
+}
+
+// TestIPAMOnlyIPv6 is a pool without IPv4.
+func TestIPAMOnlyIPv6(t *testing.T) {
+	p := newIPAM(t, "", "fd00:1::/64")
+	a, err := p.Lease("a", LeaseWant{})
+	if err != nil || a.Addr4.IsValid() || a.Addr6 != mustAddr("fd00:1::2") || a.MAC.String() != "02:5b:00:00:00:02" {
+		t.Fatalf("%+v, %v", a, err)
+	}
+	// The same end, and yet another MAC.
+	b, err := p.Lease("b", LeaseWant{Addr6: mustAddr("fd00:1::7:0:0:2")})
+	if err != nil || b.MAC.String() == a.MAC.String() || validMAC(b.MAC) == false {
+		t.Errorf("%+v, %v", b, err)
+	}
+	if c, err := p.Lease("c", LeaseWant{}); err != nil || c.Addr6 != mustAddr("fd00:1::3") {
+		t.Errorf("%+v, %v", c, err)
+	}
+	var bad *ErrBadAddress
+	if l, err := p.Lease("d", LeaseWant{Addr4: mustAddr("10.1.2.3")}); !errors.As(err, &bad) || !strings.Contains(err.Error(), "no IPv4") {
+		t.Errorf("%+v, %v", l, err)
+	}
+	q := newIPAM(t, "", "fd00:1::/64")
+	for _, l := range p.Leases() {
+		if !q.Add(l) {
+			t.Errorf("%+v does not fit", l)
+		}
+	}
+	small := newIPAM(t, "", "fd00:1::/120")
+	for i := range 254 { // 256 - anycast, gateway
+		if _, err := small.Lease(fmt.Sprint(i), LeaseWant{}); err != nil {
+			t.Fatal(i, err)
+		}
+	}
+	var none *ErrNoAddress
+	if l, err := small.Lease("x", LeaseWant{}); !errors.As(err, &none) || none.Subnet != mustPrefix("fd00:1::/120") {
+		t.Errorf("%+v, %v", l, err)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -56,7 +57,13 @@ func configureLink(cfg GuestConfig, link *GuestLink) ([]string, error) {
 
 	ip6 := cfg.MTU >= minMTU6
 	var notes []string
-	if ip6 {
+	switch {
+	case !ip6:
+		notes = []string{fmt.Sprintf("no IPv6, as MTU %d is below %d", cfg.MTU, minMTU6)}
+	case !cfg.Autoconf && !slices.ContainsFunc(cfg.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() }):
+		// Else the kernel would speak of itself there, from an address that is not its.
+		notes = setSysctls("net/ipv6/conf/"+cfg.Name+"/disable_ipv6", "1")
+	default:
 		// Everything is configured here, and addresses are unique because the
 		// network gave them out: neither router nor duplicate discovery.
 		own := "0"
@@ -67,8 +74,6 @@ func configureLink(cfg GuestConfig, link *GuestLink) ([]string, error) {
 			"net/ipv6/conf/"+cfg.Name+"/accept_ra", own,
 			"net/ipv6/conf/"+cfg.Name+"/accept_dad", own,
 		)
-	} else {
-		notes = []string{fmt.Sprintf("no IPv6, as MTU %d is below %d", cfg.MTU, minMTU6)}
 	}
 	if err := h.LinkSetUp(l); err != nil {
 		return nil, fmt.Errorf("bring it up: %w", err)

@@ -107,6 +107,8 @@ func (e *Engine) attachment(a Attachment) (*proto.Attachment, error) {
 		return nil, badConfig("ip", "network %s has no subnet: its addresses are those of a DHCP server outside", n.PublicName())
 	case a.Addr4.IsValid() && n.Subnet4.IsValid() && !n.Subnet4.Contains(a.Addr4):
 		return nil, badConfig("ip", "%s is not in %s, the subnet of network %s", a.Addr4, n.Subnet4, n.PublicName())
+	case a.Addr4.IsValid() && n.Subnet6.IsValid() && !n.Subnet4.IsValid():
+		return nil, badConfig("ip", "network %s has no IPv4", n.PublicName())
 	case a.Addr6.IsValid() && n.Subnet4.IsValid() && !n.Subnet6.IsValid():
 		return nil, badConfig("ip6", "network %s has no IPv6", n.PublicName())
 	case a.Addr6.IsValid() && n.Subnet6.IsValid() && !n.Subnet6.Contains(a.Addr6):

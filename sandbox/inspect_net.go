@@ -137,7 +137,9 @@ func (e *Engine) addMembers(ctx context.Context, n *Network, in *NetworkInspecti
 	for _, x := range m.Members {
 		member := NetworkMember{
 			Name: x.Name, EndpointID: x.ID, MacAddress: x.MAC.String(), DNSNames: x.Names, Counters: x.Stats,
-			IPv4Address: netip.PrefixFrom(x.Addr4, n.Subnet4.Bits()).String(),
+		}
+		if x.Addr4.IsValid() {
+			member.IPv4Address = netip.PrefixFrom(x.Addr4, n.Subnet4.Bits()).String()
 		}
 		if x.Addr6.IsValid() {
 			member.IPv6Address = netip.PrefixFrom(x.Addr6, n.Subnet6.Bits()).String()

@@ -114,7 +114,9 @@ func (e *Engine) inspectNetworks(name string, rec *record.Config, st *record.Sta
 			continue // it is just being connected
 		}
 		x.MacAddress, x.Device = p.MAC, p.Device
-		x.Gateway, x.IPAddress, x.IPPrefixLen = addrText(p.Gateway4), addrText(p.Prefix4.Addr()), p.Prefix4.Bits()
+		if p.Prefix4.IsValid() {
+			x.Gateway, x.IPAddress, x.IPPrefixLen = addrText(p.Gateway4), addrText(p.Prefix4.Addr()), p.Prefix4.Bits()
+		}
 		if p.Prefix6.IsValid() {
 			x.IPv6Gateway, x.GlobalIPv6Address, x.GlobalIPv6PrefixLen = addrText(p.Gateway6), addrText(p.Prefix6.Addr()), p.Prefix6.Bits()
 		}

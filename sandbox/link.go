@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"fmt"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -86,8 +87,10 @@ func (s *Sandbox) link(ctx context.Context, l Link) (env, hosts []string, err er
 func (s *Sandbox) sharedAddr(st *record.State) string {
 	for _, a := range s.start.Network.Attachments {
 		for _, p := range st.Networks {
-			if p.Network == a.Network.Name {
+			if p.Network == a.Network.Name && p.Prefix4.IsValid() {
 				return p.Prefix4.Addr().String()
+			} else if p.Network == a.Network.Name {
+				return p.Prefix6.Addr().String()
 			}
 		}
 	}
@@ -117,7 +120,7 @@ func linkEnv(name, alias, addr string, rec *record.Config) []string {
 	})
 	var env []string
 	for i, p := range ports {
-		url := fmt.Sprintf("%s://%s:%d", p.proto, addr, p.port)
+		url := p.proto + "://" + net.JoinHostPort(addr, strconv.Itoa(p.port))
 		if i == 0 {
 			env = append(env, up+"_PORT="+url)
 		}

@@ -104,7 +104,7 @@ func newGraph(networks []sandbox.Network, list []sandbox.Inspection) *topology.G
 					here.Notes = append(here.Notes, a)
 				}
 			}
-			if ports := portsText(in); ports != "" && (end.IPAddress == in.NetworkSettings.IPAddress) {
+			if ports := portsText(in); ports != "" && end.IPAddress+end.GlobalIPv6Address == in.NetworkSettings.IPAddress+in.NetworkSettings.GlobalIPv6Address {
 				here.Notes = append(here.Notes, ports)
 			}
 			at[name] = append(at[name], here)

@@ -23,7 +23,7 @@ func networkCommand(g *globals) *command {
 type networkOptions struct {
 	driver, parent                               string
 	subnets, gateways, ranges, aux, labels, opts []string
-	internal, attachable, ipv6                   bool
+	internal, attachable, ipv4, ipv6, ignore     bool
 }
 
 func (o *networkOptions) define(fs *pflag.FlagSet) {
@@ -33,11 +33,13 @@ func (o *networkOptions) define(fs *pflag.FlagSet) {
 	lists(fs, &o.gateways, "gateway", "", "`IP` of the gateway (default: the subnet's first)")
 	lists(fs, &o.ranges, "ip-range", "", "choose addresses from this `RANGE` of the subnet only")
 	lists(fs, &o.aux, "aux-address", "", "never choose the address of `NAME=IP`")
+	fs.BoolVar(&o.ipv4, "ipv4", true, "have IPv4")
 	fs.BoolVar(&o.ipv6, "ipv6", true, "have IPv6, with a unique local subnet if none is given")
+	fs.BoolVar(&o.ignore, "ignore", false, "do not mind one of this name that is there already")
 	fs.BoolVar(&o.internal, "internal", false, "lead nowhere outside of the network")
 	fs.BoolVar(&o.attachable, "attachable", false, "let sandboxes be connected by hand, which is always so")
 	lists(fs, &o.labels, "label", "", "set the label `KEY=VALUE`")
-	lists(fs, &o.opts, "opt", "o", "`OPTION`: mtu=N, icc=false to keep sandboxes from each other, isolate=true to keep them from what other networks publish, vlan=N, trunk=N,N")
+	lists(fs, &o.opts, "opt", "o", "`OPTION`: mtu=N, icc=false to keep sandboxes from each other, isolate=true to keep them from what other networks publish, vlan=N, trunk=N,N, host_binding=IP to publish there unless told otherwise")
 	same := func(why, fix string, names ...string) {
 		for _, n := range names {
 			defineRefused(fs, unsupportedFlag{name: n, why: why, fix: fix})
@@ -49,10 +51,10 @@ func (o *networkOptions) define(fs *pflag.FlagSet) {
 		unsupportedFlag{name: "ingress", boolean: true, harmless: []string{"false"}, why: "there are no swarms"},
 		unsupportedFlag{name: "scope", harmless: []string{"local"}, why: "a network is on this machine"},
 		unsupportedFlag{name: "ipam-driver", harmless: []string{"default", "host-local"}, why: "sbx gives out the addresses itself"},
-		unsupportedFlag{name: "ipv4", boolean: true, harmless: []string{"true"}, why: "every network has IPv4"},
 		unsupportedFlag{name: "disable-dns", boolean: true, harmless: []string{"false"}, why: "names are always resolved", fix: "give sandboxes another name server with --dns"},
 	)
 	same("there is no such option", "use -o", "ipam-opt")
+	same("names are resolved as on the host", "give sandboxes another name server: run --dns", "dns")
 	same("networks are in a process of their own, and make no interface on this machine", "", "interface-name")
 	same("sandboxes reach what this machine reaches", "", "route")
 }
@@ -64,7 +66,7 @@ func (o *networkOptions) config(name string) (cfg sandbox.NetworkConfig, err err
 		return cfg, err
 	}
 	cfg = sandbox.NetworkConfig{
-		Name: name, Driver: o.driver, NoIPv6: !o.ipv6, Internal: o.internal, Attachable: o.attachable, Labels: box.Labels,
+		Name: name, Driver: o.driver, NoIPv4: !o.ipv4, NoIPv6: !o.ipv6, Internal: o.internal, Attachable: o.attachable, Labels: box.Labels,
 		Options: map[string]string{}, Aux: map[string]netip.Addr{},
 	}
 	if cfg.Subnets, err = parseAll("--subnet", o.subnets, netip.ParsePrefix); err != nil {
@@ -126,6 +128,9 @@ func networkCreateCommand(g *globals) *command {
 			return err
 		}
 		n, err := e.CreateNetwork(ctx, cfg)
+		if o.ignore && errors.Is(err, sandbox.ErrNetworkExists) {
+			n, err = e.FindNetwork(ctx, args[0])
+		}
 		if err != nil {
 			return err
 		}

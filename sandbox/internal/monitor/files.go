@@ -29,7 +29,9 @@ func (m *monitor) hosts() ([]byte, error) {
 		cfg.Base = b
 	}
 	if first := m.first(); first != nil {
-		cfg.HostGateway = first.lease.Gateway4
+		if cfg.HostGateway = first.lease.Gateway4; !cfg.HostGateway.IsValid() {
+			cfg.HostGateway = first.lease.Gateway6
+		}
 	}
 	m.own = cfg.Own
 	return fsoverlay.HostsFile(cfg)

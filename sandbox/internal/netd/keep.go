@@ -201,8 +201,8 @@ func (k *Keeper) attempt(ctx context.Context, req AttachRequest) (*Client, []por
 		return nil, nil, err
 	}
 	var list []port.Status
-	if l.Gateway4 != was.Gateway4 || l.Gateway6 != was.Gateway6 || l.Prefix4 != was.Prefix4 {
-		err = &wire.Error{Code: CodeAddrBad, Step: "attach again", Msg: fmt.Sprintf("the network is now %s with gateway %s", l.Prefix4, l.Gateway4)}
+	if l.Gateway4 != was.Gateway4 || l.Gateway6 != was.Gateway6 || l.Prefix4 != was.Prefix4 || l.Prefix6 != was.Prefix6 {
+		err = &wire.Error{Code: CodeAddrBad, Step: "attach again", Msg: fmt.Sprintf("the network is now %s, %s with gateways %s, %s", l.Prefix4, l.Prefix6, l.Gateway4, l.Gateway6)}
 	} else {
 		list, err = k.attach(ctx, c, req)
 	}

@@ -157,7 +157,7 @@ type state struct {
 // makeNetwork makes the network as it is defined.
 func (s *server) makeNetwork() error {
 	n := &s.cfg.Network
-	if !n.Subnet4.IsValid() && !n.Uplink() {
+	if len(n.Subnets()) == 0 && !n.Uplink() {
 		if err := s.chooseSubnets(n); err != nil {
 			return err
 		}
@@ -169,34 +169,30 @@ func (s *server) makeNetwork() error {
 			return err
 		}
 		if n.DHCP() {
-			return s.serveNetwork(uplink, nil)
+			return s.serveNetwork(uplink)
 		}
 	}
-	subnets := []netip.Prefix{n.Subnet4}
-	if !n.Gateway4.IsValid() {
+	if n.Subnet4.IsValid() && !n.Gateway4.IsValid() {
 		n.Gateway4 = n.Subnet4.Addr().Next()
 	}
-	if n.Subnet6.IsValid() {
-		subnets = append(subnets, n.Subnet6)
-		if !n.Gateway6.IsValid() {
-			n.Gateway6 = n.Subnet6.Addr().Next()
-		}
+	if n.Subnet6.IsValid() && !n.Gateway6.IsValid() {
+		n.Gateway6 = n.Subnet6.Addr().Next()
 	}
 	if _, err := netstack.NewIPAM(n.IPAM(0)); err != nil {
 		return err
 	}
-	return s.serveNetwork(uplink, subnets)
+	return s.serveNetwork(uplink)
 }
 
 // serveNetwork starts the switch and the name server.
-func (s *server) serveNetwork(uplink *netstack.Uplink, subnets []netip.Prefix) (err error) {
+func (s *server) serveNetwork(uplink *netstack.Uplink) (err error) {
 	n := &s.cfg.Network
 	var wait time.Duration
 	if s.killed {
 		wait = settle
 	}
 	if s.dns, err = netstack.NewResolver(netstack.ResolverConfig{
-		Settle: wait, Gateway4: n.Gateway4, Gateway6: n.Gateway6, Subnets: subnets, Network: n.PublicName(), Internal: n.Internal, Peers: s.names.elsewhere,
+		Settle: wait, Gateway4: n.Gateway4, Gateway6: n.Gateway6, Subnets: n.Subnets(), Network: n.PublicName(), Internal: n.Internal, Peers: s.names.elsewhere,
 		ResolvConf: s.cfg.ResolvConf, Logger: s.log,
 	}); err != nil {
 		return err

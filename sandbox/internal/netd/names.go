@@ -163,12 +163,11 @@ func (x *session) publishNames(m Member) error {
 	return nil
 }
 
-func (x *session) addrs() []netip.Addr {
-	list := []netip.Addr{x.lease.Addr4}
-	if x.lease.Addr6.IsValid() {
-		list = append(list, x.lease.Addr6)
-	}
-	return list
+func (x *session) addrs() []netip.Addr { return valid(x.lease.Addr4, x.lease.Addr6) }
+
+// valid leaves out what a network without a family does not have.
+func valid(list ...netip.Addr) []netip.Addr {
+	return slices.DeleteFunc(list, func(a netip.Addr) bool { return !a.IsValid() })
 }
 
 // nameList are all names of the sandbox; the first is that of reverse look-ups.

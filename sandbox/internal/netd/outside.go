@@ -31,7 +31,7 @@ func outsideLease(req LeaseRequest) netstack.Lease {
 // leaseOutside completes a lease on an uplink: what the segment's server gives, or
 // with an address of ours the host's name servers.
 func (x *session) leaseOutside(l *Lease, req LeaseRequest) error {
-	if l.Addr4.IsValid() {
+	if l.Addr4.IsValid() || l.Addr6.IsValid() {
 		l.DNS = x.s.hostServers()
 		return nil
 	}

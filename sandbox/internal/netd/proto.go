@@ -113,9 +113,9 @@ type Hello struct {
 type Info struct {
 	PID      int          `json:"pid"`
 	Name     string       `json:"name"`
-	Subnet4  netip.Prefix `json:"subnet4"`
+	Subnet4  netip.Prefix `json:"subnet4,omitzero"`
 	Subnet6  netip.Prefix `json:"subnet6,omitzero"`
-	Gateway4 netip.Addr   `json:"gateway4"`
+	Gateway4 netip.Addr   `json:"gateway4,omitzero"`
 	Gateway6 netip.Addr   `json:"gateway6,omitzero"`
 	MTU      int          `json:"mtu"`
 }
@@ -139,11 +139,11 @@ type Rename struct {
 // Lease is what a sandbox gets: everything its link and resolv.conf need.
 type Lease struct {
 	netstack.Lease
-	// Prefix4 and Prefix6 are the addresses with the subnet's length; Prefix6 is
-	// zero on a network without IPv6, and so is Gateway6.
-	Prefix4  netip.Prefix `json:"prefix4"`
+	// Prefix4 and Prefix6 are the addresses with the subnet's length; on a network
+	// without a family its prefix and gateway are zero.
+	Prefix4  netip.Prefix `json:"prefix4,omitzero"`
 	Prefix6  netip.Prefix `json:"prefix6,omitzero"`
-	Gateway4 netip.Addr   `json:"gateway4"`
+	Gateway4 netip.Addr   `json:"gateway4,omitzero"`
 	Gateway6 netip.Addr   `json:"gateway6,omitzero"`
 	// DNS are the network's name servers.
 	DNS      []netip.Addr `json:"dns"`
@@ -158,19 +158,16 @@ type Lease struct {
 
 // GuestConfig is the lease as netstack.SetupGuest takes it.
 func (l *Lease) GuestConfig() netstack.GuestConfig {
-	c := netstack.GuestConfig{MAC: l.MAC, MTU: l.MTU, Addrs: []netip.Prefix{l.Prefix4}, Autoconf: l.Uplink && !l.Prefix6.IsValid()}
-	if l.Prefix6.IsValid() {
-		c.Addrs = append(c.Addrs, l.Prefix6)
+	c := netstack.GuestConfig{MAC: l.MAC, MTU: l.MTU, Autoconf: l.Uplink && !l.Prefix6.IsValid()}
+	for _, p := range []netip.Prefix{l.Prefix4, l.Prefix6} {
+		if p.IsValid() {
+			c.Addrs = append(c.Addrs, p)
+		}
 	}
 	if l.Internal {
 		return c // its gateway leads nowhere
 	}
-	if l.Gateway4.IsValid() { // a segment outside may have none
-		c.Gateways = append(c.Gateways, l.Gateway4)
-	}
-	if l.Prefix6.IsValid() {
-		c.Gateways = append(c.Gateways, l.Gateway6)
-	}
+	c.Gateways = valid(l.Gateway4, l.Gateway6) // a segment outside may have none
 	return c
 }
 

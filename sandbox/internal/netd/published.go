@@ -23,6 +23,9 @@ func keyOf(s port.Spec) portKey { return portKey{s.Proto, s.ParentPort} }
 // addPort opens a port for the session's sandbox. That another sandbox of this
 // network has it is known here alone: to the system they are all this process.
 func (x *session) addPort(ctx context.Context, spec portfwd.Spec) (*port.Status, error) {
+	if at := x.s.cfg.HostBinding; at.IsValid() && spec.ParentIP == "" {
+		spec.ParentIP = at.String()
+	}
 	st, err := x.forward.Publish(ctx, spec)
 	var used *portfwd.ErrPortInUse
 	if errors.As(err, &used) && used.OwnerPID == os.Getpid() {

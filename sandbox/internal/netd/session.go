@@ -240,8 +240,8 @@ func (x *session) doLease(m *wire.Message) (any, error) {
 		if err := x.leaseOutside(&l, req); err != nil {
 			return nil, err
 		}
-	} else if l.DNS = append(l.DNS, l.Gateway4); l.Prefix6.IsValid() {
-		l.DNS = append(l.DNS, l.Gateway6)
+	} else {
+		l.DNS = valid(l.Gateway4, l.Gateway6)
 	}
 	x.s.mu.Lock()
 	x.lease = l
@@ -352,7 +352,7 @@ func (x *session) doAttach(r request) (any, error) {
 		return nil, err
 	}
 	go x.watch(x.port)
-	x.log.Info("sandbox attached", "addr", x.lease.Addr4, "driver", req.Driver, "ports", len(ports.Ports))
+	x.log.Info("sandbox attached", "addrs", x.addrs(), "driver", req.Driver, "ports", len(ports.Ports))
 	return ports, nil
 }
 
@@ -367,17 +367,12 @@ func (x *session) publish(req AttachRequest, sockets *os.File) (Ports, error) {
 		x.sockets = nil
 		return Ports{}, err
 	}
-	n := &x.s.cfg.Network
-	subnets := []netip.Prefix{n.Subnet4}
-	if n.Subnet6.IsValid() {
-		subnets = append(subnets, n.Subnet6)
-	}
 	driver := req.PortDriver
 	if sockets == nil && (driver == "" || driver == portfwd.DriverAuto) {
 		driver = portfwd.DriverStack
 	}
 	if x.forward, err = portfwd.New(portfwd.Config{Driver: driver, Guest: x.sockets, Stack: x.s.net, StateDir: req.StateDir,
-		Gateway4: x.lease.Gateway4, Gateway6: x.lease.Gateway6, Subnets: subnets, Logger: x.log}); err != nil {
+		Gateway4: x.lease.Gateway4, Gateway6: x.lease.Gateway6, Subnets: x.s.cfg.Subnets(), Logger: x.log}); err != nil {
 		x.forward = nil
 		return Ports{}, err
 	}

@@ -97,8 +97,9 @@ type Config struct {
 	Gateways []netip.Addr
 	IPRanges []netip.Prefix
 	Aux      map[string]netip.Addr
-	// NoIPv6 leaves out the IPv6 subnet, a unique local one, that is chosen else.
-	NoIPv6               bool
+	// NoIPv4 and NoIPv6 leave out the subnet of a family, which is chosen else; for
+	// IPv6 a unique local one.
+	NoIPv4, NoIPv6       bool
 	Internal, Attachable bool
 	Options, Labels      map[string]string
 }
@@ -126,6 +127,9 @@ func New(cfg Config, others []Network, host []netstack.HostPrefix) (*Network, er
 	if n.Behaviour, err = parseOptions(n.Options); err != nil {
 		return nil, err
 	}
+	if err := cfg.families(); err != nil {
+		return nil, err
+	}
 	if err := n.setSubnets(&cfg); err != nil {
 		return nil, err
 	}
@@ -133,7 +137,7 @@ func New(cfg Config, others []Network, host []netstack.HostPrefix) (*Network, er
 		return nil, err
 	}
 	if n.Driver == DriverUplink {
-		return n, n.checkUplink()
+		return n, n.checkUplink(cfg.NoIPv4)
 	}
 	if n.Parent != "" {
 		return nil, invalid("add --driver uplink", "the driver %s has no parent device", n.Driver)
@@ -141,8 +145,11 @@ func New(cfg Config, others []Network, host []netstack.HostPrefix) (*Network, er
 	if err := n.clash(others, host); err != nil {
 		return nil, err
 	}
-	if err := n.choose(cfg.NoIPv6, others, host); err != nil {
+	if err := n.choose(&cfg, others, host); err != nil {
 		return nil, err
+	}
+	if !n.Subnet4.IsValid() && n.MTU != 0 && n.MTU < minMTU6 {
+		return nil, invalid("", "an MTU of %d for a network of IPv6 alone: it needs %d", n.MTU, minMTU6)
 	}
 	if _, err := netstack.NewIPAM(n.IPAM(0)); err != nil {
 		return nil, invalid("", "network %s: %v", n.Name, err)
@@ -150,16 +157,21 @@ func New(cfg Config, others []Network, host []netstack.HostPrefix) (*Network, er
 	return n, nil
 }
 
+// minMTU6 is IPv6's own (RFC 8200).
+const minMTU6 = 1280
+
 // checkUplink refuses what a segment outside cannot have. Its subnets, if there are
 // any, are also those of others, and of the machine itself.
-func (n *Network) checkUplink() error {
+func (n *Network) checkUplink(no4 bool) error {
 	switch {
 	case n.Parent == "":
 		return invalid("add --parent DEVICE, a TAP or macvtap that root has given to you", "an uplink needs a parent device")
 	case n.Internal:
 		return invalid("use --driver bridge", "an uplink leads outside: it cannot be internal")
-	case !n.Subnet4.IsValid() && n.Subnet6.IsValid():
-		return invalid("add an IPv4 subnet, or leave both out for DHCP", "an uplink with an IPv6 subnet alone")
+	case !no4 && !n.Subnet4.IsValid() && n.Subnet6.IsValid():
+		return invalid("add an IPv4 subnet, or --ipv4=false; leave both subnets out for DHCP", "an uplink with an IPv6 subnet alone")
+	case no4 && !n.Subnet6.IsValid():
+		return invalid("add --subnet, of IPv6", "an uplink without IPv4 needs an IPv6 subnet, from which its sandboxes get addresses")
 	case n.DHCP():
 		return nil
 	}
@@ -173,7 +185,7 @@ func (n *Network) checkUplink() error {
 func (n *Network) Uplink() bool { return n.Driver == DriverUplink }
 
 // DHCP says whether addresses are those that the segment's own server gives out.
-func (n *Network) DHCP() bool { return n.Uplink() && !n.Subnet4.IsValid() }
+func (n *Network) DHCP() bool { return n.Uplink() && len(n.Subnets()) == 0 }
 
 func newID() string {
 	var b [32]byte

@@ -85,6 +85,21 @@ func TestNew(t *testing.T) {
 		"labels":                     {Config{Labels: map[string]string{"key1": "value1"}}, says(func(n *Network) bool { return n.Labels["key1"] == "value1" })},
 		"label without a key":        {Config{Labels: map[string]string{"": "x"}}, bad(ErrInvalid, "needs a name")},
 		"labels without end":         {Config{Labels: map[string]string{"x": strings.Repeat("x", 1<<17)}}, bad(ErrInvalid, "the limits are")},
+		"without IPv4": {Config{NoIPv4: true}, says(func(n *Network) bool {
+			return !n.Subnet4.IsValid() && !n.Gateway4.IsValid() && n.Subnet6.IsValid() && n.Gateway6 == n.Subnet6.Addr().Next()
+		})},
+		"by Docker's options":        {Config{Options: map[string]string{optIPv4: "false", optIPv6: "true"}}, says(func(n *Network) bool { return !n.Subnet4.IsValid() && n.Subnet6.IsValid() })},
+		"IPv6 off by its option":     {Config{Options: map[string]string{optIPv6: "false"}}, says(func(n *Network) bool { return n.Subnet4.IsValid() && !n.Subnet6.IsValid() })},
+		"without any family":         {Config{NoIPv4: true, NoIPv6: true}, bad(ErrInvalid, "has no addresses")},
+		"IPv4 subnet without IPv4":   {Config{NoIPv4: true, Subnets: prefixes("10.100.0.0/24")}, bad(ErrInvalid, "without IPv4")},
+		"IPv6 alone, small mtu":      {Config{NoIPv4: true, Options: map[string]string{"mtu": "600"}}, bad(ErrInvalid, "needs 1280")},
+		"uplink of IPv6 alone":       {Config{Driver: "uplink", NoIPv4: true, Subnets: prefixes("fdcc::/64"), Options: map[string]string{"parent": "tap0"}}, says(func(n *Network) bool { return !n.DHCP() })},
+		"uplink, no IPv4, no subnet": {Config{Driver: "uplink", NoIPv4: true, Options: map[string]string{"parent": "tap0"}}, bad(ErrInvalid, "needs an IPv6 subnet")},
+		"ports on one address":       {Config{Options: map[string]string{"com.docker.network.bridge.host_binding_ipv4": "127.0.0.1"}}, says(func(n *Network) bool { return n.HostBinding == addrs("127.0.0.1")[0] })},
+		"ports on all addresses":     {Config{Options: map[string]string{"host_binding": "0.0.0.0"}}, says(func(n *Network) bool { return !n.HostBinding.IsValid() })},
+		"ports on no address":        {Config{Options: map[string]string{"host_binding": "localhost"}}, bad(ErrInvalid, "is not an address")},
+		"routed":                     {Config{Options: map[string]string{"com.docker.network.bridge.gateway_mode_ipv4": "routed"}}, bad(ErrInvalid, "always nat")},
+		"the host's address":         {Config{Options: map[string]string{"com.docker.network.host_ipv4": "192.0.2.1"}}, bad(ErrInvalid, "connections go out as")},
 		"without IPv6":               {Config{NoIPv6: true}, says(func(n *Network) bool { return !n.Subnet6.IsValid() && !n.Gateway6.IsValid() })},
 		"used subnets are avoided": {Config{}, says(func(n *Network) bool {
 			return !n.Subnet4.Overlaps(used[0].Subnet4) && !n.Subnet4.Overlaps(used[1].Subnet4)

@@ -2,6 +2,7 @@ package netdef
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,6 +21,9 @@ type Behaviour struct {
 	// tags of their own.
 	VLAN  uint16   `json:"vlan,omitempty"`
 	Trunk []uint16 `json:"trunk,omitempty"`
+	// HostBinding is the host's address on which ports are published that name none;
+	// zero: all of them.
+	HostBinding netip.Addr `json:"hostBinding,omitzero"`
 	// Parent is the device of an uplink: the name of a TAP or macvtap, or the node of
 	// the latter.
 	Parent string `json:"parent,omitempty"`
@@ -27,8 +31,34 @@ type Behaviour struct {
 
 // longNames are Docker's names of options.
 var longNames = map[string]string{
-	"com.docker.network.driver.mtu":        "mtu",
-	"com.docker.network.bridge.enable_icc": "icc",
+	"com.docker.network.driver.mtu":               "mtu",
+	"com.docker.network.bridge.enable_icc":        "icc",
+	"com.docker.network.bridge.host_binding_ipv4": "host_binding",
+}
+
+// Docker's options for what has a flag, too.
+const (
+	optIPv4 = "com.docker.network.enable_ipv4"
+	optIPv6 = "com.docker.network.enable_ipv6"
+)
+
+// families sees to it that the network has one at least.
+func (cfg *Config) families() error {
+	for key, no := range map[string]*bool{optIPv4: &cfg.NoIPv4, optIPv6: &cfg.NoIPv6} {
+		v, ok := cfg.Options[key]
+		if !ok {
+			continue
+		}
+		on, err := boolean(key, v)
+		if err != nil {
+			return err
+		}
+		*no = *no || !on
+	}
+	if cfg.NoIPv4 && cfg.NoIPv6 {
+		return invalid("leave out --ipv4=false or --ipv6=false", "a network without IPv4 and without IPv6 has no addresses")
+	}
+	return nil
 }
 
 // harmless options ask for what is so anyway, with these values; any, if there are
@@ -39,9 +69,23 @@ var harmless = map[string][]string{
 	"com.docker.network.bridge.enable_ip_masquerade": {"true"},
 	"com.docker.network.bridge.gateway_mode_ipv4":    {"nat"},
 	"com.docker.network.bridge.gateway_mode_ipv6":    {"nat"},
-	"com.docker.network.bridge.host_binding_ipv4":    {"0.0.0.0"},
-	"com.docker.network.enable_ipv6":                 nil,
-	"metric":                                         nil,
+	"com.docker.network.bridge.inhibit_ipv4":         {"false"},
+	"com.docker.network.container_iface_prefix":      {"eth"},
+	optIPv4:            nil,
+	optIPv6:            nil,
+	"metric":           nil,
+	"no_default_route": {"false", "0"},
+	"mode":             {"managed"},
+}
+
+// senseless options say why they mean nothing here.
+var senseless = map[string]string{
+	"com.docker.network.host_ipv4":                      "connections go out as those of the host's programs do",
+	"com.docker.network.host_ipv6":                      "connections go out as those of the host's programs do",
+	"com.docker.network.bridge.trusted_host_interfaces": "nobody outside has a way to the sandboxes' own addresses",
+	"com.docker.network.endpoint.ifname":                "devices are eth0, eth1, ... in the order of the networks",
+	"host_interface_name":                               "no interface is made on this machine",
+	"vrf":                                               "no interface is made on this machine",
 }
 
 func parseOptions(options map[string]string) (b Behaviour, err error) {
@@ -64,6 +108,12 @@ func parseOptions(options map[string]string) (b Behaviour, err error) {
 			b.Isolate, err = boolean(key, v)
 		case "parent":
 			b.Parent = v
+		case "host_binding":
+			if b.HostBinding, err = netip.ParseAddr(v); err != nil {
+				err = invalid("write "+key+"=127.0.0.1", "option %s=%.80s is not an address", key, v)
+			} else if b.HostBinding.IsUnspecified() {
+				b.HostBinding = netip.Addr{}
+			}
 		case "vlan":
 			b.VLAN, err = vlan(key, v)
 		case "trunk":
@@ -77,8 +127,10 @@ func parseOptions(options map[string]string) (b Behaviour, err error) {
 		default:
 			values, known := harmless[key]
 			switch {
+			case senseless[key] != "":
+				err = invalid("leave it out", "option %s is not supported: %s", key, senseless[key])
 			case !known:
-				err = invalid("use mtu=, icc=, isolate=, vlan= or trunk=", "there is no option %.80q", key)
+				err = invalid("use mtu=, icc=, isolate=, vlan=, trunk= or host_binding=", "there is no option %.80q", key)
 			case values != nil && !slices.Contains(values, v):
 				err = invalid("leave it out", "option %s=%.80s is not supported: it is always %s here", key, v, values[0])
 			}

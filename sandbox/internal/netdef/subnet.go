@@ -32,6 +32,8 @@ func (n *Network) setSubnets(cfg *Config) error {
 			return invalid("", "subnet %s: an IPv6 subnet is /64 to /120", s)
 		case !usable(masked):
 			return invalid("use a private one, such as 10.1.2.0/24 or fd00:1:2:3::/64", "subnet %s is of loopback, link-local, multicast or unspecified addresses", s)
+		case v4 && cfg.NoIPv4:
+			return invalid("leave out one of the two", "an IPv4 subnet, %s, for a network without IPv4", s)
 		case v4:
 			n.Subnet4 = masked
 		case cfg.NoIPv6:
@@ -163,22 +165,23 @@ func (n *Network) clash(others []Network, hosts []netstack.HostPrefix) error {
 }
 
 // choose picks the subnets that nobody asked for.
-func (n *Network) choose(no6 bool, others []Network, hosts []netstack.HostPrefix) error {
-	if n.Subnet4.IsValid() && (n.Subnet6.IsValid() || no6) {
+func (n *Network) choose(cfg *Config, others []Network, hosts []netstack.HostPrefix) error {
+	choose4, choose6 := !n.Subnet4.IsValid() && !cfg.NoIPv4, !n.Subnet6.IsValid() && !cfg.NoIPv6
+	if !choose4 && !choose6 {
 		return nil
 	}
 	c, err := netstack.ChooseSubnets(uint32(os.Geteuid()), n.Name, nil, append(taken(others), hosts...))
 	if err != nil {
-		if n.Subnet4.IsValid() {
+		if !choose4 {
 			c.Subnet6, err = netstack.ULA(uint32(os.Geteuid()), n.Name), nil
 		} else {
 			return &Error{ErrOverlap, err.Error(), "remove networks that are not used (sbx network prune), or choose one with --subnet"}
 		}
 	}
-	if !n.Subnet4.IsValid() {
+	if choose4 {
 		n.Subnet4, n.Gateway4 = c.Subnet4, c.Subnet4.Addr().Next()
 	}
-	if !n.Subnet6.IsValid() && !no6 {
+	if choose6 {
 		n.Subnet6, n.Gateway6 = c.Subnet6, c.Subnet6.Addr().Next()
 	}
 	return nil

@@ -320,7 +320,7 @@ type Endpoint struct {
 	Network  string       `json:"network"`
 	Device   string       `json:"device"`
 	Driver   string       `json:"driver"` // of the link
-	Prefix4  netip.Prefix `json:"prefix4"`
+	Prefix4  netip.Prefix `json:"prefix4,omitzero"`
 	Prefix6  netip.Prefix `json:"prefix6,omitzero"`
 	Gateway4 netip.Addr   `json:"gateway4,omitzero"`
 	Gateway6 netip.Addr   `json:"gateway6,omitzero"`
