@@ -424,7 +424,7 @@ func TestNetworkVerbs(t *testing.T) {
 		{125, []string{"--subnet", "10.1.2.3"}, []string{"create", "--subnet", "10.1.2.3", "nv-c"}},
 		{125, []string{"--aux-address"}, []string{"create", "--aux-address", "10.1.2.3", "nv-c"}},
 		{125, []string{"ipam-driver"}, []string{"create", "--ipam-driver", "none", "nv-c"}},
-		{125, []string{"ipv4"}, []string{"create", "--ipv4=false", "nv-c"}},
+		{1, []string{"has no addresses"}, []string{"create", "--ipv4=false", "--ipv6=false", "nv-c"}},
 		{125, []string{"config-only"}, []string{"create", "--config-only", "nv-c"}},
 		{125, []string{"create"}, []string{"create"}},
 		{125, []string{"no filter"}, []string{"ls", "-f", "color=red"}},

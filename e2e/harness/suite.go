@@ -128,7 +128,7 @@ func Fixtures() *fixture.Cache { return current.cache }
 const (
 	BB     = "e2e/bb:1"     // busybox, odd layers, the probe
 	Nginx  = "e2e/nginx:1"  // nginx on port 80
-	Debian = "e2e/debian:1" // curl, dig, ping, iperf3, sudo
+	Debian = "e2e/debian:1" // curl, dig, ping, iperf3, avahi, sudo
 	App    = "e2e/app:1"    // busybox with every field of an image's configuration set
 )
 

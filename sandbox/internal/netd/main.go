@@ -85,12 +85,14 @@ type server struct {
 	cancel  context.CancelFunc
 	refused atomic.Uint64
 
+	counting sync.Mutex // guards fds
+	fds      *os.File   // the process's descriptors, see usage
+
 	mu        sync.Mutex // guards what follows
 	sessions  map[*session]struct{}
 	byID      map[string]*session
 	published map[portKey]*session
 	leaving   bool
-	fds       *os.File    // the process's descriptors, see usage
 	idle      *time.Timer // runs while there are no sessions
 
 	idleC chan struct{}

@@ -19,12 +19,12 @@ func (s *server) memberList() (Members, error) {
 	all := s.net.Stats()
 	stats := all.Ports
 	list.Uplink = all.Uplink
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	var err error
 	if list.Usage, err = s.usage(); err != nil {
 		return list, err
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for id, x := range s.byID {
 		st, attached := stats[id]
 		if attached {

@@ -19,8 +19,10 @@ func (s *server) openUsage() (err error) {
 	return err
 }
 
-// usage counts. s.mu is held.
+// usage counts, which takes milliseconds where there are thousands.
 func (s *server) usage() (Usage, error) {
+	s.counting.Lock()
+	defer s.counting.Unlock()
 	if _, err := s.fds.Seek(0, io.SeekStart); err != nil {
 		return Usage{}, err
 	}
