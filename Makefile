@@ -12,18 +12,21 @@ LDFLAGS  := -s -w -X main.version=$(VERSION)
 # initialise at its start, about 0.3 ms; nothing here uses them.
 TAGS     := urfave_cli_no_docs
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.8.0
 
 export GOFLAGS := -buildvcs=false
 
-.PHONY: build man setup demo test test-packages test-fuzz fuzz test-e2e test-security test-world soak test-vm test-race bench bench-quick bench-setup bench-micro lint fmt install uninstall clean
+.PHONY: build man setup demo test test-packages test-fuzz fuzz test-e2e test-security test-world soak test-vm test-race bench bench-quick bench-setup bench-micro lint vuln release test-release fmt install uninstall clean
 
+BIN ?= bin/sbx
 build:
-	CGO_ENABLED=0 $(GO) build -tags $(TAGS) -trimpath -ldflags '$(LDFLAGS)' -o bin/sbx ./cmd/sbx
+	CGO_ENABLED=0 $(GO) build -tags $(TAGS) -trimpath -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/sbx
 
 # The manual pages, by go-md2man, which is no part of the binary.
+MAN_DATE ?= $(shell git log -1 --format=%cs 2>/dev/null || date +%F)
 man: build
 	@rm -rf bin/man && mkdir -p bin/man
-	@bin/sbx __manual bin/man "$$(git log -1 --format=%cs 2>/dev/null || date +%F)"
+	@bin/sbx __manual bin/man $(MAN_DATE)
 	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/go-md2man github.com/cpuguy83/go-md2man/v2
 	@for f in bin/man/*.md; do bin/go-md2man -in $$f -out $${f%.md} && rm $$f || exit 1; done
 
@@ -99,7 +102,20 @@ bench-micro: build
 lint:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -d $$(git ls-files '*.go'); exit 1; }
 	$(GO) vet ./...
+	CGO_ENABLED=0 GOARCH=arm64 $(GO) vet ./...
 	$(GO) run $(STATICCHECK) ./...
+
+# Known holes in what is linked. VULNDB is another database, as file:///dir.
+vuln:
+	$(GO) run $(GOVULNCHECK) $(if $(VULNDB),-db $(VULNDB)) -tags $(TAGS) ./...
+
+# dist/: archives, lists of parts, checksums; see docs/release.md. test-release makes it
+# twice, in two places, and compares.
+release:
+	@scripts/release.sh $(VERSION)
+
+test-release:
+	@scripts/release.sh check $(VERSION)
 
 fmt:
 	gofmt -w $$(git ls-files '*.go')

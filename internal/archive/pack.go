@@ -133,7 +133,7 @@ func (p *Packer) linkedTo(f *File) string {
 	l := p.links[key]
 	if l == nil {
 		if len(p.links) < maxLinks {
-			p.links[key] = &linked{f.Name, f.Stat.Nlink - 1}
+			p.links[key] = &linked{f.Name, uint64(f.Stat.Nlink) - 1}
 		}
 		return ""
 	}
