@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -145,5 +146,17 @@ func TestAllocs(t *testing.T) {
 	})
 	if n != 0 {
 		t.Errorf("%v allocations for a train", n)
+	}
+}
+
+func TestLastUse(t *testing.T) {
+	var u LastUse
+	now := time.Now()
+	u.Set(now)
+	if d := u.Ago(now.Add(time.Minute)); d != time.Minute {
+		t.Errorf("a minute later it was used %v ago", d)
+	}
+	if d := u.Ago(now); d != 0 {
+		t.Errorf("at once it was used %v ago", d)
 	}
 }
