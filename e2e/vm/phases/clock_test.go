@@ -119,7 +119,15 @@ func goesOn(t *testing.T, e *harness.Env) {
 
 	// New sandboxes, with names and the network.
 	e.Must("run", "--rm", "--name", "fresh", harness.BB, "sh", "-ec", "/probe dial tcp server:7; /probe udp server:7 100; /probe udp 10.99.0.2:7000 100")
+	ready := func() int { return strings.Count(e.Must("logs", "stopped"), "ready") }
+	before := ready()
 	e.Must("restart", "stopped")
+	harness.Eventually(t, 30*time.Second, func() error { // or it has no trap for the signal yet
+		if ready() == before {
+			return fmt.Errorf("it is not ready after a restart")
+		}
+		return nil
+	})
 	e.Must("stop", "stopped")
 	wantState(t, e, "stopped", "exited 3", "")
 	if took := lifetime(t, e, "stopped"); took < 0 || took > time.Hour {
