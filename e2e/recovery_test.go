@@ -17,8 +17,8 @@ import (
 
 // machine is a host in namespaces of the user's own, whose network and files of /etc
 // a test may change as root of a real one: 10.9.0.2, behind the router 10.9.0.1, which
-// is also the rest of the world: a web server on 10.9.9.9:80, and on 10.9.9.53 and .54
-// name servers that know web.test, each another one.
+// is also the rest of the world: on 10.9.9.9 a web server, on port 7 an echo and on port 9
+// one that says who asks, and on 10.9.9.53 and .54 name servers that know web.test, each another one.
 type machine struct {
 	t    *testing.T
 	pid  int
@@ -37,6 +37,8 @@ unshare --net sh -ec '
 	ip addr add 10.9.0.1/24 dev world
 	for a in 9 53 54; do ip addr add 10.9.9.$a/32 dev lo; done
 	"$DIR/probe" serve 10.9.9.9:80 >/dev/null &
+	"$DIR/probe" echo 10.9.9.9:7 >/dev/null &
+	"$DIR/probe" who 10.9.9.9:9 >/dev/null &
 	"$DIR/probe" dns 10.9.9.53:53 web.test=10.9.9.9 one.test=192.0.2.1 >/dev/null &
 	exec "$DIR/probe" dns 10.9.9.54:53 web.test=10.9.9.9 two.test=192.0.2.2 >/dev/null' &
 until [ -e "$DIR/world" ]; do sleep 0.02; done

@@ -109,6 +109,7 @@ up() {
 		--host-record=v4.world.test,198.51.100.10 --host-record=v6.world.test,2001:db8:100::10 \
 		--host-record=hole.world.test,198.18.1.1,2001:db8:dead::1 --cname=alias.world.test,near.world.test \
 		--txt-record=small.world.test,hello --mx-host=world.test,near.world.test,10 \
+		--dns-rr=world.test,2,046e65617205776f726c64047465737400 \
 		--srv-host=_http._tcp.world.test,near.world.test,80,1,2 \
 		--txt-record=big.world.test,"${big}1,${big}2,${big}3,${big}4,${big}5,${big}6,${big}7,${big}8,${big}9"
 
