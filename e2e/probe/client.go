@@ -221,14 +221,18 @@ func exchange(addr string, msg []byte) error {
 
 // talk goes on until the connection fails.
 func talk(args []string) error {
-	c, err := net.DialTimeout("tcp", args[0], 20*time.Second)
+	network := "tcp"
+	if len(args) > 1 {
+		network = args[1]
+	}
+	c, err := net.DialTimeout(network, args[0], 20*time.Second)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
 	buf := make([]byte, 5)
 	for n := 1; ; n++ {
-		if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		if err := c.SetDeadline(time.Now().Add(10 * time.Minute)); err != nil {
 			return err
 		}
 		if _, err := c.Write([]byte("hello")); err != nil {
