@@ -22,25 +22,27 @@ func TestGateway(t *testing.T) {
 		return e.Run(append([]string{"exec", "gw-box"}, strings.Fields(command)...)...)
 	}
 	for command, want := range map[string]string{
-		"ip -4 -o addr show eth0":           fmt.Sprintf("%s/%d", p.IPAddress, p.IPPrefixLen),
-		"ip -6 -o addr show eth0":           fmt.Sprintf("%s/%d", p.GlobalIPv6Address, p.GlobalIPv6PrefixLen),
-		"ip -o link show eth0":              p.MacAddress,
-		"ip -4 route show default":          "via " + p.Gateway + " dev eth0",
-		"ip -6 route show default":          "via " + p.IPv6Gateway + " dev eth0",
-		"cat /etc/resolv.conf":              "nameserver " + p.Gateway,
-		"dig +short gw-other A":             other.IPAddress,
-		"dig +short gw-other AAAA":          other.GlobalIPv6Address,
-		"dig +short gw-other.bridge A":      other.IPAddress,
-		"dig +short +tcp gw-other A":        other.IPAddress,
-		"dig +short -x " + other.IPAddress:  "gw-other.",
-		"dig none-such.bridge":              "NXDOMAIN",
-		"dig +short host.sbx.internal A":    p.Gateway,
-		"dig +short host.docker.internal A": p.Gateway,
-		"ping -c1 -W5 localhost":            " 0% packet loss",
-		"ping -c1 -W5 " + p.Gateway:         " 0% packet loss",
-		"ping -c1 -W5 " + p.IPv6Gateway:     " 0% packet loss",
-		"ping -4 -c1 -W5 gw-other":          " 0% packet loss",
-		"ping -6 -c1 -W5 gw-other":          " 0% packet loss",
+		"ip -4 -o addr show eth0":                  fmt.Sprintf("%s/%d", p.IPAddress, p.IPPrefixLen),
+		"ip -6 -o addr show eth0":                  fmt.Sprintf("%s/%d", p.GlobalIPv6Address, p.GlobalIPv6PrefixLen),
+		"ip -o link show eth0":                     p.MacAddress,
+		"ip -4 route show default":                 "via " + p.Gateway + " dev eth0",
+		"ip -6 route show default":                 "via " + p.IPv6Gateway + " dev eth0",
+		"cat /etc/resolv.conf":                     "nameserver " + p.Gateway,
+		"dig +short gw-other A":                    other.IPAddress,
+		"dig +short gw-other AAAA":                 other.GlobalIPv6Address,
+		"dig +short gw-other.bridge A":             other.IPAddress,
+		"dig +short +tcp gw-other A":               other.IPAddress,
+		"dig +short -x " + other.IPAddress:         "gw-other.",
+		"dig none-such.bridge":                     "NXDOMAIN",
+		"dig +short host.sbx.internal A":           p.Gateway,
+		"dig +short host.docker.internal A":        p.Gateway,
+		"dig +short host.containers.internal AAAA": p.IPv6Gateway,
+		"dig +short gateway.docker.internal A":     p.Gateway,
+		"ping -c1 -W5 localhost":                   " 0% packet loss",
+		"ping -c1 -W5 " + p.Gateway:                " 0% packet loss",
+		"ping -c1 -W5 " + p.IPv6Gateway:            " 0% packet loss",
+		"ping -4 -c1 -W5 gw-other":                 " 0% packet loss",
+		"ping -6 -c1 -W5 gw-other":                 " 0% packet loss",
 	} {
 		if r := box(command); !strings.Contains(r.Stdout, want) {
 			t.Errorf("lacks %q: %v", want, r)
@@ -61,8 +63,10 @@ func TestPublishFamilies(t *testing.T) {
 	e := harness.New(t, harness.BB)
 	detached(t, e, "fam-both", harness.BB, "/probe", "who", "7")
 	detached(t, e, "fam-four", harness.BB, "/probe", "who", "0.0.0.0:7")
+	detached(t, e, "fam-six", harness.BB, "sh", "-c", `while read a b; do case $a in fd*) exec /probe who "[$a]:7"; esac; done </etc/hosts`)
 	until(t, e, "ready", "logs", "fam-both")
 	until(t, e, "ready", "logs", "fam-four")
+	until(t, e, "ready", "logs", "fam-six")
 	for _, c := range []struct {
 		proto    string
 		v4, v6   bool
@@ -73,7 +77,7 @@ func TestPublishFamilies(t *testing.T) {
 		{proto: "tcp", v4: true, ip: "127.0.0.1:"}, {proto: "tcp", v6: true, ip: "[::1]:"},
 		{proto: "udp", v4: true, ip: "0.0.0.0:"}, {proto: "udp", v6: true, ip: "[::]:"},
 	} {
-		for _, name := range []string{"fam-both", "fam-four"} {
+		for _, name := range []string{"fam-both", "fam-four", "fam-six"} {
 			if name != "fam-both" && c.ip != "" {
 				continue
 			}
@@ -87,6 +91,16 @@ func TestPublishFamilies(t *testing.T) {
 				}
 			}
 			e.Must("port", "rm", name, spec)
+		}
+	}
+	// Both families of one port number are two ports.
+	port := e.FreePort()
+	e.Must("port", "add", "fam-four", fmt.Sprintf("0.0.0.0:%d:7/tcp4", port))
+	e.Must("port", "add", "fam-six", fmt.Sprintf("[::]:%d:7/tcp6", port))
+	for host, name := range map[string]string{"127.0.0.1": "fam-four", "::1": "fam-six"} {
+		id := e.Must("inspect", "-f", "{{.Config.Hostname}}", name)
+		if err := probe.Visit("tcp", net.JoinHostPort(host, fmt.Sprint(port)), strings.TrimSpace(id)); err != nil {
+			t.Error(err)
 		}
 	}
 }

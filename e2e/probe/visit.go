@@ -83,3 +83,53 @@ func askAll(args []string) error {
 	wg.Wait()
 	return nil
 }
+
+// turns asks servers of who, ADDR=NAME, by turns and N times each, through one
+// unconnected UDP socket. Each answer must come from the address that was asked.
+func turns(args []string) error {
+	times, err := strconv.Atoi(args[0])
+	if err != nil {
+		return err
+	}
+	u, err := net.ListenUDP("udp4", nil)
+	if err != nil {
+		return err
+	}
+	defer u.Close()
+	for range times {
+		for _, a := range args[1:] {
+			addr, name, _ := strings.Cut(a, "=")
+			if err := askFrom(u, addr, name); err != nil {
+				return fmt.Errorf("%s: %w", a, err)
+			}
+		}
+	}
+	return nil
+}
+
+func askFrom(u *net.UDPConn, addr, name string) error {
+	to, err := net.ResolveUDPAddr("udp4", addr)
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, 256)
+	for end := time.Now().Add(patience); ; { // a datagram may be lost
+		if _, err := u.WriteTo([]byte("?"), to); err != nil {
+			return err
+		}
+		if err := u.SetReadDeadline(time.Now().Add(2 * time.Second)); err != nil {
+			return err
+		}
+		n, from, err := u.ReadFromUDP(buf)
+		if err != nil && time.Now().Before(end) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if _, server, _ := strings.Cut(string(buf[:n]), " "); server != name || from.String() != to.String() {
+			return fmt.Errorf("wrong delivery: %q answers from %s", server, from)
+		}
+		return nil
+	}
+}

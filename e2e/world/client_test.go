@@ -26,14 +26,14 @@ func TestClientAddress(t *testing.T) {
 	e := harness.New(t, harness.BB)
 	for name, flags := range map[string]string{
 		"ca-net": "", "ca-isolate": "-o isolate=true", "ca-private": "-o icc=false", "ca-mtu": "-o mtu=1280", "ca-vlan": "-o vlan=10",
-		"ca-internal": "--internal", "ca-four": "--ipv6=false",
+		"ca-internal": "--internal", "ca-four": "--ipv6=false", "ca-six": "--ipv4=false",
 	} {
 		e.AtEnd("network", "rm", "-f", name)
 		e.Must(append(append([]string{"network", "create"}, strings.Fields(flags)...), name)...)
 	}
 	var wg sync.WaitGroup
 	for i, flags := range []string{
-		"--network bridge", "--network ca-net", "--network ca-isolate", "--network ca-private", "--network ca-mtu", "--network ca-vlan", "--network ca-four",
+		"--network bridge", "--network ca-net", "--network ca-isolate", "--network ca-private", "--network ca-mtu", "--network ca-vlan", "--network ca-four", "--network ca-six",
 		"--network ca-internal --network ca-net", "--network ca-net --network name=bridge,gw-priority=1",
 		"--network bridge --link-driver packet", "--network bridge --port-driver stack", "--network container:ca-owner",
 	} {
@@ -49,8 +49,11 @@ func TestClientAddress(t *testing.T) {
 		e.Must(append(append(args, published...), harness.BB, "/probe", "who", "80")...)
 		wg.Go(func() {
 			hosts := map[string][2]string{"203.0.113.10": {"203.0.113.1", far4}, "2001:db8:113::10": {"2001:db8:113::1", far6}}
-			if strings.Contains(flags, "ca-four") { // nothing can have an IPv6 address there
+			switch { // nothing can have an address of the other family there
+			case strings.Contains(flags, "ca-four"):
 				delete(hosts, "2001:db8:113::10")
+			case strings.Contains(flags, "ca-six"):
+				delete(hosts, "203.0.113.10")
 			}
 			harness.Eventually(t, 30*time.Second, func() error {
 				_, err := probe.Ask("tcp", fmt.Sprintf("127.0.0.1:%d", port))
