@@ -258,6 +258,24 @@ func udp(args []string) error {
 	return UDP(args[0], sizes)
 }
 
+func cast(args []string) error {
+	n, err := strconv.Atoi(args[1])
+	if err != nil {
+		return err
+	}
+	c, err := net.Dial("udp", args[0]) // Go allows broadcasts
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	for range n {
+		if _, err := c.Write(make([]byte, 100)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // UDP sends a datagram of each size to an echo server and compares the answers.
 // It tries each size three times: a datagram may be lost. One that was answered
 // before may come again, for the network may double it; any other is an error.

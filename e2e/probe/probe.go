@@ -39,6 +39,7 @@ func commands() map[string]command {
 		"pace":    {"pace ADDR MS: round trips and bytes of an echo server in so long; see pace.go", 2, pace},
 		"storm":   {"storm KIND,... TARGET: frames at full speed; see storm.go", 2, storm},
 		"many":    {"many ADDR N PARALLEL: short connections to an echo server", 3, many},
+		"cast":    {"cast ADDR N: N datagrams to an address, which may be everybody's", 2, cast},
 		"udp":     {"udp ADDR SIZE...: datagrams to an echo server", 2, udp},
 		"offload": {"offload all|no-segments|none: what devices do for the kernel", 1, offload},
 		"exit":    {"exit STATUS", 1, exit},
