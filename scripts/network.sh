@@ -18,7 +18,7 @@ export LC_ALL=C
 
 dir=$("$top/scripts/as-user" mktemp -d /var/tmp/sbx-network.XXXXXX)
 cleanup() {
-	seq "$have" | sed s/^/b/ | as_dir xargs -r -P "$parallel" -n 50 "$dir/sbx" rm -f >/dev/null 2>&1 || true
+	sbx ps -aq | as_dir xargs -r -P "$parallel" -n 50 "$dir/sbx" rm -f >/dev/null 2>&1 || true
 	sbx network rm -f many >/dev/null 2>&1 || true
 	rm -rf "$dir"
 }
