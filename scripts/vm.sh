@@ -5,7 +5,8 @@
 #   scripts/vm.sh run CMD...       a command; it ends with the command's status
 #   scripts/vm.sh test PKG...      the tests of packages, in every place
 #   scripts/vm.sh phases [TEST...] those between whose phases root acts
-#   scripts/vm.sh test             the ring: those of ring_packages, phases, e2e
+#   scripts/vm.sh places           those of ring_packages and those with phases
+#   scripts/vm.sh test             the ring: places, and then e2e
 #   scripts/vm.sh image            nothing, but the image is made
 #
 # What is in bin/ of the checkout is on the machine's PATH: sbx, and also what is
@@ -149,8 +150,8 @@ packages() {
 
 # ring is make test-vm. The machine has no network: the images and programs that e2e
 # needs are made here, where its fixtures are tested.
-ring() {
-	local i parts=${VM_PARTS:-$(($(nproc) < 4 ? $(nproc) : 4))} flags="-test.timeout 25m -test.short ${SBX_TEST_FLAGS:-}"
+ring() { # places|all
+	local what=$1 i parts=${VM_PARTS:-$(($(nproc) < 4 ? $(nproc) : 4))} flags="-test.timeout 25m -test.short ${SBX_TEST_FLAGS:-}"
 	case $machine:$flags in
 	*-test.run*) parts=1 ;;
 	# Two emulated processors get through what does not only move data.
@@ -161,8 +162,10 @@ ring() {
 	(top=$PWD && cd "$job/run" && "$top/scripts/as-user" "$job/fixture.test")
 	everywhere "${ring_packages[@]}"
 	[ "$machine" = qemu ] || plan_phases "${all_phases[@]}"
-	put e2e
-	printf 'share e2e %q\n' "$flags" >>"$job/disk/plan"
+	if [ "$what" = all ]; then
+		put e2e
+		printf 'share e2e %q\n' "$flags" >>"$job/disk/plan"
+	fi
 	for ((i = 1; i <= parts; i++)); do
 		boot "$machine $i: " "sbx.part=$i/$parts"
 	done
@@ -174,7 +177,8 @@ ring() {
 	run) shift; run "$@" ;;
 	phases) shift; phases "$@" ;;
 	image) prepare ;;
-	test) shift; if [ $# -gt 0 ]; then packages "$@"; else ring; fi ;;
+	test) shift; if [ $# -gt 0 ]; then packages "$@"; else ring all; fi ;;
+	places) ring places ;;
 	*) sed -n '2,/^set/{s/^# \?//p}' "$0" >&2; exit 2 ;;
 	esac
 	exit
