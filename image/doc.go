@@ -68,7 +68,7 @@
 //
 // See Limits: 2,000,000 entries and 128 GiB a layer, a compression ratio of
 // 1,000 beyond 1 GiB, paths of 4,095 bytes, trees 256 deep, 500 layers, manifests
-// of 4 MiB, configurations of 8 MiB, archives of 100,000 files. zstd windows up to
-// 128 MiB. Downloads: 3 at once, 5 tries each with a wait of 0.5 s that doubles,
-// given up when nothing comes for 60 s. index.json up to 64 MiB.
+// of 4 MiB, configurations of 8 MiB, archives of 100,000 files, indexes three deep.
+// zstd windows up to 128 MiB. Downloads: 3 at once, 5 tries each with a wait of 0.5 s
+// that doubles, given up when nothing comes for 60 s. index.json up to 64 MiB.
 package image
