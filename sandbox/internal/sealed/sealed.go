@@ -24,6 +24,9 @@ import (
 // threads wait some 8 ms.
 const lowest = 32
 
+// elsewhere is a directory in which no program is.
+const elsewhere = "/etc"
+
 // Program is what to execute in place of /proc/self/exe.
 type Program struct{ file *os.File }
 
@@ -36,7 +39,7 @@ func (p *Program) Path() string {
 }
 
 // Self makes the copy. other is a directory beside that of the program, for an overlay
-// wants two. The calling process has CAP_SYS_ADMIN over its mount namespace.
+// wants two, or one below it. The calling process has CAP_SYS_ADMIN over its mount namespace.
 //
 // A program with an interpreter gets none (nil): its libraries may be looked for
 // beside it.
@@ -46,6 +49,9 @@ func Self(other string) (*Program, error) {
 		return nil, err
 	}
 	fd, err := behindOverlay(other)
+	if err != nil { // one of the two directories is below the other
+		fd, err = behindOverlay(elsewhere)
+	}
 	if err != nil {
 		var merr error
 		if fd, merr = inMemory(); merr != nil {

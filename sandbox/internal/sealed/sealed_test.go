@@ -61,6 +61,13 @@ func inside() error {
 	if err := tryHard("behind an overlay", p.Path(), unix.EROFS); err != nil {
 		return err
 	}
+	// The sandbox's directory is below that of the program, or the reverse.
+	if p, err = Self("/"); err != nil {
+		return err
+	}
+	if err := tryHard("behind another overlay", p.Path(), unix.EROFS); err != nil {
+		return err
+	}
 	fd, err := inMemory()
 	if err != nil {
 		return err
