@@ -12,7 +12,7 @@
 #   SBX_SOAK                                         how long the soak takes (default 5m, make soak 30m)
 set -uo pipefail
 cd "$(dirname "$0")/.."
-export CGO_ENABLED=0
+export CGO_ENABLED=${CGO_ENABLED:-0} # 1 for the race detector
 go=$PWD/scripts/go
 what=${1:-all}
 src=$PWD
