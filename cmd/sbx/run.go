@@ -123,6 +123,7 @@ func runDetached(ctx context.Context, g *globals, out io.Writer, o *runOptions, 
 	if len(o.attach) > 0 {
 		return usagef("-d and -a contradict each other")
 	}
+	watch := newStopwatch()
 	cfg, err := o.config(args)
 	if err != nil {
 		return err
@@ -133,6 +134,9 @@ func runDetached(ctx context.Context, g *globals, out io.Writer, o *runOptions, 
 	e, s, err := o.create(ctx, g, cfg)
 	if err != nil {
 		return endedBy(ctx, err)
+	}
+	if o.timings {
+		defer watch.print(g.term, s)
 	}
 	if err := startNoted(ctx, g, s); err != nil {
 		return endedBy(ctx, err)

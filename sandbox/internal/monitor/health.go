@@ -74,6 +74,7 @@ func (m *monitor) checkHealth(ctx context.Context, h *proto.Healthcheck) {
 			continue
 		}
 		r := m.probe(ctx, h)
+		trim()
 		if ctx.Err() != nil {
 			return
 		}

@@ -100,6 +100,7 @@ func (s *session) serve(ctx context.Context) {
 	defer cancel()
 	// Its error is the end of the other side, which is all the same to us.
 	_ = s.conn.Serve(func(req *wire.Message) {
+		defer trim()
 		if err := s.handle(ctx, req); err != nil && req.ID != 0 {
 			s.conn.Reply(req, nil, err)
 		}
@@ -232,6 +233,7 @@ func (s *session) later(f func() error, req *wire.Message) error {
 		s.mu.Lock()
 		s.busy = false
 		s.mu.Unlock()
+		trim()
 	}()
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,8 +21,22 @@ import (
 // ends sooner would only have to map the pages again.
 const settled = 2 * time.Second
 
-// TrimLater trims this process once, if it lives long enough.
-func TrimLater() { time.AfterFunc(settled, Trim) }
+var (
+	mu    sync.Mutex
+	timer *time.Timer // of the process, which has one memory; under mu
+)
+
+// TrimLater trims this process when nobody has called it for a while: whoever does
+// something now and then calls it each time.
+func TrimLater() {
+	mu.Lock()
+	defer mu.Unlock()
+	if timer == nil {
+		timer = time.AfterFunc(settled, Trim)
+		return
+	}
+	timer.Reset(settled)
+}
 
 // Trim gives the free heap back and unmaps the pages of the program's file. Where
 // /proc cannot be read they stay.
