@@ -88,14 +88,7 @@ func (n *Network) DHCP(ctx context.Context, cfg DHCPConfig) (*DHCPClient, error)
 		conn.Close()
 		return fail(err)
 	}
-	var ask []dhcpv4.Modifier
-	if cfg.Hostname != "" {
-		ask = append(ask, dhcpv4.WithOption(dhcpv4.OptHostName(cfg.Hostname)))
-	}
-	if cfg.Addr.Is4() {
-		ask = append(ask, dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(cfg.Addr.AsSlice())))
-	}
-	if c.acked, err = c.client.Request(ctx, ask...); err == nil {
+	if c.acked, err = c.request(ctx, cfg); err == nil {
 		c.lease, err = readLease(c.acked.ACK)
 	}
 	if err == nil {
@@ -106,6 +99,22 @@ func (n *Network) DHCP(ctx context.Context, cfg DHCPConfig) (*DHCPClient, error)
 	}
 	n.log.Info("address from DHCP", "mac", cfg.MAC, "addr", c.lease.Addr, "server", c.acked.ACK.ServerIdentifier())
 	return c, nil
+}
+
+// request asks for an address: for one that it had in vain, for what is offered then.
+func (c *DHCPClient) request(ctx context.Context, cfg DHCPConfig) (*nclient4.Lease, error) {
+	var name, ask []dhcpv4.Modifier
+	if cfg.Hostname != "" {
+		name = append(name, dhcpv4.WithOption(dhcpv4.OptHostName(cfg.Hostname)))
+	}
+	if cfg.Addr.Is4() {
+		ask = append(ask, dhcpv4.WithOption(dhcpv4.OptRequestedIPAddress(cfg.Addr.AsSlice())))
+	}
+	offer, err := c.client.DiscoverOffer(ctx, append(ask, name...)...)
+	if err != nil {
+		return nil, err
+	}
+	return c.client.RequestFromOffer(ctx, offer, name...)
 }
 
 // readLease takes from an answer what a member needs.

@@ -1,6 +1,7 @@
 package netstack
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -84,31 +85,71 @@ func configureLink(cfg GuestConfig, link *GuestLink) ([]string, error) {
 		}
 	}
 
+	return notes, h.place(l, cfg)
+}
+
+// place adds the addresses and the default routes.
+func (h handle) place(l netlink.Link, cfg GuestConfig) error {
+	ip6 := cfg.MTU >= minMTU6
 	for _, p := range cfg.Addrs {
 		if p.Addr().Is6() && !ip6 {
 			continue
 		}
-		a := &netlink.Addr{IPNet: ipNet(p)}
-		if p.Addr().Is6() {
-			a.Flags = unix.IFA_F_NODAD
-		}
-		if err := h.AddrAdd(l, a); err != nil {
-			return nil, fmt.Errorf("add address %s: %w", p, err)
+		if err := h.AddrReplace(l, linkAddr(p)); err != nil {
+			return fmt.Errorf("add address %s: %w", p, err)
 		}
 	}
 	for _, gw := range cfg.Gateways {
 		if gw.Is6() && !ip6 {
 			continue
 		}
-		r := &netlink.Route{LinkIndex: l.Attrs().Index, Gw: gw.AsSlice(), Priority: cfg.Metric, Dst: ipNet(netip.PrefixFrom(unspecified(gw), 0))}
+		r := defaultRoute(l, gw, cfg.Metric)
 		if !contains(cfg.Addrs, gw) {
 			r.Flags = int(netlink.FLAG_ONLINK)
 		}
-		if err := h.RouteAdd(r); err != nil {
-			return nil, fmt.Errorf("add default route via %s: %w", gw, err)
+		if err := h.RouteReplace(r); err != nil {
+			return fmt.Errorf("add default route via %s: %w", gw, err)
 		}
 	}
-	return notes, nil
+	return nil
+}
+
+// move takes what gone has and cfg has not, and adds the rest. What somebody inside has
+// removed is no error.
+func (h handle) move(gone, cfg GuestConfig) error {
+	l, err := h.LinkByName(cfg.Name)
+	if err != nil {
+		return fmt.Errorf("find the interface: %w", err)
+	}
+	for _, gw := range gone.Gateways {
+		if slices.Contains(cfg.Gateways, gw) {
+			continue
+		}
+		if err := h.RouteDel(defaultRoute(l, gw, gone.Metric)); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("remove default route via %s: %w", gw, err)
+		}
+	}
+	for _, p := range gone.Addrs {
+		if slices.Contains(cfg.Addrs, p) {
+			continue
+		}
+		if err := h.AddrDel(l, linkAddr(p)); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("remove address %s: %w", p, err)
+		}
+	}
+	return h.place(l, cfg)
+}
+
+func linkAddr(p netip.Prefix) *netlink.Addr {
+	a := &netlink.Addr{IPNet: ipNet(p)}
+	if p.Addr().Is6() {
+		a.Flags = unix.IFA_F_NODAD
+	}
+	return a
+}
+
+func defaultRoute(l netlink.Link, gw netip.Addr, metric int) *netlink.Route {
+	return &netlink.Route{LinkIndex: l.Attrs().Index, Gw: gw.AsSlice(), Priority: metric, Dst: ipNet(netip.PrefixFrom(unspecified(gw), 0))}
 }
 
 func contains(prefixes []netip.Prefix, a netip.Addr) bool {

@@ -102,6 +102,20 @@ func RemoveGuest(name string) error {
 	return nil
 }
 
+// MoveGuest gives a link of a sandbox other addresses and default routes in place of
+// those that gone had, and nothing else. It runs where SetupGuest does.
+func MoveGuest(gone, cfg GuestConfig) error {
+	h, err := newHandle()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	if err := h.move(gone, cfg); err != nil {
+		return wire.ToError("give "+cfg.Name+" another address", err)
+	}
+	return nil
+}
+
 // SetupGuest makes the link of a sandbox. It runs in a process (or a locked
 // thread) inside the sandbox's network namespace that has CAP_NET_ADMIN and
 // CAP_SYS_ADMIN in the user namespace owning it. It sets the namespace's

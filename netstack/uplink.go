@@ -80,26 +80,47 @@ func uplinkDevice(device string) (netlink.Link, error) {
 	return netlink.LinkByIndex(n)
 }
 
-// UplinkFrom makes an uplink of an open TAP or macvtap, which must have been
-// opened with IFF_VNET_HDR. It takes the descriptor over when it succeeds.
-func UplinkFrom(f *os.File) (*Uplink, error) {
+// UplinkName is the name of the device behind an open TAP or macvtap. It fails if
+// UplinkFrom would.
+func UplinkName(f *os.File) (name string, err error) {
 	rc, err := f.SyscallConn() // Fd would make it blocking
 	if err != nil {
-		return nil, fmt.Errorf("uplink: %w", err)
+		return "", fmt.Errorf("uplink: %w", err)
 	}
-	u := &Uplink{File: f, MTU: etherMTU}
 	cerr := rc.Control(func(fd uintptr) {
 		ifr, _ := unix.NewIfreq("") // an empty name is never too long
 		if err = unix.IoctlIfreq(int(fd), unix.TUNGETIFF, ifr); err != nil {
-			err = fmt.Errorf("the descriptor is not that of a TAP: %w", os.NewSyscallError("TUNGETIFF", err))
+			err = fmt.Errorf("%w: the descriptor is not that of a TAP or macvtap: %w", ErrInvalidConfig, os.NewSyscallError("TUNGETIFF", err))
 			return
 		}
-		u.Name = ifr.Name()
-		if flags := ifr.Uint16(); flags&unix.IFF_TAP == 0 || flags&unix.IFF_VNET_HDR == 0 {
-			err = fmt.Errorf("%w: %s was opened without IFF_TAP and IFF_VNET_HDR", ErrInvalidConfig, u.Name)
-			return
+		name = ifr.Name()
+		const want = unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR
+		if ifr.Uint16()&want != want {
+			err = fmt.Errorf("%w: %s was not opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR", ErrInvalidConfig, name)
 		}
-		err = setTapOffloads(int(fd), u.Name)
+	})
+	if err = errors.Join(cerr, err); err != nil {
+		return "", fmt.Errorf("uplink: %w", err)
+	}
+	return name, nil
+}
+
+// UplinkFrom makes an uplink of an open TAP or macvtap, which must have been
+// opened with IFF_VNET_HDR. It takes the descriptor over when it succeeds.
+func UplinkFrom(f *os.File) (*Uplink, error) {
+	name, err := UplinkName(f)
+	if err != nil {
+		return nil, err
+	}
+	rc, err := f.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("uplink: %w", err)
+	}
+	u := &Uplink{File: f, Name: name, MTU: etherMTU}
+	cerr := rc.Control(func(fd uintptr) {
+		if err = os.NewSyscallError("fcntl O_NONBLOCK", unix.SetNonblock(int(fd), true)); err == nil {
+			err = setTapOffloads(int(fd), name)
+		}
 	})
 	if err = errors.Join(cerr, err); err != nil {
 		return nil, fmt.Errorf("uplink: %w", err)

@@ -175,10 +175,14 @@ func (s *Sandbox) settle(ctx context.Context, network string, c *netd.Client) {
 
 // netd connects to a network's process, which it starts if there is none.
 func (e *Engine) netd(ctx context.Context, n netdef.Network) (*netd.Client, error) {
-	return netd.Ensure(ctx, netd.Config{
+	return netd.Ensure(ctx, e.netdConfig(n))
+}
+
+func (e *Engine) netdConfig(n netdef.Network) netd.Config {
+	return netd.Config{
 		StartConfig: netd.StartConfig{RuntimeDir: e.runtimeDir, DataDir: e.dataDir, Network: n, Linger: e.linger},
 		Start:       netd.Spawn(e.initPath, proto.RoleNetd),
-	})
+	}
 }
 
 // networksOf is the configuration of a sandbox's networks as they are recorded.

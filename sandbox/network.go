@@ -63,13 +63,57 @@ func (e *Engine) CreateNetwork(ctx context.Context, cfg NetworkConfig) (n *Netwo
 		if n, err = netdef.New(cfg, append(others, *def), host); err != nil {
 			return err
 		}
-		return e.defs().Add(n)
+		if err := e.defs().Add(n); err != nil || cfg.Parent == nil {
+			return err
+		}
+		if err := e.keepParent(ctx, n, cfg.Parent); err != nil {
+			return errors.Join(err, e.defs().Remove(n.Name))
+		}
+		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
 	e.networkEvent("create", n)
 	return n, nil
+}
+
+// keepParent starts the process of an uplink, which keeps the device that was given to it
+// for as long as the network is there.
+func (e *Engine) keepParent(ctx context.Context, n *Network, parent *os.File) error {
+	cfg := e.netdConfig(*n)
+	cfg.Uplink = parent
+	c, err := netd.Ensure(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
+
+// SetUplink gives an uplink another parent, or the same again: a device by its name, or
+// an open one, which stays the caller's. No sandbox on the network may run.
+func (e *Engine) SetUplink(ctx context.Context, ref, device string, parent *os.File) error {
+	n, err := e.FindNetwork(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if !n.Uplink() {
+		return &netdef.Error{Kind: netdef.ErrInvalid, Msg: fmt.Sprintf("network %s is no uplink: it has no parent device", n.PublicName())}
+	}
+	if n.NameParent(device); parent != nil {
+		if err := n.GiveParent(parent); err != nil {
+			return err
+		}
+	}
+	return e.defs().Locked(ctx, func() error {
+		if err := e.endNetwork(ctx, n); err != nil {
+			return err
+		}
+		if err := e.defs().Change(n); err != nil || parent == nil {
+			return err
+		}
+		return e.keepParent(ctx, n, parent)
+	})
 }
 
 // FindNetwork finds a network by its name, its id, or the unique beginning of its id.
@@ -188,6 +232,15 @@ func inUse(network string, names []string) error {
 
 // removeNetwork ends the network's process and removes its files, under the lock.
 func (e *Engine) removeNetwork(ctx context.Context, n *Network) error {
+	if err := e.endNetwork(ctx, n); err != nil {
+		return err
+	}
+	e.networkEvent("destroy", n)
+	return e.defs().Remove(n.Name)
+}
+
+// endNetwork ends the network's process, which no sandbox may be attached to.
+func (e *Engine) endNetwork(ctx context.Context, n *Network) error {
 	c, err := netd.Connect(ctx, e.runtimeDir, netd.Hello{Name: n.Name})
 	if err != nil {
 		return err
@@ -199,11 +252,7 @@ func (e *Engine) removeNetwork(ctx context.Context, n *Network) error {
 		}
 		c.Close()
 	}
-	if err := netd.Forget(ctx, e.runtimeDir, n.Name, leaveTime); err != nil {
-		return err
-	}
-	e.networkEvent("destroy", n)
-	return e.defs().Remove(n.Name)
+	return netd.Forget(ctx, e.runtimeDir, n.Name, leaveTime)
 }
 
 // PruneNetworks removes the networks that no sandbox is on and that match says yes to;

@@ -15,7 +15,7 @@ import (
 func networkCommand(g *globals) *command {
 	c := &command{Use: "network COMMAND", Short: "Manage networks"}
 	c.add(networkCreateCommand(g), networkListCommand(g), networkInspectCommand(g), networkRemoveCommand(g), networkPruneCommand(g),
-		networkConnectCommand(g), networkDisconnectCommand(g), networkGraphCommand(g))
+		networkConnectCommand(g), networkDisconnectCommand(g), networkUplinkCommand(g), networkGraphCommand(g))
 	return c
 }
 
@@ -28,7 +28,7 @@ type networkOptions struct {
 
 func (o *networkOptions) define(fs *pflag.FlagSet) {
 	fs.StringVarP(&o.driver, "driver", "d", "bridge", "`DRIVER` of the network: bridge, or uplink for a segment outside")
-	fs.StringVar(&o.parent, "parent", "", "`DEVICE` of an uplink: a TAP or macvtap that root has given to you")
+	fs.StringVar(&o.parent, "parent", "", "`PARENT` of an uplink: a TAP or macvtap that root has given to you, by its name, /dev/tapN, or the number of the descriptor in which it is open")
 	lists(fs, &o.subnets, "subnet", "", "`SUBNET` such as 10.1.2.0/24; one of each family (default: chosen, free of the host's and of other networks)")
 	lists(fs, &o.gateways, "gateway", "", "`IP` of the gateway (default: the subnet's first)")
 	lists(fs, &o.ranges, "ip-range", "", "choose addresses from this `RANGE` of the subnet only")
@@ -93,10 +93,13 @@ func (o *networkOptions) config(name string) (cfg sandbox.NetworkConfig, err err
 		}
 		cfg.Options[k] = v
 	}
-	if o.parent != "" {
+	if o.parent == "" {
+		o.parent = cfg.Options["parent"]
+	}
+	if cfg.Parent, err = openParent(o.parent); err == nil && cfg.Parent == nil && o.parent != "" {
 		cfg.Options["parent"] = o.parent
 	}
-	return cfg, nil
+	return cfg, err
 }
 
 func parseAll[T any](flag string, list []string, parse func(string) (T, error)) (out []T, err error) {
@@ -126,6 +129,9 @@ func networkCreateCommand(g *globals) *command {
 		cfg, err := o.config(args[0])
 		if err != nil {
 			return err
+		}
+		if cfg.Parent != nil {
+			defer cfg.Parent.Close()
 		}
 		n, err := e.CreateNetwork(ctx, cfg)
 		if o.ignore && errors.Is(err, sandbox.ErrNetworkExists) {

@@ -19,7 +19,7 @@ type command struct {
 	run   func(args []string) error
 }
 
-// Commands are grouped by file: serve.go, who.go, visit.go, dns.go, client.go, process.go, try.go.
+// Commands are grouped by file: serve.go, who.go, visit.go, dns.go, segment.go, client.go, process.go, try.go.
 func commands() map[string]command {
 	return map[string]command{
 		"serve":   {"serve PORT...: HTTP on each port; see serve.go", 1, serve},
@@ -30,6 +30,7 @@ func commands() map[string]command {
 		"turns":   {"turns N ADDR=NAME...: ask them through one UDP socket", 2, turns},
 		"ask":     {"ask NETWORK ADDR: print what a server of who answers", 2, ask},
 		"dns":     {"dns ADDR NAME=IP...: a name server", 2, dnsServer},
+		"segment": {"segment PREFIX ADDR: a LAN behind a TAP; see segment.go", 2, segment},
 		"lookup":  {"lookup NAME: print its addresses", 1, lookup},
 		"get":     {"get URL: print the body", 1, get},
 		"down":    {"down URL N SEED: fetch N bytes, compare", 3, down},

@@ -20,7 +20,12 @@ func (m *Message) TakeHandle(name string) (*Handle, error) {
 		return nil, err
 	}
 	defer f.Close() // which takes it out of the poller
-	fd, err := rawFd(f)
+	return NewHandle(f)
+}
+
+// NewHandle returns a duplicate of a descriptor. The caller closes it.
+func NewHandle(d Descriptor) (*Handle, error) {
+	fd, err := rawFd(d)
 	if err != nil {
 		return nil, err
 	}

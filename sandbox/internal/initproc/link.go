@@ -12,8 +12,8 @@ import (
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 )
 
-// Linker is the body of a process that makes and removes links of a sandbox that runs.
-// It was born in the sandbox's network namespace, and is in no other of its.
+// Linker is the body of a process that makes, changes and removes links of a sandbox that
+// runs. It was born in the sandbox's network namespace, and is in no other of its.
 func Linker(_ context.Context, conn *wire.Conn) error {
 	for {
 		m, err := conn.Recv()
@@ -30,6 +30,12 @@ func Linker(_ context.Context, conn *wire.Conn) error {
 			var n proto.Name
 			if err = m.Decode(&n); err == nil {
 				err = netstack.RemoveGuest(n.Name)
+			}
+			err = conn.Reply(m, nil, err)
+		case proto.MsgMove:
+			var move proto.Move
+			if err = m.Decode(&move); err == nil {
+				err = netstack.MoveGuest(move.Gone, move.Guest)
 			}
 			err = conn.Reply(m, nil, err)
 		default:

@@ -13,6 +13,7 @@ import (
 
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/portfwd"
+	"github.com/rootless-sbx/sbx/sandbox/internal/netd"
 	"github.com/rootless-sbx/sbx/sandbox/internal/proto"
 	"github.com/rootless-sbx/sbx/sandbox/internal/record"
 	"github.com/rootless-sbx/sbx/userns"
@@ -127,6 +128,33 @@ func (m *monitor) linker(ctx context.Context, f func(*wire.Conn) error) error {
 	<-served
 	child.Close()
 	return err
+}
+
+// moved gives the sandbox the address that its network has now for it: on an uplink
+// that is the affair of a server outside.
+func (m *monitor) moved(n *network, l *netd.Lease) {
+	m.netsMu.Lock()
+	defer m.netsMu.Unlock()
+	if !m.lives() || !slices.Contains(m.nets, n) {
+		return // on its way out
+	}
+	ctx := context.Background()
+	gone := m.guestConfig(n)
+	n.lease = l
+	move := proto.Move{Gone: gone, Guest: m.guestConfig(n)}
+	err := m.linker(ctx, func(c *wire.Conn) error {
+		reply, err := c.Call(ctx, proto.MsgMove, move, nil)
+		if err == nil {
+			reply.CloseFiles()
+		}
+		return err
+	})
+	if err == nil {
+		err = m.changed(ctx, m.spec.Network)
+	}
+	if err != nil {
+		m.log.Error("the sandbox has another address", "network", n.name(), "err", err)
+	}
 }
 
 // movePorts publishes on the way out of now what was published on the one before, which

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/rootless-sbx/sbx/internal/wire"
+	"github.com/rootless-sbx/sbx/netstack"
 	"github.com/rootless-sbx/sbx/portfwd"
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
 	"github.com/rootless-sbx/sbx/sandbox/internal/netd"
@@ -157,11 +158,7 @@ func (m *monitor) makeLink(ctx context.Context, in *wire.Conn, n *network) error
 	spec := &m.spec.Network
 	req := proto.Net{Loopback: n == nil}
 	if n != nil {
-		req.Guest = n.lease.GuestConfig()
-		req.Guest.Name, req.Guest.Driver, req.Guest.Metric = n.device, spec.LinkDriver, n.metric()
-		if spec.MTU != 0 {
-			req.Guest.MTU = spec.MTU
-		}
+		req.Guest = m.guestConfig(n)
 	}
 	var l proto.Link
 	reply, err := in.Call(ctx, proto.MsgNet, req, &l)
@@ -185,6 +182,16 @@ func (m *monitor) makeLink(ctx context.Context, in *wire.Conn, n *network) error
 		m.notes = append(m.notes, l.Reason)
 	}
 	return nil
+}
+
+// guestConfig is the device as the sandbox is to have it.
+func (m *monitor) guestConfig(n *network) netstack.GuestConfig {
+	c := n.lease.GuestConfig()
+	c.Name, c.Driver, c.Metric = n.device, m.spec.Network.LinkDriver, n.metric()
+	if mtu := m.spec.Network.MTU; mtu != 0 {
+		c.MTU = mtu
+	}
+	return c
 }
 
 // attach joins the links to the networks and publishes the ports.
@@ -238,7 +245,7 @@ func (m *monitor) attachOne(ctx context.Context, n *network, ports []portfwd.Spe
 	}
 	n.keeper, err = netd.Keep(ctx, n.client, netd.KeepConfig{
 		Config: m.netdConfig(&n.Attachment), Lease: n.lease, Attach: req, Link: n.handle, Sockets: m.sockets,
-		Logger: m.log,
+		Logger: m.log, Moved: func(l *netd.Lease) { go m.moved(n, l) },
 	})
 	if err == nil {
 		n.client = nil

@@ -2,6 +2,7 @@ package netd
 
 import (
 	"context"
+	"errors"
 	"os"
 
 	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
@@ -12,9 +13,10 @@ import (
 // Client is a sandbox's connection to its network's process. The connection is
 // the lease: when it ends, the sandbox is detached. It is a port.Manager.
 type Client struct {
-	conn *wire.Conn
-	info Info
-	done chan struct{}
+	conn   *wire.Conn
+	info   Info
+	done   chan struct{}
+	uplink *wire.Handle // that came with the lease, until somebody takes it
 }
 
 func newClient(conn *wire.Conn) *Client {
@@ -55,16 +57,34 @@ func (c *Client) ended() bool {
 func (c *Client) Close() error {
 	err := c.conn.Close()
 	<-c.done
+	if h := c.takeUplink(); h != nil {
+		err = errors.Join(err, h.Close())
+	}
 	return err
 }
 
 // Lease asks for the sandbox's addresses; once for each connection.
 func (c *Client) Lease(ctx context.Context, req LeaseRequest) (*Lease, error) {
 	var l Lease
-	if err := c.call(ctx, msgLease, req, &l); err != nil {
+	m, err := c.conn.Call(ctx, msgLease, req, &l)
+	if err != nil {
 		return nil, err
 	}
+	defer m.CloseFiles()
+	if l.Given {
+		if c.uplink, err = m.TakeHandle(fileUplink); err != nil {
+			return nil, err
+		}
+	}
 	return &l, nil
+}
+
+// takeUplink returns the duplicate of the network's device, which is the caller's then;
+// nil if there is none.
+func (c *Client) takeUplink() *wire.Handle {
+	h := c.uplink
+	c.uplink = nil
+	return h
 }
 
 // Rename gives the sandbox another name in the network.

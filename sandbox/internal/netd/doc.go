@@ -28,6 +28,14 @@
 // in a file that outlives every process, see package netdef. The names come back
 // with the sandboxes; a question for one waits for it in the first 2 seconds.
 //
+// # Uplinks
+//
+// The device of an uplink is opened by its name when the process starts. One that was
+// given as a descriptor comes with the start message; then the process stays until the
+// network is removed, and each client gets a duplicate with its lease, for the process
+// that follows this one. When a server outside gives a sandbox another address, its
+// connection ends as if this process had, and the Keeper attaches it anew (Moved).
+//
 // # Names
 //
 // A sandbox has its name, the first 12 digits of its id and its aliases, each also

@@ -18,6 +18,9 @@ type Config struct {
 	StartConfig
 	// Start starts the process that calls Main. Required.
 	Start func(ctx context.Context, files StartFiles) error
+	// Uplink is the open device of a network that was given one, for a process that has
+	// to be started. It stays the caller's; nil if he has none.
+	Uplink wire.Descriptor
 	// StartTimeout bounds all of Ensure. Zero: 15 s.
 	StartTimeout time.Duration
 }
@@ -209,7 +212,11 @@ func start(ctx context.Context, d *directory, cfg Config) error {
 	}
 	c := newClient(conn)
 	defer c.Close()
-	err = c.call(ctx, msgStart, cfg.StartConfig, nil)
+	var files []wire.File
+	if cfg.Uplink != nil {
+		files = append(files, wire.File{Name: fileUplink, File: cfg.Uplink})
+	}
+	err = c.call(ctx, msgStart, cfg.StartConfig, nil, files...)
 	if errors.Is(err, io.EOF) {
 		return &wire.Error{Step: step, Path: d.path + "/" + logName, Msg: "the process ended before it was ready; see its log"}
 	}

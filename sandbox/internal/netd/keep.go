@@ -37,6 +37,9 @@ type KeepConfig struct {
 	Link wire.Descriptor
 	// Sockets serves the forwarders; nil: published ports go through the stack.
 	Sockets *SocketServer
+	// Moved is told, without waiting, of a lease with other addresses than the one
+	// before, which only a server outside makes; nil: that is a failure.
+	Moved func(*Lease)
 	// Logger; nil discards.
 	Logger *slog.Logger
 }
@@ -52,8 +55,10 @@ type Keeper struct {
 	cancel context.CancelFunc
 	ended  chan struct{}
 
-	op   chan struct{} // of one: held by who changes client or ports
+	op   chan struct{} // of one: held by who changes client, ports or uplink
 	once sync.Once
+	// uplink is a duplicate of the network's device, if that was given as a descriptor.
+	uplink *wire.Handle
 
 	metering sync.Mutex // guards meter
 	meter    meter
@@ -80,7 +85,7 @@ func Keep(ctx context.Context, client *Client, cfg KeepConfig) (*Keeper, error) 
 	if cfg.Lease == nil || cfg.Link == nil {
 		return nil, errors.New("netd: KeepConfig.Lease and Link are required")
 	}
-	k := &Keeper{cfg: cfg, log: cfg.Logger, client: client, op: make(chan struct{}, 1), ended: make(chan struct{})}
+	k := &Keeper{cfg: cfg, log: cfg.Logger, client: client, uplink: client.takeUplink(), op: make(chan struct{}, 1), ended: make(chan struct{})}
 	if k.log == nil {
 		k.log = slog.New(slog.DiscardHandler)
 	}
@@ -94,6 +99,7 @@ func Keep(ctx context.Context, client *Client, cfg KeepConfig) (*Keeper, error) 
 		}
 	}
 	if err != nil {
+		client.uplink = k.uplink
 		return nil, err
 	}
 	for _, st := range list {
@@ -191,17 +197,24 @@ func (k *Keeper) reattach(ctx context.Context) error {
 	}
 }
 
-// attempt attaches over a new connection with the addresses that the sandbox has.
+// attempt attaches over a new connection with the addresses that the sandbox has, or,
+// from a server outside, with others.
 func (k *Keeper) attempt(ctx context.Context, req AttachRequest) (*Client, []port.Status, error) {
+	cfg := k.cfg.Config
+	if k.uplink != nil {
+		cfg.Uplink = k.uplink
+	}
 	was := k.cfg.Lease
 	ctx, cancel := context.WithTimeout(ctx, 25*time.Second)
 	defer cancel()
-	c, l, err := Join(ctx, k.cfg.Config, LeaseRequest{ID: was.ID, Name: was.Name, Addr4: was.Addr4, Addr6: was.Addr6, MAC: was.MAC, DHCP: was.DHCP})
+	c, l, err := Join(ctx, cfg, LeaseRequest{ID: was.ID, Name: was.Name, Addr4: was.Addr4, Addr6: was.Addr6, MAC: was.MAC, DHCP: was.DHCP})
 	if err != nil {
 		return nil, nil, err
 	}
 	var list []port.Status
-	if l.Gateway4 != was.Gateway4 || l.Gateway6 != was.Gateway6 || l.Prefix4 != was.Prefix4 || l.Prefix6 != was.Prefix6 {
+	other := l.Gateway4 != was.Gateway4 || l.Gateway6 != was.Gateway6 || l.Prefix4 != was.Prefix4 || l.Prefix6 != was.Prefix6
+	moved := other && l.DHCP && k.cfg.Moved != nil
+	if other && !moved {
 		err = &wire.Error{Code: CodeAddrBad, Step: "attach again", Msg: fmt.Sprintf("the network is now %s, %s with gateways %s, %s", l.Prefix4, l.Prefix6, l.Gateway4, l.Gateway6)}
 	} else {
 		list, err = k.attach(ctx, c, req)
@@ -209,6 +222,10 @@ func (k *Keeper) attempt(ctx context.Context, req AttachRequest) (*Client, []por
 	if err != nil {
 		c.Close()
 		return nil, nil, err
+	}
+	if k.cfg.Lease = l; moved {
+		k.log.Info("another address", "addr", l.Prefix4)
+		k.cfg.Moved(l)
 	}
 	return c, list, nil
 }
@@ -379,6 +396,9 @@ func (k *Keeper) Close() (err error) {
 			err = nil
 		}
 		err = errors.Join(err, c.Close())
+		if k.uplink != nil {
+			err = errors.Join(err, k.uplink.Close())
+		}
 	})
 	return err
 }

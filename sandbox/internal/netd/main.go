@@ -80,6 +80,8 @@ type server struct {
 	// names finds those of other networks.
 	names  *names
 	killed bool // the process before this one: its sandboxes come, one by one
+	// uplink is a duplicate of the device that was given as a descriptor, for others.
+	uplink *wire.Handle
 
 	ctx     context.Context // ends when the process leaves
 	cancel  context.CancelFunc
@@ -93,6 +95,7 @@ type server struct {
 	byID      map[string]*session
 	published map[portKey]*session
 	leaving   bool
+	told      bool        // to leave, as the network is removed
 	idle      *time.Timer // runs while there are no sessions
 
 	idleC chan struct{}
@@ -127,7 +130,7 @@ func newServer(ctx context.Context, m *wire.Message, mc MainConfig) (_ *server, 
 	if s.killed, err = s.dir.has(sockName); err != nil {
 		return nil, err
 	}
-	if err := s.makeNetwork(); err != nil {
+	if err := s.makeNetwork(m); err != nil {
 		return nil, wire.ToError("make network "+s.cfg.Name, toWire(err))
 	}
 	if s.ln, err = s.dir.listen(); err != nil {
@@ -157,7 +160,7 @@ type state struct {
 }
 
 // makeNetwork makes the network as it is defined.
-func (s *server) makeNetwork() error {
+func (s *server) makeNetwork(start *wire.Message) error {
 	n := &s.cfg.Network
 	if len(n.Subnets()) == 0 && !n.Uplink() {
 		if err := s.chooseSubnets(n); err != nil {
@@ -167,7 +170,7 @@ func (s *server) makeNetwork() error {
 	var uplink *netstack.Uplink
 	if n.Uplink() {
 		var err error
-		if uplink, err = netstack.OpenUplink(n.Parent); err != nil {
+		if uplink, err = s.openUplink(start); err != nil {
 			return err
 		}
 		if n.DHCP() {
@@ -313,6 +316,9 @@ func (s *server) run(ctx context.Context) error {
 // mayLeave removes the network's files if nobody is here and nobody is on the
 // way. From then on a client finds no socket, or one whose other end closes.
 func (s *server) mayLeave() bool {
+	if s.mustStay() {
+		return false
+	}
 	lock, err := s.dir.tryLock()
 	switch {
 	case err != nil:
@@ -421,6 +427,9 @@ func (s *server) close() error {
 	}
 	if s.fds != nil {
 		s.fds.Close()
+	}
+	if s.uplink != nil {
+		s.uplink.Close()
 	}
 	if s.ln != nil {
 		s.ln.Close()

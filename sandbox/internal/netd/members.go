@@ -48,6 +48,6 @@ func (s *server) mustLeave(asks *session) error {
 			x.cancel()
 		}
 	}
-	s.cfg.Linger = 1
+	s.cfg.Linger, s.told = 1, true
 	return nil
 }

@@ -16,6 +16,34 @@ import (
 // it attached waits for 10 s.
 const dhcpPatience = 8 * time.Second
 
+// openUplink returns the device of an uplink: it opens it by its name, or it came along
+// with the start message from whoever had it open.
+func (s *server) openUplink(start *wire.Message) (*netstack.Uplink, error) {
+	if !s.cfg.Given {
+		return netstack.OpenUplink(s.cfg.Parent)
+	}
+	f, err := start.Take(fileUplink)
+	if err != nil {
+		return nil, &wire.Error{Code: CodeNoParent, Msg: "the descriptor of its device " + s.cfg.Parent + " was closed when the last process that had it ended",
+			Fix: "open the device again: sbx network uplink " + s.cfg.Name + " FD"}
+	}
+	u, err := netstack.UplinkFrom(f)
+	if err == nil {
+		s.uplink, err = wire.NewHandle(f)
+	}
+	if err != nil {
+		f.Close()
+	}
+	return u, err
+}
+
+// mustStay says that without this process nobody would have the device open.
+func (s *server) mustStay() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.uplink != nil && !s.told
+}
+
 // outsideLease is that of a sandbox whose address is not ours to give: its MAC, which
 // must be nobody else's on the segment, and the same each time it starts.
 func outsideLease(req LeaseRequest) netstack.Lease {

@@ -16,11 +16,11 @@ import (
 // The messages. Every request has one reply; an error travels as wire.Error.
 //
 //	on descriptor 3 of the process, once:
-//	  starter -> netd     start    StartConfig                  reply: Info (ready), or why not
+//	  starter -> netd     start    StartConfig [+ "uplink"]     reply: Info (ready), or why not
 //
 //	on the network's socket:
 //	  monitor -> netd     hello    Hello                        reply: Info; first message
-//	                      lease    LeaseRequest                 reply: Lease; once
+//	                      lease    LeaseRequest                 reply: Lease [+ "uplink"]; once
 //	                      rename   Rename                       reply: nothing
 //	                      update   Member                       reply: nothing
 //	                      attach   AttachRequest                reply: Ports
@@ -56,6 +56,7 @@ const (
 
 	fileLink    = "link"
 	fileSockets = "sockets"
+	fileUplink  = "uplink"
 )
 
 // Codes of wire.Error. Those of published ports are portfwd's ("port-in-use",
@@ -69,6 +70,7 @@ const (
 	CodeNoSubnet   = "no-subnet"        // every subnet clashes with the host's routes
 	CodeInternal   = "internal-network" // an internal network, or an uplink, publishes nothing
 	CodeDHCP       = "dhcp"             // no address from the segment outside
+	CodeNoParent   = "no-parent"        // the descriptor of an uplink's device is gone
 	CodeTooMany    = "too-many"         // a bound of this process
 	CodeNoNetwork  = "no-network"       // it was removed
 	CodeMisuse     = "protocol-misuse"  // a request out of order or malformed
@@ -149,6 +151,9 @@ type Lease struct {
 	DNS      []netip.Addr `json:"dns"`
 	MTU      int          `json:"mtu"`
 	Internal bool         `json:"internal,omitempty"`
+	// Given: the network's device is a descriptor, and a duplicate of it comes along, for
+	// the process after this one.
+	Given bool `json:"given,omitempty"`
 	// Uplink: the sandbox is a host of a segment outside. DHCP: with an address from
 	// there, as are its name servers and the domains to search.
 	Uplink bool     `json:"uplink,omitempty"`

@@ -130,14 +130,18 @@ func (x *session) work(r request) {
 	if err != nil {
 		x.log.Info("request failed", "request", r.m.Type, "err", err)
 	}
-	x.reply(r.m, body, err)
+	var files []wire.File
+	if r.m.Type == msgLease && err == nil && x.s.uplink != nil {
+		files = append(files, wire.File{Name: fileUplink, File: x.s.uplink})
+	}
+	x.reply(r.m, body, err, files...)
 }
 
-func (x *session) reply(m *wire.Message, body any, err error) {
+func (x *session) reply(m *wire.Message, body any, err error, files ...wire.File) {
 	if m.ID == 0 {
 		return // no reply wanted
 	}
-	if err := x.conn.Reply(m, body, toWire(err)); err != nil && x.ctx.Err() == nil {
+	if err := x.conn.Reply(m, body, toWire(err), files...); err != nil && x.ctx.Err() == nil {
 		x.s.log.Warn("reply", "request", m.Type, "err", err)
 		x.conn.Close() // it does not read: it is gone, or as good as
 	}
@@ -228,7 +232,7 @@ func (x *session) doLease(m *wire.Message) (any, error) {
 	x.id = req.ID
 	x.log = x.s.log.With("sandbox", req.ID)
 	n := &x.s.cfg.Network
-	l := Lease{Lease: got, MTU: x.s.info().MTU, Internal: n.Internal, Uplink: n.Uplink()}
+	l := Lease{Lease: got, MTU: x.s.info().MTU, Internal: n.Internal, Uplink: n.Uplink(), Given: x.s.uplink != nil}
 	l.Gateway4, l.Gateway6 = n.Gateway4, n.Gateway6
 	if got.Addr4.IsValid() {
 		l.Prefix4 = netip.PrefixFrom(got.Addr4, n.Subnet4.Bits())

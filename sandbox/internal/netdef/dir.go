@@ -105,6 +105,9 @@ func (d Dir) Add(n *Network) error {
 	return d.write(n.Name+defExt, n)
 }
 
+// Change writes a network that is there; the caller has the lock.
+func (d Dir) Change(n *Network) error { return d.write(n.Name+defExt, n) }
+
 // Remove removes a network and its leases; the caller has the lock.
 func (d Dir) Remove(name string) error {
 	return errors.Join(d.remove(name+defExt), d.remove(name+leaseExt))

@@ -102,6 +102,9 @@ type Config struct {
 	NoIPv4, NoIPv6       bool
 	Internal, Attachable bool
 	Options, Labels      map[string]string
+	// Parent, if not nil, is the open device of an uplink, in place of the name of one.
+	// It stays the caller's.
+	Parent *os.File
 }
 
 // New makes a network of cfg. Others are the user's networks, Default among them,
@@ -126,6 +129,11 @@ func New(cfg Config, others []Network, host []netstack.HostPrefix) (*Network, er
 	var err error
 	if n.Behaviour, err = parseOptions(n.Options); err != nil {
 		return nil, err
+	}
+	if cfg.Parent != nil {
+		if err := n.GiveParent(cfg.Parent); err != nil {
+			return nil, err
+		}
 	}
 	if err := cfg.families(); err != nil {
 		return nil, err
@@ -179,6 +187,28 @@ func (n *Network) checkUplink(no4 bool) error {
 		return invalid("", "network %s: %v", n.Name, err)
 	}
 	return nil
+}
+
+// GiveParent makes an open device the parent of an uplink.
+func (n *Network) GiveParent(f *os.File) error {
+	name, err := netstack.UplinkName(f)
+	if err != nil {
+		return invalid("open /dev/net/tun or the node of a macvtap, with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR", "the parent device: %v", err)
+	}
+	n.setParent(name, true)
+	return nil
+}
+
+// NameParent makes a device, which each process of the network opens, the parent of an
+// uplink.
+func (n *Network) NameParent(device string) { n.setParent(device, false) }
+
+func (n *Network) setParent(name string, given bool) {
+	n.Parent, n.Given = name, given
+	if n.Options == nil {
+		n.Options = map[string]string{}
+	}
+	n.Options["parent"] = name
 }
 
 // Uplink says whether the network is a part of a segment outside.

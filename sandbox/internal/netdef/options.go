@@ -25,8 +25,9 @@ type Behaviour struct {
 	// zero: all of them.
 	HostBinding netip.Addr `json:"hostBinding,omitzero"`
 	// Parent is the device of an uplink: the name of a TAP or macvtap, or the node of
-	// the latter.
+	// the latter. Given: it is an open descriptor, which the network's process keeps.
 	Parent string `json:"parent,omitempty"`
+	Given  bool   `json:"given,omitempty"`
 }
 
 // longNames are Docker's names of options.

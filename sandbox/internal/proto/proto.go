@@ -96,6 +96,7 @@ const (
 	MsgConnect    = "connect"
 	MsgDisconnect = "disconnect"
 	MsgUnlink     = "unlink"
+	MsgMove       = "move"
 	MsgAttach     = "attach"
 	MsgLog        = "log"
 	MsgExited     = "exited"
@@ -417,6 +418,12 @@ type Exited struct {
 type Net struct {
 	Loopback bool                 `json:"loopback"` // only lo
 	Guest    netstack.GuestConfig `json:"guest"`
+}
+
+// Move gives a device other addresses and ways out in place of those it had.
+type Move struct {
+	Gone  netstack.GuestConfig `json:"gone"`
+	Guest netstack.GuestConfig `json:"guest"`
 }
 
 // Name is that of a network, or of a device.
