@@ -23,7 +23,7 @@ func (s *Sandbox) ConnectNetwork(ctx context.Context, a Attachment) error {
 		a.Network = NetworkDefault
 	}
 	if alone(a.Network) {
-		return badConfig("network", "a sandbox cannot be connected to %s", a.Network)
+		return badConfig("network", "a sandbox that has been made cannot be connected to %s: make it anew with --network %s", a.Network, a.Network)
 	}
 	p, err := s.e.attachment(a)
 	if err != nil {

@@ -29,9 +29,10 @@ func openParent(s string) (*os.File, error) {
 func networkUplinkCommand(g *globals) *command {
 	c := &command{
 		Use: "uplink NETWORK PARENT", Short: "Give an uplink its parent device again, or another one", Args: wantArgs(2, 2),
-		Long: "A device that was given as an open descriptor is kept by the network's process, and by the sandboxes\n" +
-			"on it, which give it to the next process when that is killed. When all of them have ended, as when\n" +
-			"the machine was restarted, it has to be given again.",
+		Long: `A device that was given as an open descriptor is kept by the network's
+process, and by the sandboxes on it, which give it to the next process when
+that is killed. When all of them have ended, as when the machine was
+restarted, it has to be given again.`,
 		Example:  "  sbx network uplink lan 5 5<>/dev/tap7\n  sbx network uplink lan tap0",
 		Complete: completeNetworks(1),
 	}

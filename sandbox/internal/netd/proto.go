@@ -276,7 +276,7 @@ func toWire(err error) error {
 	)
 	switch {
 	case errors.As(err, &none):
-		return &wire.Error{Code: CodeNoAddress, Step: "lease an address", Msg: none.Error(), Fix: "stop a sandbox, or use another network"}
+		return &wire.Error{Code: CodeNoAddress, Step: "lease an address", Msg: none.Error(), Fix: "remove a sandbox that is on it (one that is stopped keeps its addresses), or use another network"}
 	case errors.As(err, &conflict):
 		return &wire.Error{Code: CodeAddrTaken, Step: "lease an address", Path: conflict.Addr, Msg: "in use by sandbox " + conflict.Owner, Fix: "choose another address, or none"}
 	case errors.As(err, &bad):

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/rootless-sbx/sbx/internal/wire"
+	"github.com/rootless-sbx/sbx/sandbox/internal/netdef"
 )
 
 // CodeNetworks is of errors about the networks that a sandbox is on.
@@ -33,7 +34,7 @@ func (n *Network) Disconnect(name string) error {
 	}
 	i := slices.IndexFunc(n.Attachments, func(o Attachment) bool { return o.Network.Name == name })
 	if i < 0 {
-		return networksError("sbx inspect shows on which it is", "the sandbox is not on network %s", name)
+		return networksError("sbx inspect shows on which it is", "the sandbox is not on network %s", netdef.PublicName(name))
 	}
 	n.Attachments = slices.Delete(slices.Clone(n.Attachments), i, i+1)
 	return nil
