@@ -116,21 +116,8 @@ func (b *syncBuffer) String() string {
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	fds, goroutines := openFiles(), runtime.NumGoroutine()
-	w := bareWorld(t)
-	w.Cleanup(func() {
-		if b, err := os.ReadFile(filepath.Join(w.dir, "run/net/default/log")); err == nil {
-			w.netdLog = string(b)
-		}
-		w.check(fds, goroutines)
-	})
-	return w
-}
-
-// bareWorld is one that does not look for what is left.
-func bareWorld(t testing.TB) *world {
-	t.Helper()
 	w := &world{TB: t}
+	fds, goroutines := openFiles(), runtime.NumGoroutine()
 	var err error
 	if w.dir, err = os.MkdirTemp("", "sbx-lib-"); err != nil {
 		t.Fatal(err)
@@ -144,6 +131,10 @@ func bareWorld(t testing.TB) *world {
 		Logger:     slog.New(slog.NewTextHandler(&w.log, nil)),
 	}
 	t.Cleanup(func() {
+		if b, err := os.ReadFile(filepath.Join(w.dir, "run/net/default/log")); err == nil {
+			w.netdLog = string(b)
+		}
+		w.check(fds, goroutines)
 		if err := os.RemoveAll(w.dir); err != nil {
 			t.Error(err)
 		}
