@@ -82,6 +82,7 @@ func TestNetworkContainerRefused(t *testing.T) {
 		"--dns-search x":     {"conflicting options: dns"},
 		"--add-host a:::1":   {"conflicting options: custom host-to-IP mapping"},
 		"--host-access 80":   {"conflicting options: access to the host's ports"},
+		"--metadata-access":  {"conflicting options: access to metadata"},
 		"--mtu 1500":         {"conflicting options: mtu"},
 		"--userns single":    {"user namespace", "auto", "single"},
 		"--link-driver tap":  {"conflicting options: link driver"},

@@ -10,6 +10,8 @@ import (
 	"os"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Errors of New, Attach and the forwarding calls.
@@ -92,10 +94,11 @@ type Limits struct {
 	// kernel sends them again.
 	TCPDials int
 	// TCPFlows open at once, published ones included (10240, and not more than
-	// fit into TCPMemory at 192 KiB each). Over it SYNs are dropped.
+	// fit into TCPMemory at MinFlowMemory each). Over it SYNs are dropped.
 	TCPFlows int
 	// TCPMemory is the most that the buffers of all flows take of the process,
-	// in bytes (1920 MiB, what 10240 flows need). Each flow has up to 4 MiB each
+	// in bytes (an eighth of the machine's memory, and not more than 1920 MiB, what
+	// 10240 flows need). It is not reserved: an idle flow takes 11 KiB. Each flow has up to 4 MiB each
 	// way; as more flows open, the buffers of all shrink. Data that has been
 	// received already stays until it is read, and the host's kernel has socket
 	// buffers besides.
@@ -114,7 +117,11 @@ type Limits struct {
 	UDPTimeout, UDPTimeoutDNS time.Duration
 	// Pings are echo identifiers with a host socket (64), for 30 s.
 	Pings int
-	// DNSQueries in flight (128).
+	// PingRate is how many pings a port may send in a second, and NeighborRate how
+	// many messages of ARP and neighbour discovery (10,000 each), a fifth of them at
+	// once.
+	PingRate, NeighborRate int
+	// DNSQueries in flight (128). See ResolverConfig for how many leave the host.
 	DNSQueries int
 	// Flood is how many copies of its broadcasts and multicasts a port may cause
 	// in a second (100,000), a fifth of it at once. A copy of 4 KiB or more counts
@@ -129,12 +136,17 @@ func (l *Limits) complete() {
 		}
 	}
 	set(&l.TCPDials, 2048)
+	if l.TCPFlows > 0 && l.TCPMemory <= 0 { // who asks for many wants them
+		l.TCPMemory = max(defaultTCPMemory(), l.TCPFlows*MinFlowMemory)
+	}
 	set(&l.TCPFlows, 10240)
-	set(&l.TCPMemory, 1920<<20)
-	l.TCPFlows = min(l.TCPFlows, max(1, l.TCPMemory/flowMemory(tcpShareMin)))
+	set(&l.TCPMemory, defaultTCPMemory())
+	l.TCPFlows = min(l.TCPFlows, max(1, l.TCPMemory/MinFlowMemory))
 	set(&l.UDPFlows, 1024)
 	set(&l.UDPPeers, 4096)
 	set(&l.Pings, 64)
+	set(&l.PingRate, 10_000)
+	set(&l.NeighborRate, 10_000)
 	set(&l.DNSQueries, 128)
 	set(&l.Flood, 100_000)
 	for _, d := range []struct {
@@ -145,6 +157,17 @@ func (l *Limits) complete() {
 			*d.p = d.v
 		}
 	}
+}
+
+// defaultTCPMemory lets no sandbox take so much of a small machine that the kernel would
+// have to kill something.
+func defaultTCPMemory() int {
+	const most, least = 1920 << 20, 64 << 20
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return least // a call that cannot fail
+	}
+	return int(min(most, max(least, uint64(info.Totalram)*uint64(info.Unit)/8)))
 }
 
 // complete checks a configuration and fills in the defaults.
@@ -232,4 +255,7 @@ type PortConfig struct {
 	// port of the host's 127.0.0.1, or else [::1]. Empty means that the host's
 	// loopback is out of reach.
 	HostPorts []uint16
+	// Metadata lets the guest reach where clouds tell a machine its secrets:
+	// 169.254.0.0/16 and a few other addresses.
+	Metadata bool
 }

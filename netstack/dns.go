@@ -26,7 +26,7 @@ import (
 //	finish     truncation, EDNS, the client's id    dns_finish.go
 //
 // Limits: a query of 4096 bytes, an answer by UDP of 4096; 256 unanswered queries
-// of one client, 512 questions upstream,
+// of one client, 1000 of them a second upstream, 512 questions upstream at a time,
 // 256 that wait for a name to come; a cache of 4096 answers and 4 MiB, each
 // answer of at most 16 KiB, for a day at most, an hour if negative, a second if a
 // failure; 4096 owners of records with 64 names, 16 addresses and 256 services each.
@@ -86,6 +86,13 @@ type ResolverConfig struct {
 	// questions asked upstream at a time. Zero: 256 and 512. What exceeds them
 	// is dropped (UDP) or answered with SERVFAIL (TCP), and counted.
 	MaxPerClient, MaxUpstream int
+	// MaxRate bounds how many of one client's questions leave the host in a second:
+	// those that are not in the cache. Zero: 1000, a fifth of them at once. What exceeds
+	// it is dropped likewise, and counted.
+	MaxRate int
+	// RefuseInside gives no address for a name from outside that has one of a private
+	// network, a link or a loopback.
+	RefuseInside bool
 	// Logger; nil discards.
 	Logger *slog.Logger
 
@@ -96,8 +103,9 @@ type ResolverConfig struct {
 type ResolverStats struct {
 	Queries, Local, Peers, CacheHits, Shared, Upstream, UpstreamFailed uint64
 	// Malformed counts what was no query; Refused what we do not do; Dropped
-	// what exceeded a bound; Spoofed upstream packets that answered no question.
-	Malformed, Refused, Dropped, Spoofed uint64
+	// what exceeded a bound, Limited what exceeded MaxRate; Spoofed upstream packets
+	// that answered no question.
+	Malformed, Refused, Dropped, Limited, Spoofed uint64
 	// Inside counts answers from outside with an address of a private network, a
 	// link or a loopback: names of a company, or DNS rebinding.
 	Inside                   uint64
@@ -124,10 +132,14 @@ type Resolver struct {
 	flights map[cacheKey]*flight
 	alone   int // flights that are nobody else's, not in the map
 	clients map[netip.Addr]int
+	rates   map[netip.Addr]*budget
+
+	insideLogged atomic.Pointer[time.Time]
 
 	count struct {
 		queries, local, peers, shared, upstream, failed     atomic.Uint64
 		malformed, refused, dropped, spoofed, inside, cache atomic.Uint64
+		limited                                             atomic.Uint64
 	}
 }
 
@@ -160,6 +172,9 @@ func NewResolver(cfg ResolverConfig) (*Resolver, error) {
 	if cfg.MaxUpstream <= 0 {
 		cfg.MaxUpstream = 512
 	}
+	if cfg.MaxRate <= 0 {
+		cfg.MaxRate = 1000
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -177,6 +192,7 @@ func NewResolver(cfg ResolverConfig) (*Resolver, error) {
 		host:    &hostResolv{path: cfg.ResolvConf, log: cfg.Logger, now: cfg.now},
 		flights: map[cacheKey]*flight{},
 		clients: map[netip.Addr]int{},
+		rates:   map[netip.Addr]*budget{},
 	}
 	r.zone.init(cfg)
 	r.cache.init(cfg.CacheEntries, cfg.CacheBytes, cfg.now)
@@ -212,7 +228,7 @@ func (r *Resolver) Stats() ResolverStats {
 	s := ResolverStats{
 		Queries: c.queries.Load(), Local: c.local.Load(), Peers: c.peers.Load(), CacheHits: c.cache.Load(), Shared: c.shared.Load(),
 		Upstream: c.upstream.Load(), UpstreamFailed: c.failed.Load(), Malformed: c.malformed.Load(),
-		Refused: c.refused.Load(), Dropped: c.dropped.Load(), Spoofed: c.spoofed.Load(), Inside: c.inside.Load(),
+		Refused: c.refused.Load(), Dropped: c.dropped.Load(), Limited: c.limited.Load(), Spoofed: c.spoofed.Load(), Inside: c.inside.Load(),
 	}
 	s.CacheEntries, s.CacheBytes = r.cache.size()
 	return s

@@ -25,7 +25,6 @@ func (r *Resolver) exchangeUpstream(ctx context.Context, req *dns.Msg, from neti
 	}
 	f, joined := r.enter(from, key, shared, req, conf)
 	if f == nil {
-		r.count.dropped.Add(1)
 		if tcp {
 			return servfail()
 		}
@@ -88,6 +87,7 @@ func (r *Resolver) enter(from netip.Addr, key cacheKey, shared bool, req *dns.Ms
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed || r.clients[from] >= r.cfg.MaxPerClient {
+		r.count.dropped.Add(1)
 		return nil, false
 	}
 	if f := r.flights[key]; f != nil && shared {
@@ -96,6 +96,11 @@ func (r *Resolver) enter(from netip.Addr, key cacheKey, shared bool, req *dns.Ms
 		return f, true
 	}
 	if len(r.flights)+r.alone >= r.cfg.MaxUpstream {
+		r.count.dropped.Add(1)
+		return nil, false
+	}
+	if !r.mayAsk(from) {
+		r.count.limited.Add(1)
 		return nil, false
 	}
 	f = &flight{done: make(chan struct{})}
@@ -109,6 +114,22 @@ func (r *Resolver) enter(from netip.Addr, key cacheKey, shared bool, req *dns.Ms
 	r.count.upstream.Add(1)
 	go r.resolve(f, from, key, req, conf)
 	return f, false
+}
+
+// maxRates bounds the clients whose rate is known.
+const maxRates = 4096
+
+// mayAsk tells whether a client may have another question asked now. r.mu is held.
+func (r *Resolver) mayAsk(from netip.Addr) bool {
+	b := r.rates[from]
+	if b == nil {
+		if len(r.rates) >= maxRates {
+			clear(r.rates) // of those that have gone, mostly
+		}
+		b = new(budget)
+		r.rates[from] = b
+	}
+	return b.take(1, r.cfg.MaxRate, r.cfg.now())
 }
 
 // disown makes the flights under way nobody else's: they ask the servers of
@@ -138,6 +159,9 @@ func (r *Resolver) resolve(f *flight, from netip.Addr, key cacheKey, req *dns.Ms
 	defer r.flying.Done()
 	epoch := r.cache.epochNow()
 	m, err := r.ask(r.ctx, upstreamQuery(req), conf)
+	if err == nil {
+		m = r.checkInside(m, from)
+	}
 	if err != nil {
 		r.count.failed.Add(1)
 		r.log.Debug("no name server answered", "name", req.Question[0].Name, "err", err)
@@ -146,10 +170,6 @@ func (r *Resolver) resolve(f *flight, from netip.Addr, key cacheKey, req *dns.Ms
 		r.log.Debug("unusable answer", "name", req.Question[0].Name, "err", err)
 	} else {
 		f.wire = wire
-		if a, ok := insideAddr(m); ok {
-			r.count.inside.Add(1)
-			r.log.Debug("a name from outside has an address inside", "name", req.Question[0].Name, "address", a)
-		}
 		if _, shared := keyOf(req); shared && !m.Truncated {
 			r.cache.put(key, m, wire, epoch)
 		}

@@ -1,10 +1,12 @@
 package netstack
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -322,10 +324,18 @@ func TestDNSForward(t *testing.T) {
 	}
 }
 
-// TestDNSInside: addresses inside from a name outside are passed on and counted.
+// TestDNSInside: addresses inside from a name outside are counted, and passed on unless
+// they are to be refused.
 func TestDNSInside(t *testing.T) {
+	for _, refuse := range []bool{false, true} {
+		t.Run(fmt.Sprintf("refuse %v", refuse), func(t *testing.T) { testDNSInside(t, refuse) })
+	}
+}
+
+func testDNSInside(t *testing.T, refuse bool) {
 	var answer atomic.Pointer[dns.RR]
-	r := newResolver(t, ResolverConfig{CacheEntries: -1}, dnsServer(t, func(w dns.ResponseWriter, q *dns.Msg) {
+	var told bytes.Buffer
+	r := newResolver(t, ResolverConfig{CacheEntries: -1, RefuseInside: refuse, Logger: slog.New(slog.NewTextHandler(&told, nil))}, dnsServer(t, func(w dns.ResponseWriter, q *dns.Msg) {
 		m := new(dns.Msg)
 		m.SetReply(q)
 		m.Answer = []dns.RR{dnsRR(t, q.Question[0].Name+" 300 IN CNAME x.example.com."), *answer.Load()}
@@ -337,16 +347,70 @@ func TestDNSInside(t *testing.T) {
 	}{
 		{"A 192.0.2.1", 0}, {"A 10.0.0.1", 1}, {"A 192.168.1.1", 1}, {"A 127.0.0.1", 1}, {"A 169.254.169.254", 1}, {"A 0.0.0.0", 1},
 		{"AAAA 2001:db8::1", 0}, {"AAAA ::1", 1}, {"AAAA fd00:ec2::254", 1}, {"AAAA fe80::1", 1}, {"AAAA ::ffff:10.0.0.1", 1}, {"TXT 10.0.0.1", 0},
+		{"A 100.64.0.1", 1}, {"A 0.1.2.3", 1}, {"AAAA 64:ff9b::a00:1", 1}, {"AAAA 64:ff9b::c000:201", 0},
+		{"HTTPS 1 . alpn=h2 ipv4hint=192.0.2.1,10.0.0.1", 1}, {"SVCB 1 . ipv6hint=fd00::1", 1}, {"HTTPS 1 . alpn=h2 ipv4hint=192.0.2.1", 0},
 	} {
 		rr := dnsRR(t, "x.example.com. 300 IN "+c.rr)
 		answer.Store(&rr)
 		before := r.Stats().Inside
-		if a := dnsExchange(t, r, dnsQuery("rebind.example.com.", rr.Header().Rrtype), false); len(a.Answer) != 2 {
+		want := 2
+		if refuse && c.inside > 0 {
+			want = 0
+		}
+		if a := dnsExchange(t, r, dnsQuery("rebind.example.com.", rr.Header().Rrtype), false); len(a.Answer) != want || a.Rcode != dns.RcodeSuccess {
 			t.Errorf("%s: %v", c.rr, a)
 		}
 		if got := r.Stats().Inside - before; got != c.inside {
 			t.Errorf("%s: counted %d times", c.rr, got)
 		}
+	}
+	if n := strings.Count(told.String(), "rebind.example.com."); n != 1 {
+		t.Errorf("told %d times, want it once in a while: %s", n, told.String())
+	}
+}
+
+// TestDNSRate: one client's questions leave the host at a bounded rate. What is in the
+// cache, and other clients, are not concerned.
+func TestDNSRate(t *testing.T) {
+	var clock atomic.Int64
+	var asked atomic.Int32
+	r := newResolver(t, ResolverConfig{MaxRate: 50, now: func() time.Time { return time.Unix(clock.Load(), 0) }}, dnsServer(t, func(w dns.ResponseWriter, q *dns.Msg) {
+		asked.Add(1)
+		m := new(dns.Msg)
+		m.SetReply(q)
+		m.Answer = []dns.RR{dnsRR(t, q.Question[0].Name+" 300 IN A 192.0.2.1")}
+		w.WriteMsg(m)
+	}))
+	guest, other := netip.MustParseAddr("10.1.2.3"), netip.MustParseAddr("10.1.2.4")
+	ask := func(from netip.Addr, name string, tcp bool) []byte {
+		b, err := dnsQuery(name, dns.TypeA).Pack()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.Exchange(t.Context(), b, from, tcp)
+	}
+	for i := range 30 {
+		answer := ask(guest, fmt.Sprintf("n%d.example.", i), false)
+		if (answer != nil) != (i < 10) { // a fifth at once
+			t.Errorf("question %d: answered %v", i, answer != nil)
+		}
+	}
+	if answer := ask(guest, "n0.example.", false); answer == nil {
+		t.Error("no answer from the cache")
+	}
+	if answer := ask(other, "other.example.", false); answer == nil {
+		t.Error("the other client pays for the first")
+	}
+	m := new(dns.Msg)
+	if err := m.Unpack(ask(guest, "tcp.example.", true)); err != nil || m.Rcode != dns.RcodeServerFailure {
+		t.Errorf("by TCP: %v, %v", m, err)
+	}
+	clock.Add(1)
+	if answer := ask(guest, "later.example.", false); answer == nil {
+		t.Error("no answer a second later")
+	}
+	if s := r.Stats(); asked.Load() != 12 || s.Limited != 21 || s.Dropped != 0 {
+		t.Errorf("%d questions asked, %+v", asked.Load(), s)
 	}
 }
 

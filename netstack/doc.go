@@ -87,7 +87,7 @@
 //
 // # What a guest cannot reach
 //
-// Loopback, link-local, multicast and unspecified addresses in every notation,
+// Loopback, link-local, a cloud's metadata (unless PortConfig.Metadata), multicast and unspecified addresses in every notation,
 // addresses of its own subnet that no member has, and the gateway except for
 // port 53, the ports in PortConfig.HostPorts and, with Config.Hairpin, what
 // listens on the host's own address, which it reaches under that address as well.

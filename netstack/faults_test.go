@@ -259,7 +259,7 @@ func TestReceivedMemory(t *testing.T) {
 // own.
 func TestManyConnects(t *testing.T) {
 	n := 10_000
-	l := newLAN(t, nil)
+	l := newLAN(t, func(c *Config) { c.Limits.TCPFlows = 10_240 }) // also on a small machine
 	a, pa := l.join(t, 0, DriverTap, nil)
 	b, _ := l.join(t, 1, DriverTap, nil)
 	addr := hostPortOf(outside4, listenTCP(t, "127.0.0.1"))

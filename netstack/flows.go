@@ -102,6 +102,9 @@ func (t *flowTable) remove(p *Port, f *tcpFlow) {
 	p.wg.Done()
 }
 
+// MinFlowMemory is what a TCP flow takes at most when there are very many.
+const MinFlowMemory = tcpRcvFloor + 2*tcpShareMin
+
 // flowMemory is the most that one flow takes if its share is so large: what is
 // received, what is to be sent, and the buffer in which upload collects.
 func flowMemory(share int) int { return max(share, tcpRcvFloor) + share + relayBufLen(share) }

@@ -71,6 +71,15 @@ func (p *Port) spend(cost int) bool {
 	return true
 }
 
+// within counts one against a bound of so many a second. The world outside has none.
+func (p *Port) within(b *budget, rate int) bool {
+	if p.uplink || b.take(1, rate, time.Now()) {
+		return true
+	}
+	p.count.drop(DropRate)
+	return false
+}
+
 // apart tells whether two ports are members that may not talk to each other.
 func (p *Port) apart(q *Port) bool { return p.net.cfg.Private && !p.uplink && !q.uplink }
 

@@ -45,6 +45,9 @@ func (p *Port) inputICMP(r *linkReader, ip *packet) {
 // inputEcho sends an echo request to where it is for. Only a host that really
 // answers makes a reply.
 func (p *Port) inputEcho(ip *packet) {
+	if !p.within(&p.pings, p.net.cfg.Limits.PingRate) {
+		return
+	}
 	l4, v6 := ip.l4(), ip.v6()
 	gw := p.net.gateway(v6)
 	if ip.dst == gw {

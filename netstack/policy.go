@@ -18,6 +18,7 @@ const (
 	closed                   // the gateway, nothing there: refused
 	nobody                   // the network's own subnet, no member: host unreachable
 	deny                     // out of reach for guests: prohibited
+	secret                   // where a cloud tells its machine's secrets: prohibited
 	elsewhere                // another network of the user: prohibited, too
 	noRoute                  // outside an internal network: network unreachable
 	ignore                   // no host at all: no answer
@@ -31,11 +32,11 @@ var (
 	this4   = netip.MustParsePrefix("0.0.0.0/8")
 	// bcast4 is the limited broadcast address, which net/netip has no word for.
 	bcast4 = netip.AddrFrom4([4]byte{255, 255, 255, 255})
-	// metadata is where clouds tell a machine its secrets, besides link-local
-	// 169.254.169.254: Amazon, Google, Alibaba, Oracle, Azure.
+	// metadata is where clouds tell a machine its secrets, besides all of
+	// 169.254.0.0/16: Amazon (its machines, and EKS), Google, Alibaba, Oracle, Azure.
 	metadata = []netip.Addr{
-		netip.MustParseAddr("fd00:ec2::254"), netip.MustParseAddr("fd20:ce::254"), netip.MustParseAddr("100.100.100.200"),
-		netip.MustParseAddr("192.0.0.192"), netip.MustParseAddr("168.63.129.16"),
+		netip.MustParseAddr("fd00:ec2::254"), netip.MustParseAddr("fd00:ec2::23"), netip.MustParseAddr("fd20:ce::254"),
+		netip.MustParseAddr("100.100.100.200"), netip.MustParseAddr("192.0.0.192"), netip.MustParseAddr("168.63.129.16"),
 	}
 	// nat64 leads to IPv4 addresses where the host's network translates: the
 	// embedded address must pass, too.
@@ -58,8 +59,9 @@ func outside(a netip.Addr) verdict {
 	switch {
 	case a.IsMulticast(), a == bcast4, a.IsUnspecified():
 		return ignore
-	case a.IsLoopback(), a.IsLinkLocalUnicast(), this4.Contains(a), mapped4.Contains(a), compat4.Contains(a),
-		slices.Contains(metadata, a):
+	case a.Is4() && a.IsLinkLocalUnicast(), slices.Contains(metadata, a):
+		return secret
+	case a.IsLoopback(), a.IsLinkLocalUnicast(), this4.Contains(a), mapped4.Contains(a), compat4.Contains(a):
 		return deny
 	}
 	return allow
@@ -87,6 +89,9 @@ func (p *Port) check(dst netip.AddrPort) verdict {
 		return nobody
 	}
 	v := outside(a)
+	if v == secret && p.cfg.Metadata {
+		v = allow
+	}
 	switch {
 	case v != allow:
 	case n.cfg.Internal:
@@ -109,6 +114,9 @@ func (p *Port) refuse(v verdict, src, dst netip.Addr, cause []byte) bool {
 		u = errHost(v6)
 	case deny:
 		p.count.drop(DropPolicy)
+		u = errAdmin(v6)
+	case secret:
+		p.count.drop(DropMetadata)
 		u = errAdmin(v6)
 	case elsewhere:
 		p.count.drop(DropElsewhere)

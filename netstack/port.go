@@ -38,6 +38,8 @@ type Port struct {
 	trains trains      // likewise
 	seen   uint64      // frames, by the janitor
 	floods budget      // likewise
+	pings  budget      // likewise
+	asks   budget      // likewise; of ARP and neighbour discovery
 	count  counters
 
 	flows   flowTable    // TCP

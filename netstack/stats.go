@@ -16,11 +16,13 @@ const (
 	DropNeighbor                // ARP, ND or DHCP nobody may answer, or that may not cross the switch
 	DropGroup                   // IGMP and MLD: the switch has no use for them
 	DropFlood                   // too many broadcasts and multicasts
+	DropRate                    // too many pings, or messages of ARP and ND
 	DropPrivate                 // for another member of a private network
 	DropNoMember                // destination MAC or IP that no port has
 	DropChecksum                // wrong IP or transport checksum
 	DropFragments               // fragment table full, fragment too old or overlapping
 	DropPolicy                  // destination that guests may not reach
+	DropMetadata                // address where a cloud tells its machine's secrets
 	DropElsewhere               // address of another network (Config.Elsewhere)
 	DropProtocol                // transport protocol the gateway does not serve
 	DropLinkWrite               // the link did not take the frame at once
@@ -36,7 +38,7 @@ const (
 
 var dropNames = [numDrops]string{
 	"malformed", "spoofed", "ethertype", "vlan", "qinq", "neighbor",
-	"group", "flood", "private", "no-member", "checksum", "fragments", "policy", "other-network", "protocol",
+	"group", "flood", "rate", "private", "no-member", "checksum", "fragments", "policy", "metadata", "other-network", "protocol",
 	"link-write", "tcp-dials", "tcp-flows", "udp-flows", "udp-filtered", "udp-send", "ping", "dns",
 }
 

@@ -135,6 +135,9 @@ const (
 // passed on only to and from those whose addresses the switch does not know,
 // that is on trunks and outside.
 func (p *Port) inputARP(f *frame, v uint16) {
+	if !p.within(&p.asks, p.net.cfg.Limits.NeighborRate) {
+		return
+	}
 	b := f.head[ethLen:]
 	if len(b) < arpLen || [6]byte(b[:6]) != [6]byte{0, 1, 8, 0, 6, 4} {
 		p.count.drop(DropMalformed)
@@ -203,6 +206,9 @@ func isNeighborDiscovery(ip *packet) bool {
 // members. Like ARP, the rest is passed on only to and from those whose
 // addresses the switch does not know, and nobody inside is a router.
 func (p *Port) inputND(f *frame, ip *packet, v uint16) {
+	if !p.within(&p.asks, p.net.cfg.Limits.NeighborRate) {
+		return
+	}
 	m, loose := ip.l4(), !p.pinned(v, true)
 	dst := macAddr(f.head[:6])
 	size := 0 // of the message before its options

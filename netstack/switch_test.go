@@ -300,6 +300,69 @@ func TestPolicy(t *testing.T) {
 	}
 }
 
+// TestMetadata: where a cloud tells its machine's secrets is closed, and counted apart,
+// until a port is allowed to ask; then nothing else is opened.
+func TestMetadata(t *testing.T) {
+	asked := make(chan netip.AddrPort, 16)
+	l := newLAN(t, func(c *Config) {
+		c.Redirect = func(_ string, _, dst netip.AddrPort) (netip.AddrPort, error) {
+			asked <- dst
+			return dst, unix.ENETUNREACH
+		}
+	})
+	closed := l.wire(t, 0)
+	open := l.wireWith(t, 1, func(c *PortConfig) { c.Metadata = true })
+	secrets := []string{"169.254.169.254", "169.254.170.2", "fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "100.100.100.200", "192.0.0.192", "168.63.129.16"}
+	for i, dst := range secrets {
+		to := netip.AddrPortFrom(netip.MustParseAddr(dst), 80)
+		if got := closed.ask(asked, to); got == "host" || got == "" {
+			t.Errorf("%s closed: %q", dst, got)
+		}
+		if n := closed.port.Stats().Drops[DropMetadata.String()]; n != uint64(i+1) {
+			t.Errorf("%s: counted %d times", dst, n)
+		}
+		if got := open.ask(asked, to); got != "host" {
+			t.Errorf("%s open: %q", dst, got)
+		}
+	}
+	for _, dst := range []string{"127.0.0.1", "fe80::1", "::ffff:169.254.169.254", "10.99.0.77"} {
+		if got := open.ask(asked, netip.AddrPortFrom(netip.MustParseAddr(dst), 80)); got == "host" || got == "" {
+			t.Errorf("%s is open as well: %q", dst, got)
+		}
+	}
+}
+
+// TestRates: what a port asks for too often is not answered, and is counted. Later it
+// may ask again.
+func TestRates(t *testing.T) {
+	l := newLAN(t, func(c *Config) { c.Limits.PingRate, c.Limits.NeighborRate = 50, 50 })
+	a := l.wire(t, 0)
+	echo := []byte{8, 0, 0, 0, 0, 1, 0, 0}
+	binary.BigEndian.PutUint16(echo[2:], ^sum(0, echo))
+	frames := map[string][]byte{
+		"arp":  ethernetFrame(everyone, a.mac, etherARP, arpRequest(a.mac, a.a4, l.cfg.Gateway4)),
+		"ping": ethernetFrame(l.gwMAC, a.mac, etherIPv4, ipDatagram(a.a4, l.cfg.Gateway4, protoICMP, 64, echo)),
+	}
+	const sent = 1000
+	for name, head := range frames {
+		before := a.port.Stats()
+		for range sent {
+			a.port.input(&frame{raw: make([]byte, vnetHdrLen), head: head})
+		}
+		s := a.port.Stats()
+		dropped, answered := s.Drops[DropRate.String()]-before.Drops[DropRate.String()], s.ToGuest.Frames-before.ToGuest.Frames
+		if dropped == 0 || answered < 10 || dropped+answered != sent {
+			t.Errorf("%s: of %d sent %d dropped, %d answered", name, sent, dropped, answered)
+		}
+		later := time.Now().Add(-time.Minute)
+		a.port.asks.at, a.port.pings.at = later, later
+		a.port.input(&frame{raw: make([]byte, vnetHdrLen), head: head})
+		if n := a.port.Stats().ToGuest.Frames - s.ToGuest.Frames; n != 1 {
+			t.Errorf("%s: not answered a minute later", name)
+		}
+	}
+}
+
 // ask sends a datagram to the gateway and says what becomes of it: the ICMP type
 // and code that come back, that the host was asked, or nothing.
 func (w *wireGuest) ask(asked chan netip.AddrPort, dst netip.AddrPort) string {

@@ -28,12 +28,12 @@ type turns struct {
 
 // turn is how long a reader works before it lets others go on. What it takes to let
 // them is about 2 µs.
-const turn = 100 * time.Microsecond
+const turn = 200 * time.Microsecond
 
 // Work that a frame has others do is charged to its reader, about as much as it takes.
 const (
 	costQuery = 20 * time.Microsecond // of a DNS query
-	costDial  = 40 * time.Microsecond // of a connection attempt
+	costDial  = 10 * time.Microsecond // of a connection attempt
 )
 
 func (t *turns) init() error {

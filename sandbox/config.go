@@ -114,6 +114,9 @@ type Config struct {
 	// HostAccess are ports of the host's own loopback that the sandbox may reach
 	// as host.sbx.internal.
 	HostAccess []uint16
+	// MetadataAccess lets the sandbox reach the addresses at which a cloud tells its
+	// machines their secrets.
+	MetadataAccess bool
 	// Publish are the published ports, see portfwd.ParsePublish.
 	Publish []portfwd.Spec
 	// PublishAll publishes the ports that the image exposes and those in Expose

@@ -69,7 +69,7 @@ func (s *Sandbox) resolve(img v1.Config) error {
 		TTY: c.TTY, Rows: c.Rows, Cols: c.Cols, Init: c.Init, Sysctls: c.Sysctls,
 		NetdLinger: s.e.linger, TakeStdin: c.Stdin != nil, Life: c.life(merged.StopSignal, img),
 		Network: proto.Network{
-			Mode: c.mode(), Attachments: attachments, Links: c.Links, MTU: c.MTU, LinkDriver: c.LinkDriver, HostAccess: c.HostAccess,
+			Mode: c.mode(), Attachments: attachments, Links: c.Links, MTU: c.MTU, LinkDriver: c.LinkDriver, HostAccess: c.HostAccess, Metadata: c.MetadataAccess,
 			DNS: c.DNS, DNSSearch: c.DNSSearch, DNSOptions: c.DNSOptions, AddHost: c.AddHost,
 			Ports: ports, PortDriver: c.PortDriver,
 		},

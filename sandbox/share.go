@@ -49,6 +49,7 @@ func checkShared(c *Config) error {
 		{len(c.DNS)+len(c.DNSSearch)+len(c.DNSOptions) > 0, "dns and the network mode", false},
 		{len(c.AddHost) > 0, "custom host-to-IP mapping and the network mode", false},
 		{len(c.HostAccess) > 0, "access to the host's ports and the network mode", true},
+		{c.MetadataAccess, "access to metadata and the network mode", true},
 		{c.MTU != 0, "mtu and the network mode", true},
 		{c.LinkDriver != "", "link driver and the network mode", true},
 		{c.PortDriver != "", "port driver and the network mode", true},

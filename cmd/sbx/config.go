@@ -151,6 +151,7 @@ func (o *runOptions) parsePorts(cfg *sandbox.Config) (err error) {
 }
 
 func (o *runOptions) parseHostAccess(cfg *sandbox.Config) error {
+	cfg.MetadataAccess = o.metadata
 	for _, item := range strings.Split(strings.Join(o.hostAccess, ","), ",") {
 		if item = strings.TrimSpace(item); item == "" {
 			continue

@@ -31,7 +31,7 @@ type runOptions struct {
 	insecure               bool
 
 	networks, publish, expose, dns, dnsSearch, dnsOptions, addHosts, hostAccess []string
-	publishAll                                                                  bool
+	publishAll, metadata                                                        bool
 	place                                                                       placeOptions
 	links                                                                       []string
 	linkDriver, portDriver                                                      string
@@ -153,6 +153,7 @@ func (o *runOptions) networkFlags(fs *pflag.FlagSet) {
 	o.place.define(fs, "network-alias")
 	lists(fs, &o.links, "link", "", "know the sandbox of `NAME`[:ALIAS] by its alias, with its ports in the environment")
 	fs.StringVar(&o.place.mac, "mac-address", "", "`MAC` address in the network (default: chosen)")
+	fs.BoolVar(&o.metadata, "metadata-access", false, "let the sandbox reach the addresses at which a cloud tells its machines their secrets: 169.254.0.0/16 and some others")
 	lists(fs, &o.hostAccess, "host-access", "", "let the sandbox reach `PORTS` of the host's loopback, as host.sbx.internal; 5432 or 80,8000-8010")
 	lists(fs, &o.dns, "dns", "", "name server `IP` to use instead of the network's")
 	lists(fs, &o.dnsSearch, "dns-search", "", "search `DOMAIN`")

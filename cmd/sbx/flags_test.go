@@ -79,6 +79,7 @@ func TestRunFlags(t *testing.T) {
 		{"the same network twice", []string{"--net", "none", "--network", "none", "img"}, get(func(c sandbox.Config) any { return c.Networks[0].Network }), "none"},
 		{"dns-opt", []string{"--dns-opt", "ndots:1", "--dns-option", "rotate", "img"}, get(func(c sandbox.Config) any { return c.DNSOptions }), []string{"ndots:1", "rotate"}},
 		{"host access", []string{"--host-access", "80,8000-8002", "--host-access", "80", "img"}, get(func(c sandbox.Config) any { return c.HostAccess }), []uint16{80, 8000, 8001, 8002}},
+		{"metadata access", []string{"--metadata-access", "img"}, get(func(c sandbox.Config) any { return c.MetadataAccess }), true},
 		{"shm size", []string{"--shm-size", "1g", "img"}, get(func(c sandbox.Config) any { return c.ShmSize }), int64(1 << 30)},
 		{"ulimit", []string{"--ulimit", "nofile=10:20", "img"}, get(func(c sandbox.Config) any { return []int64{c.Ulimits[0].Soft, c.Ulimits[0].Hard} }), []int64{10, 20}},
 		{"sysctl", []string{"--sysctl", "net.core.somaxconn=5", "img"}, get(func(c sandbox.Config) any { return c.Sysctls }), map[string]string{"net.core.somaxconn": "5"}},

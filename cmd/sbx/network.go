@@ -39,7 +39,7 @@ func (o *networkOptions) define(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.internal, "internal", false, "lead nowhere outside of the network")
 	fs.BoolVar(&o.attachable, "attachable", false, "let sandboxes be connected by hand, which is always so")
 	lists(fs, &o.labels, "label", "", "set the label `KEY=VALUE`")
-	lists(fs, &o.opts, "opt", "o", "`OPTION`: mtu=N, icc=false to keep sandboxes from each other, isolate=true to keep them from what other networks publish, vlan=N, trunk=N,N, host_binding=IP to publish there unless told otherwise")
+	lists(fs, &o.opts, "opt", "o", "`OPTION`: mtu=N, icc=false to keep sandboxes from each other, isolate=true to keep them from what other networks publish, vlan=N, trunk=N,N, host_binding=IP to publish there unless told otherwise, rebind-protection=true to give no names from outside that have addresses inside; for each sandbox tcp-flows=N, tcp-memory=SIZE, udp-flows=N, dns-rate=N")
 	same := func(why, fix string, names ...string) {
 		for _, n := range names {
 			defineRefused(fs, unsupportedFlag{name: n, why: why, fix: fix})

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -121,6 +122,34 @@ func TestFlood(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestNetworkLimits: a network's own limits hold, what exceeds them is counted, and so
+// is a question for a cloud's secrets.
+func TestNetworkLimits(t *testing.T) {
+	host, ok := harness.HostAddr(t, "4")
+	if !ok {
+		t.Skip("this machine has no address but loopback")
+	}
+	e := harness.New(t, harness.BB)
+	e.AtEnd("network", "rm", "small")
+	e.Must("network", "create", "-o", "udp-flows=5", "-o", "tcp-flows=7", "-o", "rebind-protection=true", "small")
+	e.AtEnd("rm", "-f", "box")
+	e.Must("run", "-d", "--name", "box", "--network", "small", harness.BB, "sleep", "1000")
+	for _, to := range []string{"169.254.169.254:80", "[fd00:ec2::254]:80"} {
+		if out := e.Must("exec", "box", "/probe", "dial", "tcp", to); strings.HasPrefix(out, "ok") || strings.HasPrefix(out, "ETIMEDOUT") {
+			t.Errorf("%s: %s", to, out)
+		}
+	}
+	p := e.Start("exec", "box", "/probe", "storm", "udp", host)
+	p.WaitOut("storm", 10*time.Second)
+	harness.Eventually(t, 10*time.Second, func() error {
+		c := counters(t, e, "small")["box"]
+		if c.UDPFlows != 5 || c.Drops["udp-flows"] == 0 || c.Drops["metadata"] < 2 {
+			return fmt.Errorf("%+v", c)
+		}
+		return nil
+	})
 }
 
 // count is what a network counted of a sandbox.

@@ -234,7 +234,7 @@ func (m *monitor) attachOne(ctx context.Context, n *network, ports []portfwd.Spe
 	}
 	req := netd.AttachRequest{
 		Member: m.member(n), Driver: n.link.Driver, HdrLen: n.link.HdrLen, MTU: spec.MTU,
-		HostPorts: spec.HostAccess, Publish: ports, PortDriver: spec.PortDriver,
+		HostPorts: spec.HostAccess, Metadata: spec.Metadata, Publish: ports, PortDriver: spec.PortDriver,
 	}
 	if spec.PortDriver == portfwd.DriverBuiltin && m.sockets.BuiltinDir == "" {
 		req.StateDir = proto.BuiltinDir(m.spec.RuntimeDir, m.spec.ID)

@@ -198,13 +198,14 @@ func (s *server) serveNetwork(uplink *netstack.Uplink) (err error) {
 	}
 	if s.dns, err = netstack.NewResolver(netstack.ResolverConfig{
 		Settle: wait, Gateway4: n.Gateway4, Gateway6: n.Gateway6, Subnets: n.Subnets(), Network: n.PublicName(), Internal: n.Internal, Peers: s.names.elsewhere,
-		ResolvConf: s.cfg.ResolvConf, Logger: s.log,
+		ResolvConf: s.cfg.ResolvConf, Logger: s.log, MaxRate: n.DNSRate, RefuseInside: n.RebindProtection,
 	}); err != nil {
 		return err
 	}
 	s.net, err = netstack.New(netstack.Config{
 		Name: n.Name, Subnet4: n.Subnet4, Subnet6: n.Subnet6, Gateway4: n.Gateway4, Gateway6: n.Gateway6, MTU: n.MTU,
 		Internal: n.Internal, Isolate: n.Isolate, Private: n.Private, VLAN: n.VLAN, Hairpin: true, DNS: s.dns, Logger: s.log,
+		Limits: netstack.Limits{TCPFlows: n.TCPFlows, TCPMemory: n.TCPMemory, UDPFlows: n.UDPFlows},
 		Uplink: uplink, Elsewhere: (&neighbours{s: s}).has,
 	})
 	return err

@@ -228,6 +228,8 @@ type AttachRequest struct {
 	Trunk []uint16 `json:"trunk,omitempty"`
 	// HostPorts of the host's loopback that the sandbox may reach.
 	HostPorts []uint16 `json:"host_ports,omitempty"`
+	// Metadata is netstack.PortConfig's.
+	Metadata bool `json:"metadata,omitempty"`
 	// Publish lists ports to publish; either all of them are or none.
 	Publish []portfwd.Spec `json:"publish,omitempty"`
 	// PortDriver is portfwd's; StateDir is where its builtin driver meets its

@@ -337,7 +337,7 @@ func (x *session) doAttach(r request) (any, error) {
 		return nil, err
 	}
 	cfg := netstack.PortConfig{ID: x.id, Name: x.lease.Name, MAC: x.lease.MAC, Addr4: x.lease.Addr4, Addr6: x.lease.Addr6,
-		Link: r.link, Driver: req.Driver, HdrLen: req.HdrLen, MTU: req.MTU, HostPorts: req.HostPorts, VLAN: req.VLAN, Trunk: slices.Concat(x.s.cfg.Trunk, req.Trunk)}
+		Link: r.link, Driver: req.Driver, HdrLen: req.HdrLen, MTU: req.MTU, HostPorts: req.HostPorts, Metadata: req.Metadata, VLAN: req.VLAN, Trunk: slices.Concat(x.s.cfg.Trunk, req.Trunk)}
 	if x.lease.DHCP {
 		cfg.Addr4 = netip.Addr{} // it may change, and the guest may have a client of its own
 	}

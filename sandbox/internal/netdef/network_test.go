@@ -139,8 +139,16 @@ func TestNew(t *testing.T) {
 		"narrow IPv6 subnet":       {Config{Subnets: prefixes("fdcc::/126")}, bad(ErrInvalid, "/64 to /120")},
 		"mapped IPv4":              {Config{Subnets: prefixes("::ffff:10.1.0.0/120")}, bad(ErrInvalid, "is not a subnet")},
 
-		"mtu":                            {Config{Options: map[string]string{"mtu": "1500"}}, says(func(n *Network) bool { return n.MTU == 1500 && n.Options["mtu"] == "1500" })},
-		"Docker's mtu":                   {Config{Options: map[string]string{"com.docker.network.driver.mtu": "1400"}}, says(func(n *Network) bool { return n.MTU == 1400 })},
+		"mtu":          {Config{Options: map[string]string{"mtu": "1500"}}, says(func(n *Network) bool { return n.MTU == 1500 && n.Options["mtu"] == "1500" })},
+		"Docker's mtu": {Config{Options: map[string]string{"com.docker.network.driver.mtu": "1400"}}, says(func(n *Network) bool { return n.MTU == 1400 })},
+		"limits": {Config{Options: map[string]string{"tcp-flows": "100", "udp-flows": "200", "dns-rate": "300", "tcp-memory": "64m", "rebind-protection": "true"}},
+			says(func(n *Network) bool {
+				return n.TCPFlows == 100 && n.UDPFlows == 200 && n.DNSRate == 300 && n.TCPMemory == 64<<20 && n.RebindProtection
+			})},
+		"many flows, little memory":      {Config{Options: map[string]string{"tcp-flows": "10240", "tcp-memory": "1g"}}, bad(ErrInvalid, "not enough memory")},
+		"no size":                        {Config{Options: map[string]string{"tcp-memory": "much"}}, bad(ErrInvalid, "want a size from 1MiB")},
+		"no rate":                        {Config{Options: map[string]string{"dns-rate": "0"}}, bad(ErrInvalid, "option dns-rate=0: want a number from 1")},
+		"rebinding, perhaps":             {Config{Options: map[string]string{"rebind-protection": "maybe"}}, bad(ErrInvalid, "neither true nor false")},
 		"invalid mtu":                    {Config{Options: map[string]string{"mtu": "abc"}}, bad(ErrInvalid, "option mtu=abc: want a number")},
 		"small mtu":                      {Config{Options: map[string]string{"mtu": "100"}}, bad(ErrInvalid, "from 576 to 65520")},
 		"vlan":                           {Config{Options: map[string]string{"vlan": "100"}}, says(func(n *Network) bool { return n.VLAN == 100 })},

@@ -2,10 +2,15 @@ package netdef
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/docker/go-units"
+
+	"github.com/rootless-sbx/sbx/netstack"
 )
 
 // Behaviour is what a network's options mean.
@@ -28,6 +33,13 @@ type Behaviour struct {
 	// the latter. Given: it is an open descriptor, which the network's process keeps.
 	Parent string `json:"parent,omitempty"`
 	Given  bool   `json:"given,omitempty"`
+	// RebindProtection refuses names from outside that have addresses inside.
+	RebindProtection bool `json:"rebind_protection,omitempty"`
+	// What each sandbox may have; 0 means netstack's default.
+	TCPFlows  int `json:"tcp_flows,omitempty"`
+	UDPFlows  int `json:"udp_flows,omitempty"`
+	DNSRate   int `json:"dns_rate,omitempty"`
+	TCPMemory int `json:"tcp_memory,omitempty"`
 }
 
 // longNames are Docker's names of options.
@@ -107,6 +119,16 @@ func parseOptions(options map[string]string) (b Behaviour, err error) {
 				v = "true"
 			}
 			b.Isolate, err = boolean(key, v)
+		case "rebind-protection":
+			b.RebindProtection, err = boolean(key, v)
+		case "tcp-flows":
+			b.TCPFlows, err = number(key, v, 1, 1<<20)
+		case "udp-flows":
+			b.UDPFlows, err = number(key, v, 1, 1<<16)
+		case "dns-rate":
+			b.DNSRate, err = number(key, v, 1, 1<<20)
+		case "tcp-memory":
+			b.TCPMemory, err = size(key, v, 1<<20, min(1<<40, math.MaxInt))
 		case "parent":
 			b.Parent = v
 		case "host_binding":
@@ -131,7 +153,7 @@ func parseOptions(options map[string]string) (b Behaviour, err error) {
 			case senseless[key] != "":
 				err = invalid("leave it out", "option %s is not supported: %s", key, senseless[key])
 			case !known:
-				err = invalid("use mtu=, icc=, isolate=, vlan=, trunk= or host_binding=", "there is no option %.80q", key)
+				err = invalid("use mtu=, icc=, isolate=, vlan=, trunk=, host_binding=, rebind-protection=, tcp-flows=, udp-flows=, tcp-memory= or dns-rate=", "there is no option %.80q", key)
 			case values != nil && !slices.Contains(values, v):
 				err = invalid("leave it out", "option %s=%.80s is not supported: it is always %s here", key, v, values[0])
 			}
@@ -139,6 +161,10 @@ func parseOptions(options map[string]string) (b Behaviour, err error) {
 		if err != nil {
 			return Behaviour{}, err
 		}
+	}
+	if need := b.TCPFlows * netstack.MinFlowMemory; b.TCPMemory > 0 && need > b.TCPMemory {
+		return Behaviour{}, invalid(fmt.Sprintf("write tcp-memory=%s or more, or leave it out", units.BytesSize(float64(need))),
+			"options tcp-flows=%d and tcp-memory=%s: there is not enough memory for so many", b.TCPFlows, options["tcp-memory"])
 	}
 	return b, nil
 }
@@ -149,6 +175,14 @@ func number(key, v string, least, most int) (int, error) {
 		return 0, invalid("", "option %s=%.80s: want a number from %d to %d", key, v, least, most)
 	}
 	return n, nil
+}
+
+func size(key, v string, least, most int64) (int, error) {
+	n, err := units.RAMInBytes(v)
+	if err != nil || n < least || n > most {
+		return 0, invalid("write it as 256m or 2g", "option %s=%.80s: want a size from %s to %s", key, v, units.BytesSize(float64(least)), units.BytesSize(float64(most)))
+	}
+	return int(n), nil
 }
 
 func vlan(key, v string) (uint16, error) {

@@ -284,6 +284,7 @@ type Network struct {
 	MTU         int          `json:"mtu,omitempty"`
 	LinkDriver  string       `json:"linkDriver,omitempty"`
 	HostAccess  []uint16     `json:"hostAccess,omitempty"`
+	Metadata    bool         `json:"metadata,omitempty"`
 	DNS         []string     `json:"dns,omitempty"`
 	DNSSearch   []string     `json:"dnsSearch,omitempty"`
 	DNSOptions  []string     `json:"dnsOptions,omitempty"`
