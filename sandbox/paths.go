@@ -58,7 +58,27 @@ func dataDir(dir string) (string, error) {
 		return "", &DirError{Dir: dir, Env: "XDG_DATA_HOME", Err: err}
 	}
 	// overlay options and /proc/self/mountinfo want the real name.
-	return filepath.EvalSymlinks(dir)
+	real, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return "", &DirError{Dir: dir, Env: "XDG_DATA_HOME", Err: err}
+	}
+	if err := closeToOthers(real); err != nil {
+		return "", &DirError{Dir: dir, Env: "XDG_DATA_HOME", Err: err}
+	}
+	return real, nil
+}
+
+// closeToOthers takes the rights of other users from a directory of the user's that was
+// made by hand, or under another umask.
+func closeToOthers(dir string) error {
+	fi, err := os.Lstat(dir)
+	if err != nil {
+		return err
+	}
+	if st := fi.Sys().(*syscall.Stat_t); int(st.Uid) != os.Geteuid() || fi.Mode().Perm()&0o077 == 0 {
+		return nil
+	}
+	return os.Chmod(dir, 0o700)
 }
 
 // DirError says that one of the engine's directories cannot be used.
@@ -104,10 +124,8 @@ func runtimeDir(dir string) (string, error) {
 	if st := fi.Sys().(*syscall.Stat_t); int(st.Uid) != os.Geteuid() {
 		return "", &DirError{Dir: dir, Env: env, Err: fmt.Errorf("it belongs to user %d", st.Uid)}
 	}
-	if fi.Mode().Perm()&0o077 != 0 {
-		if err := os.Chmod(real, 0o700); err != nil {
-			return "", &DirError{Dir: dir, Env: env, Err: err}
-		}
+	if err := closeToOthers(real); err != nil {
+		return "", &DirError{Dir: dir, Env: env, Err: err}
 	}
 	return real, nil
 }

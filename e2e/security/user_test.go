@@ -17,6 +17,10 @@ import (
 func TestOtherUser(t *testing.T) {
 	e := harness.New(t, harness.BB)
 	e.AtEnd("rm", "-f", "box")
+	// What somebody has made by hand is closed before anything is put there.
+	must(t, os.Chmod(e.Data(), 0o755))
+	must(t, os.MkdirAll(filepath.Join(e.Runtime, "sbx"), 0o755))
+	must(t, os.Chmod(filepath.Join(e.Runtime, "sbx"), 0o755)) // loading the image has made it
 	id := strings.TrimSpace(e.Must("run", "-d", "--name", "box", harness.BB, "sleep", "1000"))
 	self, err := os.Executable()
 	must(t, err)
@@ -36,6 +40,13 @@ func TestOtherUser(t *testing.T) {
 			t.Fatalf("%v: %v: %s", line, err, out)
 		}
 		return lastLine(string(out))
+	}
+	for _, dir := range []string{e.Data(), filepath.Join(e.Runtime, "sbx")} {
+		st, err := os.Stat(dir)
+		must(t, err)
+		if st.Mode().Perm() != 0o700 {
+			t.Errorf("%s has the mode %v", dir, st.Mode())
+		}
 	}
 	box := filepath.Join(e.Data(), "containers", id)
 	socket := filepath.Join(e.Runtime, "sbx/box", id[:12]+".sock")
