@@ -72,6 +72,7 @@ func TestRunInitStatus(t *testing.T) {
 func TestRunInitReaps(t *testing.T) {
 	script := `
 		for i in 1 2 3 4 5; do (sh -c 'exit 3' & ) ; done
+		i=0; while cat /proc/1/task/*/status | grep -q '^Cap[EP].*ffffffff' && [ $i -lt 100 ]; do i=$((i+1)); sleep 0.05; done # pid 1 sheds while this runs
 		for t in /proc/1/task/*; do grep -E '^(CapEff|CapPrm|NoNewPrivs):' $t/status; done | sort -u
 		for f in exe root cwd fd/0; do readlink /proc/1/$f 2>/dev/null && echo readable; done; cat /proc/1/environ /proc/1/maps 2>/dev/null | grep -q . && echo readable
 		echo "I am $$"
