@@ -121,6 +121,8 @@ func TestLongEvent(t *testing.T) {
 // Fifty at once, beside a reader, and many files.
 func TestConcurrentWriters(t *testing.T) {
 	const writers, each = 50, 40
+	lockPatience = time.Minute // or a slow machine's writers no longer wait for each other
+	t.Cleanup(func() { lockPatience = 2 * time.Second })
 	dir := t.TempDir()
 	ctx, cancel := context.WithCancel(t.Context())
 	all := errors.New("all")
