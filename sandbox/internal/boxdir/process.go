@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"github.com/rootless-sbx/sbx/internal/atomicfile"
@@ -17,8 +18,12 @@ import (
 
 const pidName = "pid"
 
-// killPatience is how long a process that was sent SIGKILL may take to be gone.
-const killPatience = 10 * time.Second
+const (
+	// killPatience is how long a process that was sent SIGKILL may take to be gone.
+	killPatience = 10 * time.Second
+	// endPatience is how long it usually takes at most; then it is looked at.
+	endPatience = time.Second
+)
 
 // process names a process so that no other one is taken for it.
 type process struct {
@@ -88,7 +93,7 @@ func Kill(ctx context.Context, path string) error {
 }
 
 func waitEnd(ctx context.Context, fd, pid int) error {
-	deadline := time.Now().Add(killPatience)
+	begin := time.Now()
 	for {
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 50)
 		switch {
@@ -98,10 +103,32 @@ func waitEnd(ctx context.Context, fd, pid int) error {
 			return os.NewSyscallError("poll", err)
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case time.Now().After(deadline):
+		case time.Since(begin) > endPatience && onlyWaits(pid):
+			return nil
+		case time.Since(begin) > killPatience:
 			return fmt.Errorf("end the sandbox's processes: %d still runs %v after SIGKILL", pid, killPatience)
 		}
 	}
+}
+
+// onlyWaits tells whether all threads of a killed pid 1 are at their end. It has given back
+// memory and files, every process of its namespace was killed, and it stays until all of them
+// are collected. A program of exec or a health check whose monitor was killed has as its
+// parent the first process of the machine, or of the container in which sbx runs, and that
+// one may never collect it.
+func onlyWaits(pid int) bool {
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	for _, name := range threads {
+		b, rerr := os.ReadFile(name)
+		if errors.Is(rerr, fs.ErrNotExist) || errors.Is(rerr, unix.ESRCH) {
+			continue
+		}
+		const exiting = 0x4 // PF_EXITING of linux/sched.h
+		if flags, err := strconv.ParseUint(field(b, 9), 10, 64); err != nil || flags&exiting == 0 {
+			return false
+		}
+	}
+	return err == nil
 }
 
 // startTime is when a process was started; it tells a reused number.
@@ -117,14 +144,20 @@ func startTime(pid int) (string, error) {
 	return start, nil
 }
 
-// parseStart reads /proc/PID/stat. The name in it is the process's own choice,
-// parentheses and all.
+// parseStart reads /proc/PID/stat.
 func parseStart(stat []byte) (string, bool) {
+	start := field(stat, 22)
+	return start, start != ""
+}
+
+// field is one of /proc/PID/stat, as proc(5) counts them from the third, or "". The name,
+// which is the second, is the process's own choice, parentheses and all.
+func field(stat []byte, n int) string {
 	f := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
-	if len(f) < 20 {
-		return "", false
+	if len(f) <= n-3 {
+		return ""
 	}
-	return string(f[19]), true
+	return string(f[n-3])
 }
 
 // here names the pid namespace and the boot that a number is good for.
