@@ -80,7 +80,7 @@ put() { # DIR, below the checkout
 	mkdir -p "$job/disk/pkg/$1"
 	"$go" test -trimpath -c -o "$job/disk/pkg/$1/test" "./$1"
 	[ ! -d "$1/testdata" ] || cp -r "$1/testdata" "$job/disk/pkg/$1/"
-	cp README.md "$job/disk/pkg/" # whose session e2e runs
+	cp -r README.md docs "$job/disk/pkg/" # which e2e compares with what happens
 }
 
 # everywhere plans the tests of packages in every place, or the one that is wanted.
