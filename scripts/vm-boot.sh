@@ -60,7 +60,8 @@ pids+=($!)
 /sbin/mkfs.ext4 -q -d "$dir/disk" -L sbx-job -O ^has_journal "$tmp/job.ext4" "$(($(du -sm "$dir/disk" | cut -f1) * 5 / 4 + 16))M" >/dev/null
 
 uml() { # the root disk is written to a copy; file descriptor 3 is the job's output
-	env -u TMPDIR linux.uml "uml_dir=$tmp/" umid=vm "mem=${memory}M" "ubda=$tmp/cow,$image/root.ext4" "ubdbr=$tmp/job.ext4" \
+	# c: without a lock on the disk, which a helper of the machine that was reset may still hold.
+	env -u TMPDIR linux.uml "uml_dir=$tmp/" umid=vm "mem=${memory}M" "ubdac=$tmp/cow,$image/root.ext4" "ubdbr=$tmp/job.ext4" \
 		root=/dev/ubda rw con=null con0=null,fd:1 ssl=null ssl1=null,fd:3 quiet ${SBX_VM_OUT:+"sbx.out=$SBX_VM_OUT"} $words
 }
 qemu() { # nobody writes to the root disk's file, which uml may have locked
