@@ -222,7 +222,8 @@ func TestAutostart(t *testing.T) {
 }
 
 // TestDiskFullWhileLogging: a workload that fills the disk with its output goes on and
-// ends as it will; what is not in the log is counted, and the record is true.
+// ends as it will; what is not in the log is counted, and the record is true. It writes
+// no file without end: through fuse-overlayfs it would never hear of the full disk.
 func TestDiskFullWhileLogging(t *testing.T) {
 	e := harness.NewPrivate(t)
 	path := filepath.Join(e.Dir(), "image.tar")
@@ -237,7 +238,7 @@ func TestDiskFullWhileLogging(t *testing.T) {
 	e.Prefix = append(e.Prefix, "sh", "-c", fmt.Sprintf(`set -ex
 sbx=%s
 $sbx load -q -i %s
-$sbx run -d --name full --log-opt max-size=1g %s sh -c 'echo before; until test -e /go; do sleep 0.02; done; cat /dev/zero >/fill; head -c 2000000 /dev/zero | tr "\\0" x; exit 7'
+$sbx run -d --name full --log-opt max-size=1g %s sh -c 'echo before; until test -e /go; do sleep 0.02; done; dd if=/dev/zero of=/fill bs=1M count=300; head -c 2000000 /dev/zero | tr "\\0" x; exit 7'
 until $sbx logs full | grep -q before; do sleep 0.02; done
 $sbx exec full touch /go
 $sbx wait full
