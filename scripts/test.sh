@@ -21,10 +21,11 @@ status=0
 cleanup() {
 	[ -z "$soak" ] || kill -- "-$soak" 2>/dev/null
 	[ -z "$image" ] || kill -- "-$image" 2>/dev/null
-	rm -f "$log"
+	[ -z "$lint" ] || kill -- "-$lint" 2>/dev/null
+	rm -f "$log" "$findings"
 	[ "$src" = "$checkout" ] || rm -rf "$src"
 }
-soak='' log='' image=''
+soak='' log='' image='' lint='' findings=''
 checkout=$PWD
 trap cleanup EXIT
 trap 'exit 130' INT TERM
@@ -52,6 +53,11 @@ if [ "$what" = all ]; then
 	soak=$!
 	scripts/vm.sh image >/dev/null 2>&1 & # what goes wrong with it is said below
 	image=$!
+	# Four seconds where everything has been looked at before, else three minutes of what
+	# the tests leave of the processors.
+	findings=$(mktemp /var/tmp/sbx-lint.XXXXXX)
+	(renice -n 19 $BASHPID >/dev/null; make -s -C "$checkout" lint) >"$findings" 2>&1 &
+	lint=$!
 	set +m
 fi
 if [ "$what" = packages ] || [ "$what" = all ]; then
@@ -105,6 +111,10 @@ if [ "$what" = e2e ] || [ "$what" = all ]; then
 	skip=()
 	[ "$what" = e2e ] || skip=(-skip '^TestSoak$')
 	run -p 1 -timeout 40m "${skip[@]}" $("$go" list ./e2e/... | grep -vE '/e2e/(world|vm)(/|$)')
+fi
+if [ -n "$lint" ]; then
+	wait "$lint" && echo "ok  	lint" || { status=1; echo "FAIL	lint"; cat "$findings"; }
+	lint=
 fi
 [ "$what" != soak ] || soak
 if [ "$what" = security ]; then
