@@ -177,8 +177,7 @@ func (c *command) groupFlags() (list []cli.Flag) {
 // usageError is what urfave/cli calls for a flag of a group that it cannot read.
 func (c *command) usageError(ctx *cli.Context, err error, _ bool) error {
 	if errors.Is(err, flag.ErrHelp) {
-		printHelp(ctx.App.Writer, c)
-		return nil
+		return printHelp(ctx.App.Writer, c)
 	}
 	// Package flag has no type for it.
 	if name, ok := strings.CutPrefix(err.Error(), "flag provided but not defined: -"); ok {
@@ -200,8 +199,7 @@ func (c *command) run(ctx *cli.Context) error {
 			return flagError(c, err)
 		}
 		if help, err := c.Flags().GetBool("help"); err == nil && help {
-			printHelp(c.Out(), c)
-			return nil
+			return printHelp(c.Out(), c)
 		}
 		args = c.Flags().Args()
 	}

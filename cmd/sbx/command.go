@@ -105,8 +105,7 @@ func commonFlags(c *command, g *globals) {
 // runGroup is the action of a command that only has others below it.
 func runGroup(c *command, args []string) error {
 	if len(args) == 0 {
-		printHelp(c.Out(), c)
-		return nil
+		return printHelp(c.Out(), c)
 	}
 	return unknownCommand(c, args[0])
 }

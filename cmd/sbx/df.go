@@ -111,14 +111,20 @@ func printUsage(w io.Writer, u *sandbox.DiskUsage) error {
 	}
 	imageHeads := maps.Clone(imageHeaders)
 	imageHeads["Size"] = "DISK SIZE"
-	fmt.Fprint(w, "Images space usage:\n\n")
+	if err := printLines(w, "Images space usage:", ""); err != nil {
+		return err
+	}
 	if err := printItems(w, "table {{.Repository}}\t{{.Tag}}\t{{.ID}}\t{{.CreatedSince}}\t{{.Size}}\t{{.SharedSize}}\t{{.UniqueSize}}\t{{.Containers}}", imageHeads, images); err != nil {
 		return err
 	}
-	fmt.Fprint(w, "\nContainers space usage:\n\n")
+	if err := printLines(w, "", "Containers space usage:", ""); err != nil {
+		return err
+	}
 	if err := printItems(w, "table {{.ID}}\t{{.Image}}\t{{.Command}}\t{{.LocalVolumes}}\t{{.Size}}\t{{.RunningFor}}\t{{.Status}}\t{{.Names}}", boxHeaders, boxes); err != nil {
 		return err
 	}
-	fmt.Fprint(w, "\nLocal Volumes space usage:\n\n")
+	if err := printLines(w, "", "Local Volumes space usage:", ""); err != nil {
+		return err
+	}
 	return printItems(w, "table {{.Name}}\t{{.Links}}\t{{.Size}}", map[string]string{"Name": "VOLUME NAME", "Links": "LINKS", "Size": "SIZE"}, volumes)
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -38,16 +39,12 @@ func printItems[T any](w io.Writer, format string, headers map[string]string, it
 	if table {
 		tw = tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
 		out = tw
-		if err := t.Execute(out, headers); err != nil {
-			return badFormat(err)
+		if err := printItem(out, t, headers); err != nil {
+			return err
 		}
-		fmt.Fprintln(out)
 	}
 	for _, it := range items {
-		if err := t.Execute(out, it); err != nil {
-			return badFormat(err)
-		}
-		if _, err := fmt.Fprintln(out); err != nil {
+		if err := printItem(out, t, it); err != nil {
 			return err
 		}
 	}
@@ -128,6 +125,17 @@ func parseTemplate(text string) (*template.Template, error) {
 		return nil, badFormat(err)
 	}
 	return t, nil
+}
+
+func printItem(w io.Writer, t *template.Template, v any) error {
+	var bad template.ExecError
+	if err := t.Execute(w, v); errors.As(err, &bad) {
+		return badFormat(err)
+	} else if err != nil {
+		return err // of the writer
+	}
+	_, err := fmt.Fprintln(w)
+	return err
 }
 
 func badFormat(err error) error {

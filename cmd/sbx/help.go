@@ -33,8 +33,7 @@ func helpCommand() *command {
 				}
 				at = next
 			}
-			printHelp(c.Out(), at)
-			return nil
+			return printHelp(c.Out(), at)
 		},
 		Complete: func(c *command, in typed) offers {
 			at := c.Root()
@@ -48,12 +47,13 @@ func helpCommand() *command {
 	}
 }
 
-func printHelp(w io.Writer, c *command) {
+func printHelp(w io.Writer, c *command) error {
 	width := narrow
 	if cols, _, err := term.GetSize(int(os.Stdout.Fd())); err == nil {
 		width = min(max(cols, narrow), wide)
 	}
-	io.WriteString(w, helpText(c, width))
+	_, err := io.WriteString(w, helpText(c, width))
+	return err
 }
 
 // helpText is the help of c: usage, description, commands, flags in groups.

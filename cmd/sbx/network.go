@@ -209,10 +209,7 @@ func networkListCommand(g *globals) *command {
 			}
 		}
 		if quiet && format == "" {
-			for _, r := range rows {
-				fmt.Fprintln(c.Out(), r.ID)
-			}
-			return nil
+			format = "{{.ID}}"
 		}
 		if format == "" || format == "table" {
 			format = "table {{.ID}}\t{{.Name}}\t{{.Driver}}\t{{.Scope}}"

@@ -278,3 +278,24 @@ func TestCIDFile(t *testing.T) {
 		t.Errorf("an existing file: %v", err)
 	}
 }
+
+// TestLostOutput: what cannot be written, as on a full disk, is no success.
+func TestLostOutput(t *testing.T) {
+	for _, v := range []string{"XDG_DATA_HOME", "XDG_RUNTIME_DIR"} {
+		t.Setenv(v, t.TempDir())
+	}
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	for _, line := range []string{
+		"help", "run --help", "network", "version", "completion bash",
+		"ps", "images", "network ls", "network ls -q", "network ls --format {{.Name}}", "network inspect default", "volume ls", "system df", "system df -v",
+	} {
+		err := newRoot(&terminal{f: os.Stderr}).execute(t.Context(), strings.Fields(line), streams{in: os.Stdin, out: full, err: os.Stderr})
+		if !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("%s: %v", line, err)
+		}
+	}
+}

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -121,8 +120,7 @@ func systemPruneCommand(g *globals) *command {
 			return err
 		}
 		gone, err := e.PruneNetworks(ctx, func(n *sandbox.Network) bool { return f.match(n.Created, n.Labels) })
-		section(c, "Deleted Networks:", gone)
-		if err != nil {
+		if err := errors.Join(section(c, "Deleted Networks:", gone), err); err != nil {
 			return err
 		}
 		if volumes {
@@ -183,16 +181,14 @@ func pruneImages(ctx context.Context, c *command, e *sandbox.Engine, f pruneFilt
 	gone, err := store.Prune(ctx, func(img *image.Image) bool {
 		return (all || len(img.Names) == 0) && f.match(img.Created(), img.Config.Config.Labels)
 	})
-	section(c, "Deleted Images:", gone)
-	return err
+	return errors.Join(section(c, "Deleted Images:", gone), err)
 }
 
 func pruneVolumes(ctx context.Context, c *command, e *sandbox.Engine, f pruneFilter, all bool) error {
 	gone, err := e.PruneVolumes(ctx, func(v *fsoverlay.Volume) bool {
 		return (all || v.Anonymous) && f.match(v.Created, v.Labels)
 	})
-	section(c, "Deleted Volumes:", gone)
-	return err
+	return errors.Join(section(c, "Deleted Volumes:", gone), err)
 }
 
 // pruneBoxes removes the sandboxes that do not run. One that is started meanwhile
@@ -214,18 +210,13 @@ func pruneBoxes(ctx context.Context, c *command, e *sandbox.Engine, f pruneFilte
 			break
 		}
 	}
-	section(c, "Deleted Containers:", gone)
-	return err
+	return errors.Join(section(c, "Deleted Containers:", gone), err)
 }
 
 // section prints a list under its title, if there is anything in it.
-func section(c *command, title string, lines []string) {
+func section(c *command, title string, lines []string) error {
 	if len(lines) == 0 {
-		return
+		return nil
 	}
-	fmt.Fprintln(c.Out(), title)
-	for _, l := range lines {
-		fmt.Fprintln(c.Out(), l)
-	}
-	fmt.Fprintln(c.Out())
+	return printLines(c.Out(), append(append([]string{title}, lines...), "")...)
 }

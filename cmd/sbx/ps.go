@@ -69,10 +69,7 @@ func psCommand(g *globals) *command {
 				}
 			}
 			if quiet && format == "" {
-				for _, r := range rows {
-					fmt.Fprintln(c.Out(), r.ID)
-				}
-				return nil
+				format = "{{.ID}}"
 			}
 			if format == "" || format == "table" {
 				format = boxTable

@@ -63,8 +63,7 @@ func runAction(ctx context.Context, g *globals, o *runOptions, args []string) er
 	}
 	tty, err := rawTerminal(cfg.TTY, cfg.Stdin != nil, g.term)
 	if err != nil {
-		s.Remove(ctx)
-		return err
+		return errors.Join(err, s.Remove(ctx))
 	}
 	defer tty.restore()
 	if o.timings {

@@ -75,7 +75,9 @@ func psOf(ctx context.Context, out io.Writer, list []sandbox.Process, args []str
 	if column < 0 {
 		return &usage{msg: "there is no column PID in what ps shows with these options", fix: "add it: -o pid,..."}
 	}
-	fmt.Fprintln(out, head)
+	if err := printLines(out, head); err != nil {
+		return err
+	}
 	for line := range strings.Lines(rest) {
 		if f := strings.Fields(line); column < len(f) && pids[f[column]] {
 			if _, err := io.WriteString(out, line); err != nil {

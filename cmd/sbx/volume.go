@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -88,10 +87,7 @@ func volumeListCommand(g *globals) *command {
 			}
 		}
 		if quiet && format == "" {
-			for _, r := range rows {
-				fmt.Fprintln(c.Out(), r.Name)
-			}
-			return nil
+			format = "{{.Name}}"
 		}
 		if format == "" || format == "table" {
 			format = "table {{.Driver}}\t{{.Name}}"

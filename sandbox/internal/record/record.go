@@ -177,8 +177,10 @@ func overwrite(dir, name string, v any) error {
 	if rest := int(fi.Size()) - len(b); rest > 0 {
 		b = append(b, bytes.Repeat([]byte{' '}, rest)...)
 	}
-	_, err = f.WriteAt(b, 0)
-	return err
+	if _, err := f.WriteAt(b, 0); err != nil {
+		return err
+	}
+	return f.Close() // some file systems say only now that there was no room
 }
 
 // ReadState reads it; fs.ErrNotExist if there is none.
