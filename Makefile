@@ -17,7 +17,7 @@ GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.8.0
 
 export GOFLAGS := -buildvcs=false
 
-.PHONY: build man setup demo test test-packages test-fuzz fuzz test-e2e test-security test-world soak test-vm test-race bench bench-quick bench-setup bench-micro lint vuln release test-release fmt install uninstall clean
+.PHONY: build man setup demo test test-packages test-fuzz fuzz test-e2e test-security test-world soak test-vm test-race bench bench-quick bench-setup bench-micro lint vuln release test-release test-binary fmt install uninstall clean
 
 BIN ?= bin/sbx
 build:
@@ -121,6 +121,10 @@ release:
 
 test-release:
 	@scripts/release.sh check $(VERSION)
+
+# The short one, which make test has.
+test-binary:
+	@scripts/release.sh binary
 
 fmt:
 	$(GOFMT) -w .
