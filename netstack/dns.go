@@ -9,6 +9,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -58,11 +59,12 @@ type ResolverConfig struct {
 	// Internal asks nobody outside: other names than those of the zone and of Peers
 	// fail (SERVFAIL).
 	Internal bool
-	// Peers, if not nil, is asked for what this zone does not have, before the
-	// host's servers are: with a query of one question, for what Local says on the
-	// client's other networks, or nil. It is called on many goroutines at once, and
-	// must return when ctx ends, a second later at most.
-	Peers func(ctx context.Context, query []byte, client netip.Addr) []byte
+	// Peers, if not nil, gives what is asked for what this zone does not have, before
+	// the host's servers are: with a query of one question, for what Local says on the
+	// client's other networks, or nil. For a client without others it gives nil. Both
+	// are called on many goroutines at once; what it gives must return when ctx ends,
+	// a second later at most.
+	Peers func(client netip.Addr) func(ctx context.Context, query []byte) []byte
 	// Settle is how long after the start the zone may lack names that it is about to
 	// have, those of sandboxes that a killed process has served: who asks for one waits.
 	Settle time.Duration
@@ -206,7 +208,8 @@ func NewResolver(cfg ResolverConfig) (*Resolver, error) {
 // jump when somebody sets the clock.
 func bootTime() time.Time {
 	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+	// It does not block, and the scheduler need not know.
+	if _, _, errno := unix.RawSyscall(unix.SYS_CLOCK_GETTIME, unix.CLOCK_BOOTTIME, uintptr(unsafe.Pointer(&ts)), 0); errno != 0 {
 		return time.Now()
 	}
 	return time.Unix(ts.Unix())

@@ -171,12 +171,14 @@ func TestDNSPeers(t *testing.T) {
 	other := newResolver(t, ResolverConfig{Network: "red", Internal: true})
 	setRecords(t, other, "id9", "cache web", "10.1.2.77")
 	asked := 0
-	r := newResolver(t, ResolverConfig{Network: "blue", Peers: func(_ context.Context, q []byte, client netip.Addr) []byte {
-		asked++
+	r := newResolver(t, ResolverConfig{Network: "blue", Peers: func(client netip.Addr) func(context.Context, []byte) []byte {
 		if client != dnsClient {
 			t.Errorf("asked for %s", client)
 		}
-		return other.Local(q)
+		return func(_ context.Context, q []byte) []byte {
+			asked++
+			return other.Local(q)
+		}
 	}}, dnsServer(t, dnsAnswering(0, []dns.RR{dnsRR(t, "example.com. 60 IN A 192.0.2.9")}, nil)))
 	setRecords(t, r, "id1", "web", "10.1.2.2")
 	for _, c := range []struct {
@@ -207,7 +209,9 @@ func TestDNSPeers(t *testing.T) {
 // TestDNSPeersBounded: peers that lie, or never answer.
 func TestDNSPeersBounded(t *testing.T) {
 	var reply []byte
-	r := newResolver(t, ResolverConfig{Peers: func(context.Context, []byte, netip.Addr) []byte { return reply }},
+	r := newResolver(t, ResolverConfig{Peers: func(netip.Addr) func(context.Context, []byte) []byte {
+		return func(context.Context, []byte) []byte { return reply }
+	}},
 		dnsServer(t, dnsAnswering(dns.RcodeNameError, nil, nil)))
 	liar := dnsQuery("other.", dns.TypeA)
 	liar.Response, liar.Answer = true, []dns.RR{dnsRR(t, "other. 60 IN A 192.0.2.66")}
@@ -222,13 +226,15 @@ func TestDNSPeersBounded(t *testing.T) {
 	}
 
 	entered := make(chan struct{})
-	stuck := newResolver(t, ResolverConfig{Peers: func(ctx context.Context, _ []byte, _ netip.Addr) []byte {
-		if d, ok := ctx.Deadline(); !ok || time.Until(d) > peersTimeout {
-			t.Error("no bound on the time")
+	stuck := newResolver(t, ResolverConfig{Peers: func(netip.Addr) func(context.Context, []byte) []byte {
+		return func(ctx context.Context, _ []byte) []byte {
+			if d, ok := ctx.Deadline(); !ok || time.Until(d) > peersTimeout {
+				t.Error("no bound on the time")
+			}
+			close(entered)
+			<-ctx.Done()
+			return nil
 		}
-		close(entered)
-		<-ctx.Done()
-		return nil
 	}}, dnsServer(t, dnsAnswering(dns.RcodeNameError, nil, nil)))
 	done := make(chan []byte)
 	go func() {

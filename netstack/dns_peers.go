@@ -37,6 +37,10 @@ func (r *Resolver) askPeers(ctx context.Context, q dns.Question, client netip.Ad
 	if r.cfg.Peers == nil {
 		return nil
 	}
+	ask := r.cfg.Peers(client.Unmap().WithZone(""))
+	if ask == nil {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, peersTimeout)
 	defer cancel()
 	defer context.AfterFunc(r.ctx, cancel)()
@@ -46,7 +50,7 @@ func (r *Resolver) askPeers(ctx context.Context, q dns.Question, client netip.Ad
 		return nil // a name that cannot be written down again is nobody's
 	}
 	m := new(dns.Msg)
-	if b := r.cfg.Peers(ctx, query, client.Unmap().WithZone("")); b == nil || m.Unpack(b) != nil || !has(m) {
+	if b := ask(ctx, query); b == nil || m.Unpack(b) != nil || !has(m) {
 		return nil
 	}
 	if len(m.Question) != 1 || m.Question[0] != q {

@@ -16,7 +16,9 @@ func TestDNSSettling(t *testing.T) {
 	other := newResolver(t, ResolverConfig{Network: "red", Settle: time.Hour})
 	setRecords(t, other, "id9", "cache", "10.1.2.77")
 	r := newResolver(t, ResolverConfig{Network: "blue", Settle: time.Hour, Subnets: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")},
-		Peers: func(_ context.Context, q []byte, _ netip.Addr) []byte { return other.Local(q) },
+		Peers: func(netip.Addr) func(context.Context, []byte) []byte {
+			return func(_ context.Context, q []byte) []byte { return other.Local(q) }
+		},
 	}, dnsServer(t, dnsAnswering(dns.RcodeNameError, nil, nil)))
 	setRecords(t, r, "id0", "early", "10.1.2.1")
 	for name, want := range map[string]int{"early.": dns.RcodeSuccess, "cache.": dns.RcodeSuccess, "example.com.": dns.RcodeNameError, "1.2.0.192.in-addr.arpa.": dns.RcodeNameError} {

@@ -286,6 +286,7 @@ func TestFloodIsBounded(t *testing.T) {
 	for range sent {
 		a.send(vnetHdr{}, f)
 	}
+	await(t, "all are read", func() bool { return a.port.Stats().FromGuest.Frames >= sent })
 	arrived := 0
 	for b.receive(5*time.Millisecond) != nil {
 		arrived++

@@ -35,13 +35,26 @@ func (p *Port) serveDNSDatagram(src, dst netip.AddrPort, query []byte) {
 	}
 	p.reader.account.charge(costQuery)
 	p.wg.Add(1) // on the reader, which the group counts
-	go func() {
-		defer p.wg.Done()
-		defer func() { <-p.dns }()
-		if answer := p.exchange(query, src.Addr(), false); answer != nil && len(answer) <= maxDatagram {
-			p.sendDatagram(dst, src, answer)
-		}
-	}()
+	// A worker's stack has grown before, which a question would take an eighth of its
+	// time for. The workers end after the group.
+	p.workers.start(&dnsDatagram{p, src, dst, query})
+}
+
+// dnsDatagram is a query that waits for its answer.
+type dnsDatagram struct {
+	port     *Port
+	src, dst netip.AddrPort
+	query    []byte
+}
+
+// work implements job.
+func (d *dnsDatagram) work(*worker) {
+	p := d.port
+	defer p.wg.Done()
+	defer func() { <-p.dns }()
+	if answer := p.exchange(d.query, d.src.Addr(), false); answer != nil && len(answer) <= maxDatagram {
+		p.sendDatagram(d.dst, d.src, answer)
+	}
 }
 
 // serveDNSConn answers the queries of one connection, one after the other,

@@ -27,12 +27,19 @@ func newNames(s *server) *names {
 	return &names{s: s, others: map[netip.Addr][]string{}, conns: map[string]*Client{}}
 }
 
-// elsewhere asks the other networks of a sandbox, in its order, with a query that this
-// network has no name for.
-func (n *names) elsewhere(ctx context.Context, query []byte, client netip.Addr) []byte {
+// elsewhere gives what asks the other networks of a sandbox, in its order, with a query
+// that this network has no name for; nil if the sandbox is on no other network.
+func (n *names) elsewhere(client netip.Addr) func(ctx context.Context, query []byte) []byte {
 	n.mu.Lock()
 	others := n.others[client]
 	n.mu.Unlock()
+	if len(others) == 0 {
+		return nil
+	}
+	return func(ctx context.Context, query []byte) []byte { return n.ask(ctx, others, query) }
+}
+
+func (n *names) ask(ctx context.Context, others []string, query []byte) []byte {
 	for _, name := range others {
 		c, err := n.connect(ctx, name)
 		// The client is on it, so a process that is not there was killed.
