@@ -155,6 +155,13 @@ func reportTables() []reportTable {
 		}
 		return t
 	}
+	beside := func(way string) reportTable {
+		name := "beside/" + way
+		return reportTable{"Beside another sandbox's TCP " + way + ", on one network", []column{
+			{"p50", name + "/latency", "p50"}, {"p99", name + "/latency", "p99"}, {"of the other", name + "/latency", "other rate"},
+			{"connections, 32 at once", name + "/connect", "connections"}, {"of the other", name + "/connect", "other rate"},
+			{"TCP up", name + "/bulk", "rate"}, {"of the other", name + "/bulk", "other rate"}}}
+	}
 	return []reportTable{
 		tcp("TCP, MTU 65520", "tcp/%s/%s/mtu65520/ip4"),
 		tcp("TCP, MTU 1500", "tcp/%s/%s/mtu1500/ip4"),
@@ -167,8 +174,10 @@ func reportTables() []reportTable {
 		{"Sandbox to sandbox", []column{{"1 stream", "east/1", "rate"}, {"4 streams", "east/4", "rate"}, {"CPU", "east/1", "cpu/GiB"}}},
 		{"UDP, datagrams of 1,400 bytes, at most 1 % lost", []column{{"up", "udp/up", "goodput"}, {"up, packets", "udp/up", "pps"}, {"down", "udp/down", "goodput"}, {"down, packets", "udp/down", "pps"},
 			{"flood up", "udp/up", "flood pps"}, {"lost", "udp/up", "flood loss"}, {"flood down", "udp/down", "flood pps"}, {"lost", "udp/down", "flood loss"}}},
-		{"Latency and connections, out", []column{{"p50", "latency/tcp", "p50"}, {"p99", "latency/tcp", "p99"}, {"connections, 1 at once", "connect/out/1", "connections"}, {"32 at once", "connect/out/32", "connections"}}},
+		{"Latency and connections, out", []column{{"p50", "latency/tcp", "p50"}, {"p99", "latency/tcp", "p99"}, {"connections, 1 at once", "connect/out/1", "connections"}, {"32 at once", "connect/out/32", "connections"},
+			{"CPU of a round trip", "latency/tcp", "cpu/each"}, {"CPU of a connection, 32 at once", "connect/out/32", "cpu/each"}}},
 		{"Latency and connections, published port", []column{{"p50", "latency/port", "p50"}, {"p99", "latency/port", "p99"}, {"connections, 1 at once", "connect/port/1", "connections"}, {"32 at once", "connect/port/32", "connections"}}},
+		beside("up"), beside("down"),
 		{"DNS", []column{{"questions", "dns", "questions"}, {"CPU of one", "dns", "cpu/question"}}},
 		{"Memory of the network process", []column{{"idle", "memory/load", "mem idle"}, {"after load", "memory/load", "mem load"},
 			{"idle flow, 1,000", "memory/idle/1000", "mem flow"}, {"idle flow, 10,000", "memory/idle/10000", "mem flow"}, {"of them open", "memory/idle/10000", "flows"},

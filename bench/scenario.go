@@ -43,7 +43,7 @@ func (w *world) warm() time.Duration { return max(w.opt.seconds/5, 150*time.Mill
 
 func allScenarios() []scenario {
 	var all []scenario
-	for _, list := range [][]scenario{tcpScenarios(), portScenarios(), eastScenarios(), udpScenarios(), latencyScenarios(),
+	for _, list := range [][]scenario{tcpScenarios(), portScenarios(), eastScenarios(), besideScenarios(), udpScenarios(), latencyScenarios(),
 		dnsScenarios(), memoryScenarios(), startScenarios()} {
 		all = append(all, list...)
 	}

@@ -88,8 +88,11 @@ func latencyScenarios() []scenario {
 		all = append(all, scenario{name: name, title: title, set: setup{jumbo, reno}, metric: "p50", paths: paths, quick: !port,
 			run: func(w *world, s *sandbox) (metrics, error) {
 				client, addr := w.ends(s, port)
+				cpu := cpuOf(s.procs)
 				rep, err := client.Call(load.Request{Op: "pingpong", Addr: addr, Warm: w.warm(), For: w.opt.seconds}, w.opt.seconds+15*time.Second)
-				return metrics{"p50": rep.P50.Seconds(), "p99": rep.P99.Seconds()}, err
+				m := metrics{"p50": rep.P50.Seconds(), "p99": rep.P99.Seconds()}
+				w.cpuEach(m, s, cpu, rep.Rate)
+				return m, err
 			}})
 		for _, n := range []int{1, 32} {
 			name, title := fmt.Sprintf("connect/out/%d", n), fmt.Sprintf("Connections with a byte of answer, %d at once", n)
@@ -99,12 +102,23 @@ func latencyScenarios() []scenario {
 			all = append(all, scenario{name: name, title: title, set: setup{jumbo, reno}, metric: "connections", paths: paths, quick: !port,
 				run: func(w *world, s *sandbox) (metrics, error) {
 					client, addr := w.ends(s, port)
+					cpu := cpuOf(s.procs)
 					rep, err := client.Call(load.Request{Op: "connect", Addr: addr, Streams: n, Warm: w.warm(), For: w.opt.seconds}, w.opt.seconds+15*time.Second)
-					return metrics{"connections": rep.Rate, "failed": float64(rep.Failed), "p50": rep.P50.Seconds(), "p99": rep.P99.Seconds()}, err
+					m := metrics{"connections": rep.Rate, "failed": float64(rep.Failed), "p50": rep.P50.Seconds(), "p99": rep.P99.Seconds()}
+					w.cpuEach(m, s, cpu, rep.Rate)
+					return m, err
 				}})
 		}
 	}
 	return all
+}
+
+// cpuEach adds the path's processor time for each of what happened at a rate since
+// before, the warm-up included.
+func (w *world) cpuEach(m metrics, s *sandbox, before, rate float64) {
+	if len(s.procs) > 0 && rate > 0 {
+		m["cpu/each"] = (cpuOf(s.procs) - before) / (rate * (w.warm() + w.opt.seconds).Seconds())
+	}
 }
 
 // ends are the client and the server's address, out of a sandbox or into it.

@@ -14,7 +14,7 @@ func format(metric string, v float64) string {
 	switch {
 	case math.IsNaN(v):
 		return "-"
-	case metric == "rate", metric == "goodput":
+	case metric == "rate", metric == "goodput", metric == "other rate":
 		return fmt.Sprintf("%.2f Gbit/s", v/1e9)
 	case metric == "cpu/GiB", metric == "machine/GiB":
 		return fmt.Sprintf("%.2f s/GiB", v)
@@ -22,7 +22,7 @@ func format(metric string, v float64) string {
 		return fmt.Sprintf("%.0f us", v*1e6)
 	case metric == "time":
 		return fmt.Sprintf("%.1f ms", v*1e3)
-	case metric == "cpu/question":
+	case metric == "cpu/question", metric == "cpu/each":
 		return fmt.Sprintf("%.1f us", v*1e6)
 	case metric == "mem flow":
 		return fmt.Sprintf("%.1f KiB", v/(1<<10))
