@@ -116,11 +116,30 @@ func (h *Host) findMount() string {
 		return "" // as without a mount
 	}
 	defer f.Close()
-	list, err := mountinfo.GetMountsFromReader(bufio.NewReader(f), mountinfo.FSTypeFilter("cgroup2"))
-	if err != nil || len(list) == 0 {
+	list, err := mountinfo.GetMountsFromReader(bufio.NewReader(f), nil)
+	if err != nil {
 		return ""
 	}
-	return list[0].Mountpoint
+	for _, m := range list {
+		if m.FSType == "cgroup2" && !hidden(m, list) {
+			return m.Mountpoint
+		}
+	}
+	return ""
+}
+
+// hidden says whether another mount lies over this one. Those below it are its parents.
+func hidden(m *mountinfo.Info, list []*mountinfo.Info) bool {
+	byID, parents := map[int]*mountinfo.Info{}, map[int]bool{}
+	for _, o := range list {
+		byID[o.ID] = o
+	}
+	for p := m; p != nil && !parents[p.ID]; p = byID[p.Parent] {
+		parents[p.ID] = true
+	}
+	return slices.ContainsFunc(list, func(o *mountinfo.Info) bool {
+		return !parents[o.ID] && strings.HasPrefix(m.Mountpoint+"/", strings.TrimSuffix(o.Mountpoint, "/")+"/")
+	})
 }
 
 // findSystemd looks for the sockets of the user's systemd. XDG_RUNTIME_DIR may be

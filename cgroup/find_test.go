@@ -91,6 +91,14 @@ func TestFind(t *testing.T) {
 		{name: "hybrid", base: container, edit: files{"proc/self/cgroup": "4:memory:/x\n1:name=systemd:/x\n0::/init\n", "sys/fs/cgroup/cgroup.controllers": ""},
 			version: "hybrid", base2: "/sys/fs/cgroup", available: []string{}, fix: "unified_cgroup_hierarchy"},
 		{name: "v1", base: container, edit: files{"proc/self/mountinfo": ""}, version: "v1", missing: "not mounted", fix: "unified_cgroup_hierarchy"},
+		{name: "the first mount is hidden", base: container, edit: files{"proc/self/mountinfo": "22 1 0:9 / / rw - ext4 disk rw\n" +
+			"23 22 0:20 / /run/cgroup rw - cgroup2 cgroup2 rw\n24 22 0:22 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n25 22 0:23 / /run rw - tmpfs tmpfs rw\n"},
+			version: "v2", base2: "/sys/fs/cgroup", available: all},
+		{name: "mounted twice", base: container, edit: files{"proc/self/mountinfo": "22 22 0:9 / / rw - ext4 disk rw\n" +
+			"24 22 0:22 /part /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n25 24 0:22 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"},
+			version: "v2", base2: "/sys/fs/cgroup", available: all},
+		{name: "under a tmpfs", base: container, edit: files{"proc/self/mountinfo": mounts + "25 22 0:23 / /sys/fs rw - tmpfs tmpfs rw\n"},
+			version: "v1", missing: "not mounted", fix: "unified_cgroup_hierarchy"},
 		{name: "none", version: "none", missing: "no cgroups", fix: "mount"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

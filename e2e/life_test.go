@@ -661,6 +661,16 @@ func TestLeaveTerminal(t *testing.T) {
 	if r := p.Wait(20 * time.Second); r.Code != 6 {
 		t.Errorf("the end: %v", r)
 	}
+	con, p = terminal(t, e, "start", "-ai", "--detach-keys", "ctrl-x,x", "term")
+	talk(con, step{"echo again-$((40+4))\n", "again-44"}, step{"\x18x", ""})
+	if r := p.Wait(20 * time.Second); r.Code != 0 || status(e, "term") != "running 0" {
+		t.Errorf("started and left: %v, %s", r, status(e, "term"))
+	}
+	con, p = terminal(t, e, "attach", "term")
+	talk(con, step{"exit 9\n", ""})
+	if r := p.Wait(20 * time.Second); r.Code != 9 {
+		t.Errorf("its second end: %v", r)
+	}
 	if got := e.Must("logs", "term"); !strings.Contains(got, "is-42") || !strings.Contains(got, "still-43") {
 		t.Errorf("logs: %q", got)
 	}
