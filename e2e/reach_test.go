@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/rootless-sbx/sbx/e2e/harness"
 )
@@ -205,15 +207,24 @@ func TestReach(t *testing.T) {
 	}
 	for _, b := range boxes {
 		wg.Go(func() {
-			reached := strings.Fields(e.Must(append([]string{"exec", b.name}, attempts...)...))
-			for i, to := range targets {
-				for j, network := range []string{"tcp", "udp"} {
-					want := b.reaches(to)
-					if got := slices.Contains(reached, fmt.Sprint(2*i+j)); got != want {
-						t.Errorf("%s -> %s port %s by %s: %v, want %v", b.name, to.addr, to.port, network, got, want)
+			reached := map[string]bool{}
+			// On a slow machine an answer may come too late for an attempt.
+			harness.Eventually(t, time.Minute, func() error {
+				for _, i := range strings.Fields(e.Must(append([]string{"exec", b.name}, attempts...)...)) {
+					reached[i] = true
+				}
+				var wrong []error
+				for i, to := range targets {
+					for j, network := range []string{"tcp", "udp"} {
+						if want, got := b.reaches(to), reached[fmt.Sprint(2*i+j)]; got && !want {
+							t.Errorf("%s reaches %s port %s by %s", b.name, to.addr, to.port, network)
+						} else if want && !got {
+							wrong = append(wrong, fmt.Errorf("%s does not reach %s port %s by %s", b.name, to.addr, to.port, network))
+						}
 					}
 				}
-			}
+				return errors.Join(wrong...)
+			})
 		})
 	}
 	wg.Wait()
