@@ -15,7 +15,7 @@
 #   qemu   Debian's stock kernel, two emulated processors, every cgroup controller;
 #          ten times slower
 #
-#   SBX_VM_TIMEOUT   after which the machine is killed (default 30m)
+#   SBX_VM_TIMEOUT   after which the machine is killed (default 60m)
 #   SBX_VM_LABEL     what each line of its output begins with
 #   SBX_VM_MEMORY    its memory in MB (default 2048)
 #   SBX_VM_OUT       the host's directory that is /out of the machine (uml only)
@@ -27,7 +27,7 @@ need() { command -v "$1" >/dev/null || die "needs $1: apt-get install --no-insta
 machine=${1:?uml or qemu} dir=${2:?a directory}
 words=${*:3}
 export SBX_VM_LABEL=${SBX_VM_LABEL:-}
-memory=${SBX_VM_MEMORY:-2048} limit=${SBX_VM_TIMEOUT:-30m}
+memory=${SBX_VM_MEMORY:-2048} limit=${SBX_VM_TIMEOUT:-60m}
 case $machine in
 uml) need linux.uml user-mode-linux ;;
 qemu) need qemu-system-x86_64 qemu-system-x86 ;;

@@ -151,7 +151,7 @@ packages() {
 # ring is make test-vm. The machine has no network: the images and programs that e2e
 # needs are made here, where its fixtures are tested.
 ring() { # places|all
-	local what=$1 i parts=${VM_PARTS:-$(($(nproc) < 4 ? $(nproc) : 4))} flags="-test.timeout 25m -test.short ${SBX_TEST_FLAGS:-}"
+	local what=$1 i parts=${VM_PARTS:-$(($(nproc) < 4 ? $(nproc) : 4))} flags="-test.timeout 50m -test.short ${SBX_TEST_FLAGS:-}"
 	case $machine:$flags in
 	*-test.run*) parts=1 ;;
 	# Two emulated processors get through what does not only move data.
