@@ -41,6 +41,9 @@
 //
 // # Limits
 //
+//   - A subtree between the groups of a systemd that cannot be asked is still systemd's:
+//     when a unit beside it ends, systemd may take a controller from it, and with that
+//     its limits.
 //   - A stock systemd delegates cpu, memory and pids. For io and cpuset an
 //     administrator must write FixDelegate's file; an error says so.
 //   - --cpus needs CONFIG_CFS_BANDWIDTH, --blkio-weight one of io.weight and

@@ -78,6 +78,7 @@ at() {
 	case $1 in
 	linger) manager enable ;;
 	delegated) delegate ;;
+	bare) manager disable ;; # that of a session before it lives on for 10 s
 	esac
 	case $1 in
 	login | delegated) login "$1" "$3" ;;
