@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/rootless-sbx/sbx/e2e/harness"
+	"golang.org/x/sync/errgroup"
 )
 
 // reachBox is a sandbox of TestReach. Who is of the same group reaches each other; who has
@@ -162,11 +163,12 @@ func TestReach(t *testing.T) {
 	start(0)
 	start(1)
 	boxes[3].network = "ns:/proc/" + inspect("rc-two", ".State.Pid") + "/ns/net"
-	var wg sync.WaitGroup
+	var some errgroup.Group
+	some.SetLimit(3) // more at once are TestManyAtOnce's
 	for i := range boxes[2:] {
-		wg.Go(func() { start(i + 2) })
+		some.Go(func() error { start(i + 2); return nil })
 	}
-	wg.Wait()
+	some.Wait() // they fail the test
 	if t.Failed() {
 		return
 	}
@@ -205,6 +207,7 @@ func TestReach(t *testing.T) {
 	for _, b := range boxes { // they listen
 		until(t, e, ":", "exec", b.name, "/probe", "ask", "tcp", "127.0.0.1:"+port(b))
 	}
+	var wg sync.WaitGroup
 	for _, b := range boxes {
 		wg.Go(func() {
 			reached := map[string]bool{}

@@ -14,9 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const helperTimeout = 10 * time.Second
+const helperTimeout = 30 * time.Second // on a machine that is far too busy
 
-var errHelperTimeout = errors.New("it did not finish within 10 seconds")
+var errHelperTimeout = errors.New("it did not finish within 30 seconds")
 
 // write maps the ids of process pid, which is in a new user namespace, and says
 // whether setgroups(2) works there.

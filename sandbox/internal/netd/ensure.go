@@ -21,7 +21,7 @@ type Config struct {
 	// Uplink is the open device of a network that was given one, for a process that has
 	// to be started. It stays the caller's; nil if he has none.
 	Uplink wire.Descriptor
-	// StartTimeout bounds all of Ensure. Zero: 15 s.
+	// StartTimeout bounds all of Ensure. Zero: 30 s.
 	StartTimeout time.Duration
 }
 
@@ -41,7 +41,7 @@ type StartFiles struct {
 // the user, in the host's namespaces, with working directory /.
 func Ensure(ctx context.Context, cfg Config) (*Client, error) {
 	if cfg.StartTimeout <= 0 {
-		cfg.StartTimeout = 15 * time.Second
+		cfg.StartTimeout = 30 * time.Second
 	}
 	if cfg.Start == nil {
 		return nil, errors.New("netd: Config.Start is required")
