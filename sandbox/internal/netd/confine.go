@@ -4,12 +4,14 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"github.com/landlock-lsm/go-landlock/landlock"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/rootless-sbx/sbx/sandbox/internal/confine"
 	"github.com/rootless-sbx/sbx/sandbox/internal/workload/seccomp"
 )
 
@@ -19,28 +21,19 @@ type confinement struct {
 	Writable, Readable []string
 }
 
-// A stage sheds what the process does not need any more. DropPrivilege was the first:
-// new privileges, and all capabilities.
-type stage struct {
-	name string
-	shed func(*confinement) error
-}
-
-// stages in their order: each forbids what the one before it needs.
-var stages = []stage{
-	{"inspection", func(*confinement) error { return shedInspection() }},
-	{"files", shedFiles},
-	{"calls", func(*confinement) error { return shedCalls() }},
-}
-
-// confine sheds all of it. What the kernel does not have, or a container around us
-// forbids, is said in the log: the process works without.
-func (c *confinement) confine(log *slog.Logger) {
-	for _, s := range stages {
-		if err := s.shed(c); err != nil {
-			log.Warn("not confined", "stage", s.name, "err", err)
-		}
+// stages in their order: each forbids what the one before it needs. DropPrivilege was the
+// first: new privileges, and all capabilities.
+func (c *confinement) stages() []confine.Stage {
+	return []confine.Stage{
+		{Name: "inspection", Shed: shedInspection},
+		{Name: "files", Shed: c.shedFiles},
+		{Name: "calls", Shed: shedCalls},
 	}
+}
+
+// confine sheds all of it. What stays is said in the log.
+func (c *confinement) confine(log *slog.Logger) {
+	confine.Shed(c.stages(), func(stage string, err error) { log.Warn("not confined", "stage", stage, "err", err) })
 }
 
 // confinement of this network: its own files, those that say where names are resolved,
@@ -71,7 +64,7 @@ func shedInspection() error {
 
 // shedFiles leaves the files that are named, by Landlock. Kernels without it (before
 // 5.13) leave all of them.
-func shedFiles(c *confinement) error {
+func (c *confinement) shedFiles() error {
 	var rules []landlock.Rule
 	for _, d := range c.Writable {
 		rules = append(rules, landlock.RWDirs(d).WithRefer())
@@ -97,6 +90,11 @@ func shedCalls() error {
 	f, err := seccomp.CompileSpec(&specs.LinuxSeccomp{DefaultAction: specs.ActErrno, Syscalls: rules})
 	if err != nil {
 		return err
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return os.NewSyscallError("prctl PR_SET_NO_NEW_PRIVS", err)
 	}
 	return f.LoadAll()
 }

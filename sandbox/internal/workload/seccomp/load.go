@@ -24,15 +24,9 @@ func (f *Filter) Len() int { return len(f.raw) }
 // no_new_privs. The caller has locked the goroutine to it.
 func (f *Filter) Load() error { return f.load(0) }
 
-// LoadAll makes all threads of the process obey the filter, and sets no_new_privs.
-func (f *Filter) LoadAll() error {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("set no_new_privs: %w", err)
-	}
-	return f.load(unix.SECCOMP_FILTER_FLAG_TSYNC)
-}
+// LoadAll makes all threads of the process obey the filter. The calling one needs what
+// Load needs; if it has no_new_privs, all have it then.
+func (f *Filter) LoadAll() error { return f.load(unix.SECCOMP_FILTER_FLAG_TSYNC) }
 
 func (f *Filter) load(more uint) error {
 	prog := unix.SockFprog{
