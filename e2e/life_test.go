@@ -2,12 +2,17 @@ package e2e
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -489,6 +494,57 @@ func TestRestartPolicy(t *testing.T) {
 	}
 	e.Fails(125, []string{"--rm"}, "run", "-d", "--rm", "--restart", "always", harness.BB, "true")
 	e.Fails(125, []string{"-d"}, "run", "--restart", "always", harness.BB, "true")
+}
+
+// TestSourcesOfRuns: a restart policy mounts what is there by then, also where a link
+// leads now; one that was given later, what there was at the start, or says what to do.
+func TestSourcesOfRuns(t *testing.T) {
+	e := harness.New(t, harness.BB)
+	dir := e.Dir()
+	put := func(n string) {
+		t.Helper()
+		if err := errors.Join(
+			os.MkdirAll(filepath.Join(dir, n), 0o755), os.WriteFile(filepath.Join(dir, n, "n"), []byte(n+"\n"), 0o644),
+			os.Symlink(n, filepath.Join(dir, "link.new")), os.Rename(filepath.Join(dir, "link.new"), filepath.Join(dir, "link")),
+			os.WriteFile(filepath.Join(dir, "file.new"), []byte(n+"\n"), 0o644), os.Rename(filepath.Join(dir, "file.new"), filepath.Join(dir, "file")),
+		); err != nil {
+			t.Fatal(err)
+		}
+	}
+	end := func(name string) {
+		t.Helper()
+		pid, err := strconv.Atoi(strings.TrimSpace(e.Must("inspect", "-f", "{{.State.Pid}}", name)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link, file := filepath.Join(dir, "link"), filepath.Join(dir, "file")
+	start := func(name string, flags ...string) {
+		t.Helper()
+		detached(t, e, name, slices.Concat(flags, []string{harness.BB, "sh", "-c", "cat /x/n /f; exec sleep 1000"})...)
+	}
+	put("one")
+	start("policy", "--restart", "always", "-v", link+":/x", "-v", file+":/f")
+	start("later", "-v", link+":/x")
+	start("replaced", "-v", file+":/f")
+	e.Must("update", "--restart", "always", "later", "replaced")
+	for _, name := range []string{"policy", "later", "replaced"} {
+		until(t, e, "one\n", "logs", name)
+	}
+	put("two")
+	end("policy")
+	end("later")
+	end("replaced")
+	until(t, e, "one\none\ntwo\ntwo\n", "logs", "policy")
+	until(t, e, "one\none\n", "logs", "later")
+	until(t, e, "sbx restart replaced", "inspect", "-f", "{{.State.Error}}", "replaced")
+	for _, name := range []string{"later", "replaced"} {
+		e.Must("restart", "-t", "0", name)
+		until(t, e, "two\n", "logs", name)
+	}
 }
 
 func TestHealth(t *testing.T) {

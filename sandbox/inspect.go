@@ -57,7 +57,15 @@ type InspectState struct {
 	ExitCode                                     int
 	Error                                        string
 	StartedAt, FinishedAt                        time.Time
-	Health                                       *Health `json:",omitempty"`
+	Health                                       *Health         `json:",omitempty"`
+	Monitor                                      *InspectMonitor `json:",omitempty"`
+}
+
+// InspectMonitor is the process that owns a sandbox while it runs.
+type InspectMonitor struct {
+	Pid int
+	// Kept are rights that it could not shed, by the stage of its confinement, and why.
+	Kept map[string]string `json:",omitempty"`
 }
 
 // Health is what the health checks found.
@@ -244,6 +252,9 @@ func (e *Engine) inspection(id, name string, rec *record.Config, st *record.Stat
 		HostConfig: inspectHost(rec),
 		Config:     inspectConfig(rec),
 		Mounts:     e.inspectMounts(rec, st),
+	}
+	if st.Alive() {
+		in.State.Monitor = &InspectMonitor{Pid: st.MonitorPID, Kept: st.Kept}
 	}
 	if args := start.Process.Args; len(args) > 0 {
 		in.Path, in.Args = args[0], args[1:]

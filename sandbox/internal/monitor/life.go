@@ -53,6 +53,7 @@ func (m *monitor) live(ctx context.Context, req *wire.Message, files map[string]
 		m.kill()
 	}
 	trim()
+	time.AfterFunc(lateAfter, m.shedLate)
 	pause := backoffFirst
 	for {
 		begun := time.Now() // by the clock that nobody sets, unlike what is recorded
@@ -68,6 +69,7 @@ func (m *monitor) live(ctx context.Context, req *wire.Message, files map[string]
 			if _, err = m.begin(ctx, nil); err == nil {
 				break
 			}
+			err = m.whyStale(err)
 			m.log.Warn("start again", "err", err)
 			x = m.startFailed(err)
 			if !m.again(&x, pause) {

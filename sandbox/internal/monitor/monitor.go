@@ -8,6 +8,14 @@
 // owners may be subordinate ids. Unless it is detached it ends the sandbox when its
 // caller has gone.
 //
+// # What it sheds
+//
+// Whatever the monitor gives up, the programs that it starts lose too. So it keeps what one
+// of them may have: of system calls what the workload's profile allows, of capabilities what
+// is in its bounding set. Files it can give up, for all that a run needs of the user's is
+// mounted by an init with a copy of the first tree; only another run may need them again.
+// See docs/security.md.
+//
 // # Limits
 //
 // 64 connections, 128 programs executed beside the workload and 16 processes that copy
@@ -57,6 +65,7 @@ type monitor struct {
 	journal    *events.Journal
 	server     *server // of the sandbox's socket
 	known      bool    // it has a record from before
+	confined   bool    // the early stages have been shed
 	// published is what became of the record, if nobody has waited for that yet.
 	published chan error
 	over      chan struct{} // closed when all is over; exited says how
@@ -64,6 +73,7 @@ type monitor struct {
 	cancel    context.CancelCauseFunc // of a start
 	quit      chan struct{}           // closed when somebody wants the end; see quitting
 
+	births  sync.RWMutex   // held by who starts a process, all of it by shedLate
 	waiters sync.WaitGroup // requests that wait for something
 	copiers copiers        // processes that have the sandbox's files
 

@@ -19,7 +19,7 @@ import (
 // load; what does not need each other is done at the same time.
 //
 //	clone init -> lease addresses | directories, storage -> files
-//	           -> link -> attach | root -> workload | record, socket
+//	           -> shed | link -> attach | root -> workload | record, socket
 //
 // Except with fuse-overlayfs, whose mount init inherits: there storage comes first.
 func (m *monitor) start(ctx context.Context, stdio map[string]*os.File) (*proto.Started, error) {
@@ -50,11 +50,8 @@ func (m *monitor) start(ctx context.Context, stdio map[string]*os.File) (*proto.
 		return nil, err
 	}
 	m.marks.Add("files written")
-	if err := m.makeLinks(ctx); err != nil {
-		return nil, err
-	}
-	m.marks.Add("network device there")
-	if err := both(ctx, func(ctx context.Context) error { return m.attach(ctx, st) }, m.buildRoot); err != nil {
+	shed := func(context.Context) error { m.shedEarly(); return nil }
+	if err := both(ctx, shed, func(ctx context.Context) error { return m.joinAndBuild(ctx, st) }); err != nil {
 		return nil, err
 	}
 	m.marks.Add("network joined, root built")
@@ -78,6 +75,15 @@ func (m *monitor) start(ctx context.Context, stdio map[string]*os.File) (*proto.
 	st.Marks = append(m.marks.List, m.inits...)
 	m.marks.List = nil
 	return st, nil
+}
+
+// joinAndBuild waits for init most of the time.
+func (m *monitor) joinAndBuild(ctx context.Context, st *proto.Started) error {
+	if err := m.makeLinks(ctx); err != nil {
+		return err
+	}
+	m.marks.Add("network device there")
+	return both(ctx, func(ctx context.Context) error { return m.attach(ctx, st) }, m.buildRoot)
 }
 
 // both runs f beside g, returns when they have ended, and ends f early if g fails.
@@ -121,7 +127,7 @@ func (m *monitor) startInit(ctx context.Context, stdio map[string]*os.File) erro
 	if m.shared != nil {
 		spec.NetNS = m.shared.netns
 	}
-	child, err := userns.Start(ctx, spec)
+	child, err := m.startChild(ctx, spec)
 	if err != nil {
 		return err
 	}

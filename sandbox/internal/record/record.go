@@ -85,6 +85,8 @@ type State struct {
 	// Stopped by somebody, so that it is not started again by itself.
 	Stopped bool          `json:"stopped,omitempty"`
 	Health  *proto.Health `json:"health,omitempty"`
+	// Kept are the rights that the monitor has not shed, by the name of the stage, and why.
+	Kept map[string]string `json:"kept,omitempty"`
 	// LogLost counts the bytes of output that could not be logged.
 	LogLost int64 `json:"logLost,omitempty"`
 	// Volumes are the anonymous ones by their mount point.

@@ -1,6 +1,8 @@
 package workload
 
 import (
+	"github.com/opencontainers/runtime-spec/specs-go"
+
 	"github.com/rootless-sbx/sbx/sandbox/internal/workload/seccomp"
 )
 
@@ -11,4 +13,14 @@ func compileSeccomp(profile string, caps capSet) (*seccomp.Filter, error) {
 		return nil, fail(CodeSeccomp, "", "", err, "correct the profile, or use --security-opt seccomp=unconfined")
 	}
 	return f, nil
+}
+
+// FilterAround is one for a process that starts such programs, which allows more calls
+// too: see seccomp.Around.
+func (s *Spec) FilterAround(more []specs.LinuxSyscall) (*seccomp.Filter, error) {
+	caps, err := capabilities(s.CapAdd, s.CapDrop)
+	if err != nil {
+		return nil, err
+	}
+	return seccomp.Around(s.Seccomp, caps.names(), more)
 }

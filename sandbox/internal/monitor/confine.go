@@ -1,0 +1,208 @@
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/moby/sys/capability"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/rootless-sbx/sbx/fsoverlay"
+	"github.com/rootless-sbx/sbx/sandbox/internal/confine"
+	"github.com/rootless-sbx/sbx/userns"
+)
+
+// early stages, in their order, are shed when the first init has been cloned, which has
+// what the monitor had, and before the workload begins. What is started after them
+// inherits them, other runs of the workload and programs beside it: they lose nothing that
+// they would have.
+func (m *monitor) early() []confine.Stage {
+	return []confine.Stage{{Name: "files", Shed: m.shedFiles}, {Name: "calls", Shed: m.shedCalls}}
+}
+
+// late is for sandboxes that have lived for a while: each of some 25 capabilities takes an
+// interruption of each thread, 0.1 ms on an idle machine and any time on a busy one.
+func (m *monitor) late() []confine.Stage {
+	return []confine.Stage{{Name: "privilege", Shed: m.shedPrivilege}}
+}
+
+const lateAfter = time.Second
+
+// shedEarly sheds, once. What stays is in the record.
+func (m *monitor) shedEarly() {
+	if m.confined {
+		return
+	}
+	m.confined = true
+	kept := map[string]string{}
+	confine.Shed(m.early(), func(stage string, why error) { kept[stage] = why.Error() })
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.state.Kept = kept
+}
+
+// shedLate sheds the rest, at a time when nothing is started.
+func (m *monitor) shedLate() {
+	m.births.Lock()
+	defer m.births.Unlock()
+	confine.Shed(m.late(), func(stage string, why error) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		m.state.Kept[stage] = why.Error()
+		if !m.started {
+			return // whoever writes the record next says it
+		}
+		if err := m.save(); err != nil {
+			m.log.Warn("write the sandbox's state", "err", err)
+		}
+	})
+}
+
+// startChild starts a process with the capabilities that the monitor has.
+func (m *monitor) startChild(ctx context.Context, s userns.Spec) (*userns.Child, error) {
+	m.births.RLock()
+	defer m.births.RUnlock()
+	return userns.Start(ctx, s)
+}
+
+// Reasons to keep the user's files.
+var (
+	errLibraries = errors.New("the program needs its libraries to be executed again")
+	errFuse      = errors.New("fuse-overlayfs has directories open from before")
+	errRestart   = errors.New("the restart policy mounts directories of the user's again, whatever is there by then")
+)
+
+// shedFiles leaves the sandbox's files and sbx's own, and what the kernel and /etc say of
+// the machine. No directory is open here from before.
+func (m *monitor) shedFiles() error {
+	s := &m.spec
+	own := m.userFiles()
+	switch {
+	case m.program == nil:
+		return errLibraries
+	case s.Driver == fsoverlay.DriverFuse:
+		return errFuse
+	case len(own) > 0 && s.Life.Restart.Name != "" && s.Life.Restart.Name != "no":
+		return errRestart
+	case !s.Life.Keep:
+		own = nil // there is no other run
+	}
+	root := confine.Root{
+		Needed: []string{"/proc", "/sys", "/dev/null", s.Dir, s.DataDir, s.RuntimeDir, s.VolumesDir, s.EventsDir},
+		Wanted: slices.Concat([]string{"/etc", "/usr/share/zoneinfo"}, devices, resolvers(), own),
+	}
+	nodes, err := filepath.Glob("/dev/tap[0-9]*") // macvtaps: uplinks of networks
+	if err != nil {
+		return err
+	}
+	root.Wanted = append(root.Wanted, nodes...)
+	return root.Enter()
+}
+
+// whyStale explains another run's failure to mount what has been replaced: the restart
+// policy was given to a monitor that had shed the rest.
+func (m *monitor) whyStale(err error) error {
+	if _, kept := m.state.Kept["files"]; kept || len(m.userFiles()) == 0 || !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return fmt.Errorf("%w (the restart policy is younger than this start, of which the mounts are: sbx restart %s)", err, m.spec.Name)
+}
+
+// devices are those that a sandbox or its network is made with.
+var devices = []string{"/dev/zero", "/dev/full", "/dev/random", "/dev/urandom", "/dev/tty", "/dev/fuse", "/dev/net/tun"}
+
+// userFiles are what a sandbox has of the user's besides sbx's own directories. Another
+// run has them too if a restart policy is given to it later.
+func (m *monitor) userFiles() (list []string) {
+	for _, b := range m.spec.Mounts {
+		if b.Type == fsoverlay.TypeBind {
+			list = append(list, b.Source)
+		}
+	}
+	for _, l := range m.spec.Lowers {
+		if !strings.HasPrefix(l, m.spec.DataDir+"/") {
+			list = append(list, l)
+		}
+	}
+	if ns := m.spec.Network.NetNSPath(); ns != "" {
+		list = append(list, ns)
+	}
+	return list
+}
+
+// resolvers are where the host's resolv.conf leads now, and where programs keep it that
+// may have it lead there: a network's process that is started from here follows it.
+func resolvers() []string {
+	list := []string{"/run/systemd/resolve", "/run/NetworkManager", "/run/resolvconf", "/run/connman", "/mnt/wsl"}
+	file := "/etc/resolv.conf"
+	for range 8 {
+		to, err := os.Readlink(file)
+		if err != nil {
+			break
+		}
+		if !filepath.IsAbs(to) {
+			to = filepath.Join(filepath.Dir(file), to)
+		}
+		if file = to; filepath.Dir(file) == "/run" {
+			list = append(list, file)
+		} else {
+			list = append(list, filepath.Dir(file))
+		}
+	}
+	return list
+}
+
+// needed are the capabilities that the monitor and what it starts use themselves.
+var needed = confine.Capabilities(
+	capability.CAP_SYS_ADMIN,                             // mounts, namespaces, filters
+	capability.CAP_SYS_CHROOT, capability.CAP_SYS_PTRACE, // to enter the namespaces of pid 1
+	capability.CAP_SETPCAP, capability.CAP_SETUID, capability.CAP_SETGID, capability.CAP_KILL, // to become the workload, and to end it
+	capability.CAP_CHOWN, capability.CAP_DAC_OVERRIDE, capability.CAP_DAC_READ_SEARCH, capability.CAP_FOWNER, capability.CAP_FSETID, // its files
+	capability.CAP_SETFCAP, capability.CAP_MKNOD,
+	capability.CAP_NET_ADMIN, capability.CAP_NET_RAW, // its devices
+	capability.CAP_SYS_RESOURCE, // its share of what is counted for the user
+)
+
+// shedPrivilege leaves the capabilities that we need, or some program of the sandbox may
+// have.
+func (m *monitor) shedPrivilege() error {
+	theirs, err := m.spec.Process.Bounding()
+	if err != nil {
+		return err
+	}
+	if m.spec.Process.NoNewPrivs {
+		if err := confine.NoNewPrivs(); err != nil {
+			return err
+		}
+	}
+	return confine.KeepCaps(needed | confine.Set(theirs))
+}
+
+// calls are those of ours that Docker's default profile does not allow: mounts,
+// namespaces, and the birth of processes in other groups.
+var calls = []specs.LinuxSyscall{
+	{Action: specs.ActAllow, Names: strings.Fields(`
+		mount umount umount2 mount_setattr move_mount open_tree fsopen fsconfig fsmount fspick pivot_root chroot
+		setns unshare clone clone3 sethostname setdomainname
+	`)},
+	{Action: specs.ActAllow, Names: []string{"keyctl"}, Args: []specs.LinuxSeccompArg{
+		{Index: 0, Value: unix.KEYCTL_JOIN_SESSION_KEYRING, Op: specs.OpEqualTo},
+	}},
+}
+
+// shedCalls leaves the system calls that a program of the sandbox may make, and ours.
+func (m *monitor) shedCalls() error {
+	f, err := m.spec.Process.FilterAround(calls)
+	if err != nil {
+		return err
+	}
+	return f.LoadAll()
+}
