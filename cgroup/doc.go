@@ -27,7 +27,8 @@
 // nsdelegate, as systemd does; elsewhere a workload with CAP_SYS_ADMIN could.
 //
 // What competes with other sandboxes is the whole group: weights and the memory
-// reservation are set on it too. What serves several sandboxes has a scope of its own
+// reservation are set on it too, and systemd is told (Keep), or it would set them back
+// at its next daemon-reload. What serves several sandboxes has a scope of its own
 // (Settle).
 //
 // A directory says everything, so any process of the user can Open it. systemd removes

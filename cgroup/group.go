@@ -51,7 +51,11 @@ func (h *Host) New(ctx context.Context, c Config) (*Group, error) {
 	if len(h.Sockets) > 0 {
 		dir, err := h.startScope(ctx, c)
 		if err == nil {
-			return divide(dir, c.PID, c.Limits)
+			g, err := divide(dir, c.PID, c.Limits)
+			if err == nil {
+				err = h.Keep(ctx, g, c.Limits)
+			}
+			return g, err
 		}
 		if h.Base == "" || ctx.Err() != nil {
 			return nil, &wire.Error{Code: CodeNoGroup, Step: "ask the user's systemd for a cgroup", Msg: err.Error(), Fix: "see: systemctl --user status; journalctl --user -n 20"}

@@ -331,6 +331,58 @@ func TestCPU(t *testing.T) {
 	})
 }
 
+// TestKeep: shares last when systemd loads its units again, also changed ones.
+func TestKeep(t *testing.T) {
+	each(t, "", func(t *testing.T, h *Host, m *monitor, id string) {
+		have, _, _ := h.Available()
+		var l Limits
+		if slices.Contains(have, "cpu") {
+			l.CPUShares = 512
+		}
+		if slices.Contains(have, "memory") {
+			l.MemoryReservation = 32 << 20
+		}
+		g := newGroup(t, h, m, id, l)
+		set := func(l Limits) {
+			t.Helper()
+			if err := errors.Join(g.Set(l), h.Keep(t.Context(), g, l)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if g.weightFile() != "" {
+			set(Limits{BlkioWeight: 700})
+		}
+		shares := func() (list []string) {
+			for _, f := range []string{"cpu.weight", "memory.low", "io.weight", "io.bfq.weight"} {
+				list = append(list, f+" "+strings.Join(words(g.dir, f), " "))
+			}
+			return list
+		}
+		reload := func() {
+			t.Helper()
+			want := shares()
+			if len(h.Sockets) > 0 {
+				conn, err := h.dialSystemd(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close()
+				if err := conn.ReloadContext(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if got := shares(); !slices.Equal(got, want) {
+				t.Errorf("%q, before systemd has loaded its units again %q", got, want)
+			}
+		}
+		reload()
+		if l.CPUShares != 0 {
+			set(Limits{CPUShares: 2048})
+			reload()
+		}
+	})
+}
+
 func TestPids(t *testing.T) {
 	each(t, "pids", func(t *testing.T, h *Host, m *monitor, id string) {
 		g := newGroup(t, h, m, id, Limits{PidsLimit: 60}) // a Go program has about 6 threads

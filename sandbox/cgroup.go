@@ -84,6 +84,19 @@ func (s *Sandbox) makeGroup(ctx context.Context, m *owner) (dir string, err erro
 	return g.Dir(), nil
 }
 
+// keepShares lets systemd know what a sandbox that runs has been given.
+func keepShares(ctx context.Context, id string, l cgroup.Limits) error {
+	if l.Zero() {
+		return nil
+	}
+	host := findCgroup()
+	groups, err := host.List(id)
+	for _, g := range groups {
+		err = errors.Join(err, host.Keep(ctx, g, l))
+	}
+	return err
+}
+
 // noGroup says why a sandbox that runs has no cgroup.
 func (s *Sandbox) noGroup() error {
 	e := &StateError{Kind: ErrNoGroup, Name: s.name}

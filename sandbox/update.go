@@ -31,6 +31,9 @@ func (s *Sandbox) Update(ctx context.Context, c Changes) error {
 	}
 	for {
 		err := s.remoteCall(ctx, proto.MsgUpdate, u, nil)
+		if err == nil {
+			return keepShares(ctx, s.id, u.Limits)
+		}
 		if !errors.Is(err, ErrNotRunning) {
 			return err
 		}
