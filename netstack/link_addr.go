@@ -56,6 +56,12 @@ func configureLink(cfg GuestConfig, link *GuestLink) ([]string, error) {
 		}
 	}
 
+	if link.Driver == DriverTap {
+		if err := h.LinkSetTxQLen(l, tapQueue); err != nil {
+			return nil, fmt.Errorf("set the length of its queue: %w", err)
+		}
+	}
+
 	ip6 := cfg.MTU >= minMTU6
 	var notes []string
 	switch {

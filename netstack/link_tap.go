@@ -19,6 +19,11 @@ const (
 	tapOffloadsUDP = unix.TUN_F_USO4 | unix.TUN_F_USO6
 )
 
+// tapQueue is how many frames a TAP holds until they are read. What comes then is lost,
+// which a new connection feels: its SYN is sent again a second later. It is as many as
+// there may be connection attempts in flight; the kernel's 500 are fewer.
+const tapQueue = 2048
+
 // probeTap tells whether the TUN device can be opened. The node may exist and
 // still have no driver behind it (ENODEV, ENXIO).
 func probeTap() error {
