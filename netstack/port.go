@@ -124,6 +124,7 @@ func (p *Port) open() error {
 	if err := p.hosts.init(); err != nil {
 		return errors.Join(err, p.link.close())
 	}
+	p.workers.turns = &p.net.turns
 	p.reader.link, p.reader.account = p.link, account{turns: &p.net.turns, again: make(chan struct{}, 1)}
 	p.ctx, p.cancel = context.WithCancel(p.net.ctx)
 	return nil

@@ -218,6 +218,9 @@ func (f *tcpFlow) download(w *worker) {
 				if !f.send(&src) {
 					return
 				}
+				if w.account.passed() {
+					w.account.wait()
+				}
 				continue
 			}
 			f.much = src.n == 0 // all of it has been read
@@ -282,8 +285,9 @@ func (s *bytesPayload) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-// maxRead is the most that one write to the guest moves.
-const maxRead = 1 << 20
+// maxRead is the most that one write to the guest moves. Nobody else has a turn
+// meanwhile; with half of it one stream alone was a tenth slower.
+const maxRead = 512 << 10
 
 // socketPayload reads from a socket straight into gVisor's buffers. gVisor
 // asks Len first and then reads exactly that much: it would loop for ever on

@@ -12,11 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// turns share the process between the readers of a network's links. A link that always
-// has another frame would keep a processor, and the runtime looks for what else has
-// arrived only when none of them has anything to run, or every 10 ms: that was the
-// latency of all others. So a reader that has worked for a turn waits until the
-// runtime has looked, and whoever has something to do has begun.
+// turns share the process between the readers of a network's links, and the workers that
+// bring what the host sends. A link that always has another frame, or a socket that has
+// more, would keep a processor, and the runtime looks for what else has arrived only
+// when none of them has anything to run, or every 10 ms: that was the latency of all
+// others. So who has worked for a turn waits until the runtime has looked, and whoever
+// has something to do has begun.
 type turns struct {
 	file *os.File // an eventfd
 	raw  syscall.RawConn
@@ -26,7 +27,7 @@ type turns struct {
 	waiting []chan struct{}
 }
 
-// turn is how long a reader works before it lets others go on. What it takes to let
+// turn is how long one works before it lets others go on. What it takes to let
 // them is about 2 µs.
 const turn = 200 * time.Microsecond
 
@@ -83,7 +84,7 @@ func (t *turns) wait(mine chan struct{}) {
 	t.mu.Unlock()
 }
 
-// account is what a reader has used of its turn. The reader alone uses it.
+// account is what a reader or a worker has used of its turn. It alone uses it.
 type account struct {
 	turns  *turns
 	again  chan struct{}
@@ -108,6 +109,15 @@ func (a *account) over() bool {
 		return false // to ask for the time at each would be a part of it
 	}
 	return time.Since(a.began)+a.extra >= turn
+}
+
+// passed is over for pieces so large that the time is asked for at each.
+func (a *account) passed() bool {
+	if a.frames++; a.frames == 1 {
+		a.began = time.Now()
+		return false
+	}
+	return time.Since(a.began) >= turn
 }
 
 // wait lets the others go on. A turn that was exceeded makes the next one shorter.

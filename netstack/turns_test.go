@@ -30,6 +30,26 @@ func TestTurnIsOver(t *testing.T) {
 	}
 }
 
+// TestTurnHasPassed: the first piece begins a turn, and the time is asked for at each.
+func TestTurnHasPassed(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		pieces int
+		worked time.Duration
+		passed bool
+	}{
+		{"first piece", 0, time.Hour, false},
+		{"second piece", 1, turn, true},
+		{"short pieces", 2, 0, false},
+		{"another long one", 2, turn, true},
+	} {
+		a := account{frames: test.pieces, began: time.Now().Add(-test.worked)}
+		if got := a.passed(); got != test.passed {
+			t.Errorf("%s: passed %v", test.name, got)
+		}
+	}
+}
+
 // TestTurnsWait: all who wait go on, also when the network is closed meanwhile; what a
 // turn was exceeded by is charged to the next one.
 func TestTurnsWait(t *testing.T) {

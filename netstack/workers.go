@@ -9,6 +9,7 @@ import (
 // connection: an idle connection has none. Some are kept, as a new one begins with
 // a small stack, and to let it grow costs more than the work.
 type workers struct {
+	turns  *turns
 	mu     sync.Mutex
 	parked []*worker // the last one parked is the first one to work
 	closed bool
@@ -23,6 +24,7 @@ type worker struct {
 	// scratch takes what a read gives if it is not much.
 	scratch []byte
 	src     bytesPayload
+	account account
 }
 
 // job is what a worker does.
@@ -52,8 +54,9 @@ func (p *workers) start(j job) bool {
 
 func (p *workers) run(j job) {
 	defer p.wg.Done()
-	w := &worker{next: make(chan job, 1)}
+	w := &worker{next: make(chan job, 1), account: account{turns: p.turns, again: make(chan struct{}, 1)}}
 	for ok := true; ok; j, ok = <-w.next {
+		w.account.rest()
 		j.work(w)
 		if !p.park(w) {
 			return
