@@ -87,6 +87,9 @@ func shedCalls() error {
 	rules = append(rules, specs.LinuxSyscall{Names: []string{"clone"}, Action: specs.ActAllow, Args: []specs.LinuxSeccompArg{
 		{Index: 0, Value: unix.CLONE_THREAD, ValueTwo: unix.CLONE_THREAD, Op: specs.OpMaskedEqual},
 	}})
+	// The C library of a program with cgo takes clone then, whose flags can be seen.
+	nosys := uint(unix.ENOSYS)
+	rules = append(rules, specs.LinuxSyscall{Names: []string{"clone3"}, Action: specs.ActErrno, ErrnoRet: &nosys})
 	f, err := seccomp.CompileSpec(&specs.LinuxSeccomp{DefaultAction: specs.ActErrno, Syscalls: rules})
 	if err != nil {
 		return err
