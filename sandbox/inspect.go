@@ -57,8 +57,8 @@ type InspectState struct {
 	ExitCode                                     int
 	Error                                        string
 	StartedAt, FinishedAt                        time.Time
-	Health                                       *Health         `json:",omitempty"`
-	Monitor                                      *InspectMonitor `json:",omitempty"`
+	Health                                       *Health        `json:",omitempty"`
+	Monitor                                      InspectMonitor `json:",omitzero"`
 }
 
 // InspectMonitor is the process that owns a sandbox while it runs.
@@ -254,7 +254,7 @@ func (e *Engine) inspection(id, name string, rec *record.Config, st *record.Stat
 		Mounts:     e.inspectMounts(rec, st),
 	}
 	if st.Alive() {
-		in.State.Monitor = &InspectMonitor{Pid: st.MonitorPID, Kept: st.Kept}
+		in.State.Monitor = InspectMonitor{Pid: st.MonitorPID, Kept: st.Kept}
 	}
 	if args := start.Process.Args; len(args) > 0 {
 		in.Path, in.Args = args[0], args[1:]
