@@ -72,10 +72,16 @@ test-vm: SETUP = $(VM)
 test-vm: setup build
 	@VM=$(VM) scripts/vm.sh test
 
-# The race detector needs cgo and a C compiler (apt-get install gcc libc6-dev).
-test-race: setup
-	@command -v $${CC:-gcc} >/dev/null || { echo "make test-race needs a C compiler: apt-get install gcc libc6-dev" >&2; exit 1; }
-	SBX_TEST_FLAGS=-race CGO_ENABLED=1 scripts/test.sh packages
+# The race detector needs cgo and a C compiler (apt-get install gcc libc6-dev), and a static
+# program, as in a sandbox's root there is no C library.
+RACE := $(GOFLAGS) -race -trimpath -tags=netgo,osusergo,$(TAGS) '-ldflags=-linkmode external -extldflags -static -X main.version=$(VERSION)'
+test-race: setup bin/sbx-race
+	GOFLAGS="$(RACE)" CGO_ENABLED=1 scripts/test.sh packages
+	SBX_BIN=$(CURDIR)/bin/sbx-race scripts/test.sh e2e
+
+bin/sbx-race: FORCE
+	@command -v $${CC:-gcc} >/dev/null || { echo "the race detector needs a C compiler: apt-get install gcc libc6-dev" >&2; exit 1; }
+	GOFLAGS="$(RACE)" CGO_ENABLED=1 $(GO) build -o $@ ./cmd/sbx
 
 # sbx beside its peers, in about an hour; writes docs/performance.md.
 bench: bench-setup

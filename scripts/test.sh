@@ -37,7 +37,7 @@ if ! scripts/as-user test -r "$PWD/go.mod" -a -x "$PWD/scripts"; then
 	chmod -R a+rX "$src"
 	cd "$src" || exit 1
 fi
-export SBX_BIN=$src/bin/sbx
+export SBX_BIN=${SBX_BIN:-$src/bin/sbx}
 
 run() { # flags and packages
 	"$go" test -trimpath -count=1 -exec "$src/scripts/as-user" ${SBX_TEST_FLAGS:-} "$@" || status=1

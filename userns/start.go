@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/rootless-sbx/sbx/internal/racelog"
 	"github.com/rootless-sbx/sbx/internal/wire"
 )
 
@@ -125,6 +126,7 @@ func Start(ctx context.Context, s Spec) (_ *Child, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", s.Args[0], err)
 	}
+	s.Env = racelog.Environ(s.Env)
 	c, err := clone(s, theirs)
 	if err != nil {
 		conn.Close()

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/rootless-sbx/sbx/internal/racelog"
 )
 
 // Env is one test's view of a user: home, XDG directories, environment.
@@ -114,6 +116,10 @@ func (e *Env) Data() string { return filepath.Join(e.data, "sbx") }
 // without "=" removes the variable.
 func (e *Env) Setenv(kv ...string) { e.extra = append(e.extra, kv...) }
 
+// reports is where the processes write what the race detector finds: a network's process
+// can write nowhere else.
+func (e *Env) reports() string { return filepath.Join(e.Runtime, "sbx") }
+
 // Environ is the whole environment sbx is given.
 func (e *Env) Environ() []string {
 	env := []string{
@@ -121,6 +127,9 @@ func (e *Env) Environ() []string {
 		"USER=" + os.Getenv("USER"), "HOME=" + e.Home, "TMPDIR=" + e.Tmp,
 		"XDG_DATA_HOME=" + e.data, "XDG_RUNTIME_DIR=" + e.Runtime,
 		"SBX_NETD_LINGER=" + Slow(500*time.Millisecond).String(),
+	}
+	if current.race {
+		env = append(env, racelog.Into(e.reports()))
 	}
 	// Where the user's systemd listens; the runtime directory above is not its.
 	if bus := os.Getenv("DBUS_SESSION_BUS_ADDRESS"); bus != "" {

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rootless-sbx/sbx/internal/racelog"
 )
 
 // leakWait bounds how long a test waits for what goes away by itself: the
@@ -38,9 +40,20 @@ func (e *Env) watch() {
 				p.Stop()
 			}
 		}
+		var races []string
+		defer func() {
+			for _, r := range races {
+				e.t.Error(r)
+			}
+		}()
 		var left []string
 		for end := time.Now().Add(Slow(leakWait)); ; time.Sleep(50 * time.Millisecond) {
 			reap()
+			found, err := racelog.Take(e.reports())
+			if err != nil {
+				e.t.Error(err)
+			}
+			races = append(races, found...)
 			left = e.leftovers(before, fdsBefore)
 			if len(left) == 0 {
 				return

@@ -2,11 +2,14 @@ package harness
 
 import (
 	"context"
+	"debug/buildinfo"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,6 +28,7 @@ import (
 type suite struct {
 	dir   string // short: Unix socket paths are limited to 108 bytes
 	bin   string
+	race  bool // it was built with the race detector
 	cache *fixture.Cache
 
 	mu     sync.Mutex
@@ -67,6 +71,11 @@ func newSuite() (*suite, error) {
 	if _, err := os.Stat(bin); err != nil {
 		return nil, fmt.Errorf("no sbx to test (make build, or set SBX_BIN): %w", err)
 	}
+	info, err := buildinfo.ReadFile(bin)
+	if err != nil {
+		return nil, err
+	}
+	race := slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		return nil, fmt.Errorf("become the reaper: %w", err)
 	}
@@ -85,7 +94,7 @@ func newSuite() (*suite, error) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		return nil, err
 	}
-	return &suite{dir: dir, bin: bin, cache: cache, loaded: map[string]error{}}, nil
+	return &suite{dir: dir, bin: bin, race: race, cache: cache, loaded: map[string]error{}}, nil
 }
 
 // startPoller makes Go's runtime open the descriptors of its poller, which it keeps,

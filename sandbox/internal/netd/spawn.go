@@ -6,6 +6,7 @@ import (
 	"os"
 	"syscall"
 
+	"github.com/rootless-sbx/sbx/internal/racelog"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,7 +20,7 @@ func Spawn(path, role string) func(context.Context, StartFiles) error {
 		defer null.Close()
 		p, err := os.StartProcess(path, []string{role}, &os.ProcAttr{
 			Dir:   "/",
-			Env:   []string{},
+			Env:   racelog.Environ([]string{}),
 			Files: []*os.File{null, files.Log, files.Log, files.Control},
 			Sys:   &syscall.SysProcAttr{Setsid: true},
 		})
