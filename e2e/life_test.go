@@ -88,6 +88,7 @@ func TestDetached(t *testing.T) {
 	if got := status(e, "life"); got != "running 0" {
 		t.Errorf("after restart: %q", got)
 	}
+	until(t, e, "out\nbye\nout\nbye\nout\n", "logs", "life") // it has its trap
 	e.Must("kill", "-s", "TERM", "life")
 	e.Must("wait", "life")
 	if got := e.Must("logs", "--tail", "1", "life"); got != "bye\n" {

@@ -158,17 +158,17 @@ func (s *Sandbox) launch(ctx context.Context) (_ *owner, err error) {
 	m := &owner{Child: child, ready: make(chan struct{}), served: make(chan struct{}), exited: make(chan *proto.Exited, 1)}
 	go s.serve(m)
 	files := append(s.stdio.childFiles(), wire.File{Name: "lock", File: s.dir.Lock})
+	order := s.start // the record is being written: it has only what lasts
 	if rows, cols := s.stdio.size(); rows > 0 && cols > 0 {
-		s.start.Rows, s.start.Cols = rows, cols
+		order.Rows, order.Cols = rows, cols
 	}
-	s.start.PidsLimit = s.cfg.Resources.PidsLimit
-	s.start.Cgroup, err = s.makeGroup(ctx, m)
+	order.PidsLimit = s.cfg.Resources.PidsLimit
+	order.Cgroup, err = s.makeGroup(ctx, m)
 	if err := errors.Join(ready(), err); err != nil {
 		child.Conn.Close() // it waits for its orders
 		s.undo(ctx, m)
 		return nil, err
 	}
-	order := s.start
 	order.Process.Env, order.Network.Linked = slices.Concat(order.Process.Env, env), hosts
 	var started proto.Started
 	reply, err := child.Conn.Call(ctx, proto.MsgStart, order, &started, files...)

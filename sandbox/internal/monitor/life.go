@@ -345,7 +345,7 @@ func (m *monitor) leave(x proto.Exited) proto.Exited {
 	m.leaving = true
 	m.mu.Unlock()
 	m.lock.Close()
-	x.Notes, x.Marks = m.notes, m.marks.List
+	x.Notes, x.Marks = m.takeNotes(), m.marks.List
 	m.exited = x
 	close(m.over)
 	if m.server != nil {

@@ -113,6 +113,7 @@ type monitor struct {
 	oomBefore uint64        // kills for want of memory in earlier runs
 	shared    *sharedNet    // nil: the sandbox's own, or the host's
 	pty       *os.File
+	telling   sync.Mutex // guards notes, also under mu
 	notes     []string
 	marks     *proto.Marks
 	inits     []proto.Mark // init's own
@@ -261,7 +262,7 @@ func (m *monitor) wait() proto.Exited {
 	}
 	ws, err := child.Wait()
 	if err != nil {
-		m.notes = append(m.notes, fmt.Sprintf("wait for pid 1: %v", err))
+		m.tell(fmt.Sprintf("wait for pid 1: %v", err))
 		return proto.Exited{Code: 125}
 	}
 	return exitedWith(ws)
@@ -274,9 +275,24 @@ func exitedWith(ws syscall.WaitStatus) proto.Exited {
 	return proto.Exited{Code: ws.ExitStatus()}
 }
 
+// tell notes what the caller is to be told: from the network and from the root at once.
+func (m *monitor) tell(notes ...string) {
+	m.telling.Lock()
+	defer m.telling.Unlock()
+	m.notes = append(m.notes, notes...)
+}
+
+func (m *monitor) takeNotes() []string {
+	m.telling.Lock()
+	defer m.telling.Unlock()
+	notes := m.notes
+	m.notes = nil
+	return notes
+}
+
 func (m *monitor) note(what string, err error) {
 	if err != nil {
-		m.notes = append(m.notes, fmt.Sprintf("%s: %v", what, err))
+		m.tell(fmt.Sprintf("%s: %v", what, err))
 	}
 }
 

@@ -179,7 +179,7 @@ func (m *monitor) makeLink(ctx context.Context, in *wire.Conn, n *network) error
 	}
 	n.link = l
 	if l.Reason != "" && spec.LinkDriver == "" {
-		m.notes = append(m.notes, l.Reason)
+		m.tell(l.Reason)
 	}
 	return nil
 }
@@ -209,10 +209,10 @@ func (m *monitor) attach(ctx context.Context, st *proto.Started) (err error) {
 		}
 	}
 	if way == nil && len(m.nets) > 0 && len(m.spec.Network.Ports) > 0 {
-		m.notes = append(m.notes, "published ports are ignored, as the sandbox is on internal networks alone")
+		m.tell("published ports are ignored, as the sandbox is on internal networks alone")
 	}
 	if way != nil && way.Network.Uplink() && len(m.spec.Network.Ports) > 0 {
-		m.notes = append(m.notes, "published ports are ignored, as the sandbox is a host of the uplink's segment with ports of its own")
+		m.tell("published ports are ignored, as the sandbox is a host of the uplink's segment with ports of its own")
 	}
 	if err := m.tellName(ctx); err != nil { // since the lease
 		return err
@@ -296,7 +296,7 @@ func (m *monitor) leaveNetworks() {
 	m.netsMu.Lock()
 	defer m.netsMu.Unlock()
 	for _, n := range m.nets {
-		m.notes = append(m.notes, n.close()...)
+		m.tell(n.close()...)
 	}
 	m.nets, m.ports, m.publisher = nil, nil, nil
 	if m.sockets != nil {

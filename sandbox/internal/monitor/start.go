@@ -55,7 +55,7 @@ func (m *monitor) start(ctx context.Context, stdio map[string]*os.File) (*proto.
 		return nil, err
 	}
 	m.marks.Add("network joined, root built")
-	st.Notes, m.notes = m.notes, nil
+	st.Notes = m.takeNotes()
 	published := make(chan error, 1)
 	public := *st
 	go func() { published <- m.publish(&public) }()
@@ -176,7 +176,7 @@ func (m *monitor) prepareRoot(ctx context.Context) error {
 		return err
 	}
 	m.root, s.Mounts = root, root.Mounts
-	m.notes = append(m.notes, root.Storage.Notes...)
+	m.tell(root.Storage.Notes...)
 	return nil
 }
 
@@ -242,7 +242,8 @@ func (m *monitor) buildRoot(ctx context.Context) error {
 		return m.initError(err)
 	}
 	defer reply.CloseFiles()
-	m.notes, m.inits = append(m.notes, res.Notes...), res.Marks
+	m.tell(res.Notes...)
+	m.inits = res.Marks
 	if s.TTY {
 		if m.pty, err = reply.Take("pty"); err != nil {
 			return err
