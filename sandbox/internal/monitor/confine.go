@@ -1,76 +1,44 @@
 package monitor
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
-	"time"
 
-	"github.com/moby/sys/capability"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/rootless-sbx/sbx/fsoverlay"
 	"github.com/rootless-sbx/sbx/sandbox/internal/confine"
-	"github.com/rootless-sbx/sbx/userns"
 )
 
-// early stages, in their order, are shed when the first init has been cloned, which has
-// what the monitor had, and before the workload begins. What is started after them
-// inherits them, other runs of the workload and programs beside it: they lose nothing that
-// they would have.
-func (m *monitor) early() []confine.Stage {
+// stages, in their order, are shed when the first init has been cloned, which has what the
+// monitor had, and before the workload begins. What is started after them inherits them,
+// other runs of the workload and programs beside it: they lose nothing that they would have.
+//
+// Capabilities are kept. Those that nobody needs have no power in a user namespace, and to
+// drop each of them interrupts each thread: where the sandbox has a small share of a busy
+// processor that took minutes.
+func (m *monitor) stages() []confine.Stage {
 	return []confine.Stage{{Name: "files", Shed: m.shedFiles}, {Name: "calls", Shed: m.shedCalls}}
 }
 
-// late is for sandboxes that have lived for a while: each of some 25 capabilities takes an
-// interruption of each thread, 0.1 ms on an idle machine and any time on a busy one.
-func (m *monitor) late() []confine.Stage {
-	return []confine.Stage{{Name: "privilege", Shed: m.shedPrivilege}}
-}
-
-const lateAfter = time.Second
-
-// shedEarly sheds, once. What stays is in the record.
-func (m *monitor) shedEarly() {
+// shed sheds, once. What stays is in the record.
+func (m *monitor) shed() {
 	if m.confined {
 		return
 	}
 	m.confined = true
 	kept := map[string]string{}
-	confine.Shed(m.early(), func(stage string, why error) { kept[stage] = why.Error() })
+	confine.Shed(m.stages(), func(stage string, why error) { kept[stage] = why.Error() })
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.state.Kept = kept
-}
-
-// shedLate sheds the rest, at a time when nothing is started.
-func (m *monitor) shedLate() {
-	m.births.Lock()
-	defer m.births.Unlock()
-	confine.Shed(m.late(), func(stage string, why error) {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		m.state.Kept[stage] = why.Error()
-		if !m.started {
-			return // whoever writes the record next says it
-		}
-		if err := m.save(); err != nil {
-			m.log.Warn("write the sandbox's state", "err", err)
-		}
-	})
-}
-
-// startChild starts a process with the capabilities that the monitor has.
-func (m *monitor) startChild(ctx context.Context, s userns.Spec) (*userns.Child, error) {
-	m.births.RLock()
-	defer m.births.RUnlock()
-	return userns.Start(ctx, s)
 }
 
 // Reasons to keep the user's files.
@@ -160,32 +128,6 @@ func resolvers() []string {
 	return list
 }
 
-// needed are the capabilities that the monitor and what it starts use themselves.
-var needed = confine.Capabilities(
-	capability.CAP_SYS_ADMIN,                             // mounts, namespaces, filters
-	capability.CAP_SYS_CHROOT, capability.CAP_SYS_PTRACE, // to enter the namespaces of pid 1
-	capability.CAP_SETPCAP, capability.CAP_SETUID, capability.CAP_SETGID, capability.CAP_KILL, // to become the workload, and to end it
-	capability.CAP_CHOWN, capability.CAP_DAC_OVERRIDE, capability.CAP_DAC_READ_SEARCH, capability.CAP_FOWNER, capability.CAP_FSETID, // its files
-	capability.CAP_SETFCAP, capability.CAP_MKNOD,
-	capability.CAP_NET_ADMIN, capability.CAP_NET_RAW, // its devices
-	capability.CAP_SYS_RESOURCE, // its share of what is counted for the user
-)
-
-// shedPrivilege leaves the capabilities that we need, or some program of the sandbox may
-// have.
-func (m *monitor) shedPrivilege() error {
-	theirs, err := m.spec.Process.Bounding()
-	if err != nil {
-		return err
-	}
-	if m.spec.Process.NoNewPrivs {
-		if err := confine.NoNewPrivs(); err != nil {
-			return err
-		}
-	}
-	return confine.KeepCaps(needed | confine.Set(theirs))
-}
-
 // calls are those of ours that Docker's default profile does not allow: mounts,
 // namespaces, and the birth of processes in other groups.
 var calls = []specs.LinuxSyscall{
@@ -198,11 +140,20 @@ var calls = []specs.LinuxSyscall{
 	}},
 }
 
-// shedCalls leaves the system calls that a program of the sandbox may make, and ours.
+// shedCalls leaves the system calls that a program of the sandbox may make, and ours. If
+// none of its programs may gain privileges, nor may we: all threads take that over from
+// the one that loads the filter.
 func (m *monitor) shedCalls() error {
 	f, err := m.spec.Process.FilterAround(calls)
 	if err != nil {
 		return err
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if m.spec.Process.NoNewPrivs {
+		if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+			return os.NewSyscallError("prctl PR_SET_NO_NEW_PRIVS", err)
+		}
 	}
 	return f.LoadAll()
 }

@@ -5,14 +5,12 @@
 package monitor
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -37,8 +35,6 @@ func TestMain(m *testing.M) {
 		err = confinedRole()
 	case "sandbox":
 		err = sandboxRole()
-	case "caps":
-		_, err = os.Stdout.Write(capEff())
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, os.Getenv(roleEnv)+":", err)
@@ -71,19 +67,6 @@ var deeds = []confinetest.Deed{
 	}},
 	{Name: "leave by what is open", Stages: "files", Do: leaveByDescriptors},
 	{Name: "execute a program of the machine", Stages: "files", Do: func(string) error { return exec.Command("/bin/true").Run() }},
-	{Name: "execute a program with other capabilities", Stages: "privilege", Do: func(string) error {
-		cmd := exec.Command("/proc/self/exe")
-		cmd.Env = []string{roleEnv + "=caps"}
-		out, err := cmd.Output()
-		if err != nil {
-			return err
-		}
-		eff, err := strconv.ParseUint(string(out), 16, 64)
-		if err == nil && eff&(1<<unix.CAP_SYS_TIME) == 0 {
-			err = fs.ErrPermission
-		}
-		return err
-	}},
 	{Name: "use io_uring", Stages: "calls", Do: func(string) error {
 		_, _, e := unix.Syscall(unix.SYS_IO_URING_SETUP, 0, 0, 0)
 		return confinetest.Ignore(e, unix.EFAULT, unix.EINVAL)
@@ -149,16 +132,6 @@ func leaveByDescriptors(dir string) error {
 	return fs.ErrNotExist
 }
 
-func capEff() []byte {
-	status, err := os.ReadFile("/proc/self/status")
-	if err != nil {
-		return nil
-	}
-	_, after, _ := bytes.Cut(status, []byte("CapEff:\t"))
-	line, _, _ := bytes.Cut(after, []byte("\n"))
-	return line
-}
-
 // sandboxRole does what init does.
 func sandboxRole() error {
 	root := filepath.Join(os.Getenv("DIR"), "root")
@@ -191,7 +164,7 @@ func confinedRole() error {
 	if err != nil {
 		return err
 	}
-	return confinetest.Role(slices.Concat(m.early(), m.late()), deeds)
+	return confinetest.Role(m.stages(), deeds)
 }
 
 func testMonitor(dir string) (*monitor, error) {
@@ -205,7 +178,7 @@ func testMonitor(dir string) (*monitor, error) {
 // TestConfinement: each stage forbids what it is for and nothing else, and without it
 // the same deeds are done.
 func TestConfinement(t *testing.T) {
-	confinetest.Run(t, slices.Concat((&monitor{}).early(), (&monitor{}).late()), deeds, func() *exec.Cmd { return inUserNamespace("confined") })
+	confinetest.Run(t, (&monitor{}).stages(), deeds, func() *exec.Cmd { return inUserNamespace("confined") })
 }
 
 // inUserNamespace is a process that is root in a namespace of its own.

@@ -106,7 +106,7 @@ func (m *monitor) drop(ctx context.Context, n *network) error {
 
 // linker calls f with a process in the sandbox's network namespace.
 func (m *monitor) linker(ctx context.Context, f func(*wire.Conn) error) error {
-	child, err := m.startChild(ctx, userns.Spec{
+	child, err := userns.Start(ctx, userns.Spec{
 		Path: "/proc/self/exe", Args: []string{proto.RoleLinker}, NetNS: m.netns, Setsid: true,
 	})
 	if err != nil {

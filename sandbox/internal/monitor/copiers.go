@@ -125,7 +125,7 @@ func (m *monitor) enterFiles(ctx context.Context) (_ *userns.Child, _ *os.File, 
 			ours.Close()
 		}
 	}()
-	child, err := m.startChild(ctx, userns.Spec{
+	child, err := userns.Start(ctx, userns.Spec{
 		Path: "/proc/self/exe", Args: []string{proto.RoleFiles}, Setsid: true, Pdeathsig: syscall.SIGKILL,
 	})
 	if err != nil {

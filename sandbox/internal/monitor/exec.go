@@ -127,7 +127,7 @@ func (m *monitor) executeBeside(ctx context.Context, one *os.File, host bool, x 
 		defer box.Close()
 	}
 	p := &executed{m: m}
-	p.child, err = m.startChild(ctx, userns.Spec{
+	p.child, err = userns.Start(ctx, userns.Spec{
 		Cgroup: box,
 		Path:   m.program.Path(), Args: []string{proto.RoleExec},
 		Stdin: files["stdin"], Stdout: files["stdout"], Stderr: files["stderr"],

@@ -53,7 +53,6 @@ func (m *monitor) live(ctx context.Context, req *wire.Message, files map[string]
 		m.kill()
 	}
 	trim()
-	time.AfterFunc(lateAfter, m.shedLate)
 	pause := backoffFirst
 	for {
 		begun := time.Now() // by the clock that nobody sets, unlike what is recorded

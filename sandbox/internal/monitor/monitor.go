@@ -11,8 +11,8 @@
 // # What it sheds
 //
 // Whatever the monitor gives up, the programs that it starts lose too. So it keeps what one
-// of them may have: of system calls what the workload's profile allows, of capabilities what
-// is in its bounding set. Files it can give up, for all that a run needs of the user's is
+// of them may have: capabilities, and of system calls what the workload's profile allows.
+// Files it can give up, for all that a run needs of the user's is
 // mounted by an init with a copy of the first tree; only another run may need them again.
 // See docs/security.md.
 //
@@ -73,7 +73,6 @@ type monitor struct {
 	cancel    context.CancelCauseFunc // of a start
 	quit      chan struct{}           // closed when somebody wants the end; see quitting
 
-	births  sync.RWMutex   // held by who starts a process, all of it by shedLate
 	waiters sync.WaitGroup // requests that wait for something
 	copiers copiers        // processes that have the sandbox's files
 

@@ -50,7 +50,7 @@ func (m *monitor) start(ctx context.Context, stdio map[string]*os.File) (*proto.
 		return nil, err
 	}
 	m.marks.Add("files written")
-	shed := func(context.Context) error { m.shedEarly(); return nil }
+	shed := func(context.Context) error { m.shed(); return nil }
 	if err := both(ctx, shed, func(ctx context.Context) error { return m.joinAndBuild(ctx, st) }); err != nil {
 		return nil, err
 	}
@@ -127,7 +127,7 @@ func (m *monitor) startInit(ctx context.Context, stdio map[string]*os.File) erro
 	if m.shared != nil {
 		spec.NetNS = m.shared.netns
 	}
-	child, err := m.startChild(ctx, spec)
+	child, err := userns.Start(ctx, spec)
 	if err != nil {
 		return err
 	}

@@ -47,12 +47,6 @@ func ParseCapabilities(add, drop []string) ([]string, error) {
 	return set.names(), nil
 }
 
-// Bounding is the set, as bits, of what programs of this kind may have.
-func (s *Spec) Bounding() (uint64, error) {
-	set, err := capabilities(s.CapAdd, s.CapDrop)
-	return uint64(set), err
-}
-
 func capabilities(add, drop []string) (capSet, error) {
 	addSet, addAll, err := parseCaps(add)
 	if err != nil {
