@@ -2,7 +2,10 @@ package cgroup
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path"
 	"strconv"
 	"strings"
@@ -14,8 +17,17 @@ import (
 )
 
 // Keep tells systemd of the shares of l that the group has, if it is a scope: what is
-// not in its own books it sets back when it loads its units again (daemon-reload).
+// not in its own books it sets back when it loads its units again (daemon-reload). A
+// group that has gone meanwhile needs nothing.
 func (h *Host) Keep(ctx context.Context, g *Group, l Limits) error {
+	err := h.keep(ctx, g, l)
+	if _, gone := os.Stat(g.dir); errors.Is(gone, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+func (h *Host) keep(ctx context.Context, g *Group, l Limits) error {
 	unit := path.Base(g.dir)
 	if !strings.HasSuffix(unit, ".scope") || len(h.Sockets) == 0 {
 		return nil

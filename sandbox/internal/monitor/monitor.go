@@ -12,8 +12,8 @@
 //
 // Whatever the monitor gives up, the programs that it starts lose too. So it keeps what one
 // of them may have: capabilities, and of system calls what the workload's profile allows.
-// Files it can give up, for all that a run needs of the user's is
-// mounted by an init with a copy of the first tree; only another run may need them again.
+// Files it can give up, for all that a run needs of the user's is mounted by an init with a
+// copy of the first tree; only another run may need them again.
 // See docs/security.md.
 //
 // # Limits
@@ -65,7 +65,7 @@ type monitor struct {
 	journal    *events.Journal
 	server     *server // of the sandbox's socket
 	known      bool    // it has a record from before
-	confined   bool    // the early stages have been shed
+	confined   bool    // the stages have been shed, or kept
 	// published is what became of the record, if nobody has waited for that yet.
 	published chan error
 	over      chan struct{} // closed when all is over; exited says how
