@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -240,6 +241,76 @@ func TestDirectories(t *testing.T) {
 			t.Errorf("%q", got)
 		}
 	})
+	t.Run("open to others", func(t *testing.T) {
+		e := harness.NewPrivate(t)
+		for _, dir := range []string{e.Data(), filepath.Join(e.Runtime, "sbx")} {
+			if err := os.MkdirAll(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Chmod(dir, 0o2777); err != nil { // for a group, and for all
+				t.Fatal(err)
+			}
+			e.Must("images")
+			if st, err := os.Stat(dir); err != nil || st.Mode().Perm() != 0o700 {
+				t.Errorf("%s: %v %v", dir, st.Mode(), err)
+			}
+		}
+	})
+	t.Run("of another user", func(t *testing.T) {
+		e := harness.NewPrivate(t)
+		shared := filepath.Join(e.Dir(), "shared")
+		if err := os.Mkdir(shared, 0o777|os.ModeSticky); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(shared, 0o777|os.ModeSticky); err != nil {
+			t.Fatal(err)
+		}
+		mine := filepath.Join(e.Dir(), "mine")
+		if err := os.Mkdir(mine, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for what, c := range map[string]struct{ script, why string }{
+			"directory":            {"mkdir -m 777 %s", "belongs to user"},
+			"link to ours":         {"ln -s " + mine + " %s", "link made by user"},
+			"link to a directory":  {"mkdir -m 777 there; ln -s there %s", "link made by user"},
+			"link to what is none": {"ln -s nothing %s", "sbx"},
+		} {
+			dir := filepath.Join(shared, "sbx")
+			asOther(t, shared, fmt.Sprintf(c.script, "sbx"))
+			for _, variable := range []string{"XDG_DATA_HOME", "XDG_RUNTIME_DIR"} {
+				old := e.Environ()
+				e.Setenv(variable + "=" + shared)
+				r := e.Fails(125, []string{dir, c.why, "set " + variable}, "images")
+				if strings.Contains(r.Stderr, "permission denied") {
+					t.Errorf("%s: says how, not why: %v", what, r)
+				}
+				e.Fails(1, nil, "doctor")
+				e.Setenv(old...)
+			}
+			asOther(t, shared, "rm -rf sbx there")
+		}
+		if st, err := os.Stat(mine); err != nil || st.Mode().Perm() != 0o755 {
+			t.Errorf("a directory of ours that another has linked to was changed: %v %v", st.Mode(), err)
+		}
+		// Who could put another directory in its place is told of.
+		if err := os.Chmod(shared, 0o777); err != nil {
+			t.Fatal(err)
+		}
+		e.Setenv("XDG_DATA_HOME=" + shared)
+		if got := e.Must("doctor"); !strings.Contains(got, shared+" has mode 0777") || !strings.Contains(got, "chmod o-w "+shared) {
+			t.Errorf("%s", got)
+		}
+	})
+}
+
+// asOther runs a script as one of our subordinate ids, which outside is a user like any.
+func asOther(t *testing.T, dir, script string) {
+	t.Helper()
+	cmd := exec.Command("unshare", "--user", "--map-auto", "--map-root-user", "setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", "sh", "-ec", script)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v: %s", script, err, out)
+	}
 }
 
 // nodes is a /dev without the named devices, as in a careful CI container.

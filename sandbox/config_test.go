@@ -96,6 +96,7 @@ func TestBadOptions(t *testing.T) {
 	}
 	for name, edit := range map[string]func(*sandbox.Options){
 		"data is a file":     func(o *sandbox.Options) { o.DataDir = file },
+		"data of another":    func(o *sandbox.Options) { o.DataDir = "/var/tmp" }, // where we may write
 		"runtime is a file":  func(o *sandbox.Options) { o.RuntimeDir = file + "/x" },
 		"runtime of another": func(o *sandbox.Options) { o.RuntimeDir = "/run" },
 	} {

@@ -40,9 +40,14 @@ type Report struct {
 func Diagnose(ctx context.Context, opts Options) *Report {
 	r := &Report{OK: true, Checks: doctor.Run(ctx, doctor.Env{RuntimeDir: os.Getenv("XDG_RUNTIME_DIR"), UserName: userName()})}
 	e, err := NewEngine(opts)
-	if err != nil {
-		r.add(Check{Name: "directories", Status: doctor.Missing, Detail: err.Error()})
-	} else {
+	var de *DirError
+	switch {
+	case errors.As(err, &de):
+		r.add(Check{Name: "directories", Status: doctor.Missing, Detail: de.what(), Fix: de.fix()})
+	case err != nil:
+		r.add(Check{Name: "engine", Status: doctor.Missing, Detail: err.Error()})
+	default:
+		r.add(doctor.Directories(os.Geteuid(), e.dataDir, e.runtimeDir))
 		choices, checks := e.choices(ctx)
 		r.Choices = choices
 		for _, c := range checks {

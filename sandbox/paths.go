@@ -34,14 +34,16 @@ type Options struct {
 // ErrNoInit is returned when no binary is known to start a sandbox's processes from.
 var ErrNoInit = errors.New("no init binary: call sandbox.MaybeInit first in main, or set Options.InitPath or SBX_INIT to the sbx binary")
 
+// dataDir finds and makes the directory for what lasts, which belongs to the user.
 func dataDir(dir string) (string, error) {
+	const env = "XDG_DATA_HOME"
 	if dir == "" {
-		if x := os.Getenv("XDG_DATA_HOME"); filepath.IsAbs(x) {
+		if x := os.Getenv(env); filepath.IsAbs(x) {
 			dir = filepath.Join(x, "sbx")
 		} else {
 			home, err := os.UserHomeDir()
 			if err != nil {
-				return "", fmt.Errorf("find the data directory: %w; set XDG_DATA_HOME", err)
+				return "", fmt.Errorf("find the data directory: %w; set %s", err, env)
 			}
 			dir = filepath.Join(home, ".local", "share", "sbx")
 		}
@@ -51,34 +53,49 @@ func dataDir(dir string) (string, error) {
 		return "", err
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", &DirError{Dir: dir, Env: "XDG_DATA_HOME", Err: err}
+		return "", &DirError{Dir: dir, Env: env, Err: err}
 	}
-	// A read-only home shows here and not in the middle of a pull.
-	if err := syscall.Access(dir, 0x2|0x1); err != nil {
-		return "", &DirError{Dir: dir, Env: "XDG_DATA_HOME", Err: err}
+	real, err := ownDir(dir)
+	if err == nil {
+		// A read-only home shows here and not in the middle of a pull.
+		err = syscall.Access(real, 0x2|0x1)
 	}
-	// overlay options and /proc/self/mountinfo want the real name.
-	real, err := filepath.EvalSymlinks(dir)
 	if err != nil {
-		return "", &DirError{Dir: dir, Env: "XDG_DATA_HOME", Err: err}
-	}
-	if err := closeToOthers(real); err != nil {
-		return "", &DirError{Dir: dir, Env: "XDG_DATA_HOME", Err: err}
+		return "", &DirError{Dir: dir, Env: env, Err: err}
 	}
 	return real, nil
 }
 
-// closeToOthers takes the rights of other users from a directory of the user's that was
-// made by hand, or under another umask.
-func closeToOthers(dir string) error {
+// ownDir makes sure that a directory is the user's, takes the rights of others from it, and
+// returns its real name, as overlay options and /proc/self/mountinfo want it. It may be a
+// link, of the user's or root's: in /tmp anybody can make one to a directory of the user's.
+func ownDir(dir string) (string, error) {
 	fi, err := os.Lstat(dir)
 	if err != nil {
-		return err
+		return "", err
 	}
-	if st := fi.Sys().(*syscall.Stat_t); int(st.Uid) != os.Geteuid() || fi.Mode().Perm()&0o077 == 0 {
-		return nil
+	if uid := fi.Sys().(*syscall.Stat_t).Uid; fi.Mode()&fs.ModeSymlink != 0 && uid != 0 && int(uid) != os.Geteuid() {
+		return "", fmt.Errorf("it is a link made by user %d, and you are user %d", uid, os.Geteuid())
 	}
-	return os.Chmod(dir, 0o700)
+	real, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return "", err
+	}
+	f, err := os.OpenFile(real, syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	if fi, err = f.Stat(); err != nil {
+		return "", err
+	}
+	if uid := fi.Sys().(*syscall.Stat_t).Uid; int(uid) != os.Geteuid() {
+		return "", fmt.Errorf("it belongs to user %d, and you are user %d", uid, os.Geteuid())
+	}
+	if fi.Mode().Perm()&0o077 != 0 {
+		return real, f.Chmod(0o700)
+	}
+	return real, nil
 }
 
 // DirError says that one of the engine's directories cannot be used.
@@ -88,17 +105,20 @@ type DirError struct {
 	Err error
 }
 
-func (e *DirError) Error() string {
-	return fmt.Sprintf("directory %s cannot be used: %v; set %s to a directory that you can write to", e.Dir, e.Err, e.Env)
+func (e *DirError) Error() string { return e.what() + "; " + e.fix() }
+
+func (e *DirError) what() string { return fmt.Sprintf("directory %s cannot be used: %v", e.Dir, e.Err) }
+
+func (e *DirError) fix() string {
+	return fmt.Sprintf("set %s to a directory of your own that you can write to", e.Env)
 }
 
 func (e *DirError) Unwrap() error { return e.Err }
 
-// runtimeDir finds the directory for sockets: it must belong to the user and be
-// closed to others, and may be a symlink. Without XDG_RUNTIME_DIR it is a
-// directory below /tmp whose name anybody can guess, so its owner is checked.
+// runtimeDir finds and makes the directory for sockets. Without XDG_RUNTIME_DIR it is one
+// below /tmp whose name anybody can guess, and make before us.
 func runtimeDir(dir string) (string, error) {
-	env := "XDG_RUNTIME_DIR"
+	const env = "XDG_RUNTIME_DIR"
 	if dir == "" {
 		if x := os.Getenv(env); x != "" {
 			dir = filepath.Join(x, "sbx")
@@ -113,18 +133,8 @@ func runtimeDir(dir string) (string, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return "", &DirError{Dir: dir, Env: env, Err: err}
 	}
-	real, err := filepath.EvalSymlinks(dir)
+	real, err := ownDir(dir)
 	if err != nil {
-		return "", &DirError{Dir: dir, Env: env, Err: err}
-	}
-	fi, err := os.Lstat(real)
-	if err != nil {
-		return "", &DirError{Dir: dir, Env: env, Err: err}
-	}
-	if st := fi.Sys().(*syscall.Stat_t); int(st.Uid) != os.Geteuid() {
-		return "", &DirError{Dir: dir, Env: env, Err: fmt.Errorf("it belongs to user %d", st.Uid)}
-	}
-	if err := closeToOthers(real); err != nil {
 		return "", &DirError{Dir: dir, Env: env, Err: err}
 	}
 	return real, nil
