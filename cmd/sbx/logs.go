@@ -24,7 +24,7 @@ func logsCommand(g *globals) *command {
 		Complete: completeBoxes(1, nil),
 	}
 	fs := c.Flags()
-	fs.BoolVarP(&follow, "follow", "f", false, "go on until the sandbox has ended")
+	fs.BoolVarP(&follow, "follow", "f", false, "go on until the sandbox has ended, or --until has come")
 	fs.StringVarP(&tail, "tail", "n", "all", "the last `LINES` only")
 	fs.StringVar(&since, "since", "", "from this `TIME` on: 2026-01-02T15:04:05Z, or 10m for ten minutes ago")
 	fs.StringVar(&until, "until", "", "up to this `TIME`")

@@ -249,6 +249,12 @@ func TestFollowEnds(t *testing.T) {
 		t.Errorf("got %v, want the context's cause", err)
 	}
 	fmt.Fprint(w.Stream("stdout"), "x\n")
+	for _, d := range []time.Duration{0, 20 * time.Millisecond} { // nothing more is written
+		var got string
+		if err := Read(t.Context(), dir, ReadOptions{Follow: true, Until: time.Now().Add(d)}, func(r *Record) error { got += string(r.Log); return nil }); err != nil || got != "x\n" {
+			t.Errorf("until %v from now: %q, %v", d, got, err)
+		}
+	}
 	if err := Read(t.Context(), dir, ReadOptions{Follow: true}, func(*Record) error { return enough }); !errors.Is(err, enough) {
 		t.Errorf("got %v, want fn's error", err)
 	}

@@ -25,14 +25,20 @@ type ReadOptions struct {
 }
 
 // Read calls fn for each record, in order. With Follow it returns when there is
-// no writer any more, with the context's cause when that ends, and in any case
-// with fn's error.
+// no writer any more or Until has come, with the context's cause when that ends, and
+// in any case with fn's error.
 func Read(ctx context.Context, dir string, o ReadOptions, fn func(*Record) error) error {
 	r := &reader{Reader: seqfile.Reader{Dir: dir, MaxLine: maxRecord}, opts: o, fn: fn}
 	defer r.Close()
+	following := ctx
 	if o.Follow {
+		if !o.Until.IsZero() {
+			var cancel context.CancelFunc
+			following, cancel = context.WithDeadlineCause(ctx, o.Until, errUntil)
+			defer cancel()
+		}
 		var err error
-		if r.watch, err = seqfile.NewWatch(ctx, dir); err != nil {
+		if r.watch, err = seqfile.NewWatch(following, dir); err != nil {
 			return err
 		}
 		defer r.watch.Close()
@@ -52,10 +58,12 @@ func Read(ctx context.Context, dir string, o ReadOptions, fn func(*Record) error
 			}
 			return err
 		}
-		if !o.Follow || ended {
+		if !r.opts.Follow || ended {
 			return nil
 		}
-		if err := r.watch.Wait(ctx); err != nil {
+		if err := r.watch.Wait(following); errors.Is(err, errUntil) {
+			r.opts.Follow = false // what was written until then
+		} else if err != nil {
 			return err
 		}
 	}
