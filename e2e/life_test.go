@@ -111,6 +111,20 @@ func TestCreateStart(t *testing.T) {
 	if got := status(e, "made"); got != "created 0" {
 		t.Errorf("created: %q", got)
 	}
+	e.AtEnd("rm", "-f", "keys")
+	e.Must("create", "--name", "keys", "--tmpfs", "/t:size=1m,exec", "--health-cmd", "true", "--health-interval", "2s", "--health-start-period", "1s", harness.BB)
+	for keys, want := range map[string]string{
+		".Config.Healthcheck": `{"Test":["CMD-SHELL","true"],"Interval":2000000000,"StartPeriod":1000000000}`,
+		".HostConfig.Tmpfs":   `{"/t":"exec,size=1048576"}`,
+	} {
+		if got := e.Must("inspect", "-f", "{{json "+keys+"}}", "keys"); got != want+"\n" {
+			t.Errorf("inspect %s: %s, want %s", keys, got, want)
+		}
+	}
+	e.Fails(1, []string{"no such sandbox"}, "ps", "--filter", "before=nothing-here")
+	if got := e.Must("ps", "--filter", "since=made", "-a", "--format", "{{.Names}}"); got != "keys\n" {
+		t.Errorf("since: %q", got)
+	}
 	r := e.RunInput(strings.NewReader("input"), "start", "-a", "-i", "made")
 	if r.Code != 4 || r.Stdout != "input" {
 		t.Errorf("start -ai: %v", r)

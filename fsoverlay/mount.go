@@ -3,6 +3,7 @@ package fsoverlay
 import (
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -25,8 +26,8 @@ type Mount struct {
 	// Target is the absolute, clean path inside the sandbox.
 	Target   string `json:"target"`
 	ReadOnly bool   `json:"readOnly,omitempty"`
-	// Attrs are further restrictions, of a tmpfs only. The default of --tmpfs and
-	// of type=tmpfs is nosuid,nodev,noexec.
+	// Attrs are further restrictions, of a tmpfs only: tmpfsAttrs, unless it has
+	// options that say otherwise.
 	Attrs Attr `json:"attrs,omitempty"`
 	// Propagation is one of private, slave, shared or with an r in front; empty
 	// means rprivate.
@@ -57,6 +58,34 @@ type Mount struct {
 	ModeSet bool   `json:"modeSet,omitempty"`
 	// Options are further options of a tmpfs: uid=, gid=, nr_inodes=, huge=.
 	Options []string `json:"options,omitempty"`
+}
+
+// tmpfsAttrs are those of --tmpfs and of type=tmpfs.
+const tmpfsAttrs = NoSuid | NoDev | NoExec
+
+// TmpfsOptions are the options of a tmpfs as --tmpfs takes them, without those that it has
+// anyway.
+func (m *Mount) TmpfsOptions() string {
+	var list []string
+	if m.ReadOnly {
+		list = append(list, "ro")
+	}
+	for _, n := range attrNames {
+		if (m.Attrs^tmpfsAttrs)&n.a == 0 {
+			continue
+		}
+		if tmpfsAttrs&n.a != 0 {
+			n.name = strings.TrimPrefix(n.name, "no")
+		}
+		list = append(list, n.name)
+	}
+	if m.Size != 0 {
+		list = append(list, "size="+strconv.FormatInt(m.Size, 10))
+	}
+	if m.ModeSet {
+		list = append(list, "mode="+strconv.FormatUint(uint64(m.Mode), 8))
+	}
+	return strings.Join(append(list, m.Options...), ",")
 }
 
 var propagations = []string{"private", "rprivate", "slave", "rslave", "shared", "rshared"}

@@ -153,7 +153,7 @@ func ParseTmpfs(s string) (Mount, error) {
 		return bad("too long")
 	}
 	target, opts, _ := strings.Cut(s, ":")
-	m := Mount{Type: TypeTmpfs, Attrs: NoSuid | NoDev | NoExec}
+	m := Mount{Type: TypeTmpfs, Attrs: tmpfsAttrs}
 	var msg string
 	if m.Target, msg = cleanTarget(target); msg != "" {
 		return bad(msg)
@@ -406,7 +406,7 @@ func checkMount(m *Mount, given map[string]bool, cwd string) string {
 		if m.Source != "" {
 			return "a tmpfs has no source"
 		}
-		m.Attrs = NoSuid | NoDev | NoExec
+		m.Attrs = tmpfsAttrs
 	default:
 		return "unknown type " + strconv.Quote(m.Type) + ": use bind, volume or tmpfs"
 	}

@@ -7,8 +7,6 @@ import (
 	"testing"
 )
 
-const tmpfsDefault = NoSuid | NoDev | NoExec
-
 func TestParseVolume(t *testing.T) {
 	for _, c := range []struct {
 		in   string
@@ -77,7 +75,7 @@ func TestParseMount(t *testing.T) {
 		{"src=db,dst=/t,volume-nocopy,volume-label=a=b,volume-label=c,volume-subpath=x/y",
 			Mount{Type: TypeVolume, Source: "db", Target: "/t", NoCopy: true, Labels: map[string]string{"a": "b", "c": ""}, Subpath: "x/y"}, ""},
 		{"type=tmpfs,dst=/t,tmpfs-size=64m,tmpfs-mode=1700",
-			Mount{Type: TypeTmpfs, Target: "/t", Attrs: tmpfsDefault, Size: 64 << 20, Mode: 0o1700, ModeSet: true}, ""},
+			Mount{Type: TypeTmpfs, Target: "/t", Attrs: tmpfsAttrs, Size: 64 << 20, Mode: 0o1700, ModeSet: true}, ""},
 		{"", Mount{}, "not comma-separated"},
 		{"type=bind,src=/a", Mount{}, "target is missing"},
 		{"type=bind,dst=/t", Mount{}, "source is missing"},
@@ -103,10 +101,10 @@ func TestParseTmpfs(t *testing.T) {
 		want Mount
 		err  string
 	}{
-		{"/run", Mount{Type: TypeTmpfs, Target: "/run", Attrs: tmpfsDefault}, ""},
+		{"/run", Mount{Type: TypeTmpfs, Target: "/run", Attrs: tmpfsAttrs}, ""},
 		{"/run:rw,exec,size=64k,mode=1777,uid=5,nr_inodes=1k", Mount{Type: TypeTmpfs, Target: "/run", Attrs: NoSuid | NoDev,
 			Size: 64 << 10, Mode: 0o1777, ModeSet: true, Options: []string{"uid=5", "nr_inodes=1k"}}, ""},
-		{"/run:ro,size=50%", Mount{Type: TypeTmpfs, Target: "/run", Attrs: tmpfsDefault, ReadOnly: true, Options: []string{"size=50%"}}, ""},
+		{"/run:ro,size=50%", Mount{Type: TypeTmpfs, Target: "/run", Attrs: tmpfsAttrs, ReadOnly: true, Options: []string{"size=50%"}}, ""},
 		{"run", Mount{}, "absolute"},
 		{"/", Mount{}, "root directory"},
 		{"/run:frob", Mount{}, "unknown option"},
@@ -117,6 +115,15 @@ func TestParseTmpfs(t *testing.T) {
 		{"/run:mpol=bind", Mount{}, "unknown option"},
 	} {
 		check(t, c.in, c.want, c.err)(ParseTmpfs(c.in))
+		if c.err != "" {
+			continue
+		}
+		text := c.want.Target + ":" + c.want.TmpfsOptions()
+		check(t, text, c.want, "")(ParseTmpfs(text))
+	}
+	m := Mount{Type: TypeTmpfs, Attrs: NoSuid | StrictAtime, ReadOnly: true, Size: 1 << 10, Mode: 0o700, ModeSet: true, Options: []string{"uid=5"}}
+	if got := m.TmpfsOptions(); got != "ro,dev,exec,strictatime,size=1024,mode=700,uid=5" {
+		t.Errorf("%q", got)
 	}
 }
 

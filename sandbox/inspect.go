@@ -141,7 +141,7 @@ type InspectConfig struct {
 	ExposedPorts                            map[string]struct{} `json:",omitempty"`
 	Tty, OpenStdin, StdinOnce               bool
 	Env, Cmd                                []string
-	Healthcheck                             *proto.Healthcheck `json:",omitempty"`
+	Healthcheck                             *InspectHealthcheck `json:",omitempty"`
 	Image                                   string
 	Volumes                                 map[string]struct{}
 	WorkingDir                              string
@@ -149,6 +149,16 @@ type InspectConfig struct {
 	Labels                                  map[string]string
 	StopSignal                              string
 	StopTimeout                             int
+}
+
+// InspectHealthcheck is how its health is checked; zero means the default.
+type InspectHealthcheck struct {
+	Test          []string
+	Interval      time.Duration `json:",omitempty"`
+	Timeout       time.Duration `json:",omitempty"`
+	StartPeriod   time.Duration `json:",omitempty"`
+	StartInterval time.Duration `json:",omitempty"`
+	Retries       int           `json:",omitempty"`
 }
 
 // PortBinding is one host port.
@@ -312,7 +322,7 @@ func inspectHost(rec *record.Config) InspectHost {
 			if h.Tmpfs == nil {
 				h.Tmpfs = map[string]string{}
 			}
-			h.Tmpfs[m.Target] = ""
+			h.Tmpfs[m.Target] = m.TmpfsOptions()
 		case m.Source != "":
 			b := m.Source + ":" + m.Target
 			if m.ReadOnly {
@@ -330,7 +340,7 @@ func inspectConfig(rec *record.Config) InspectConfig {
 		Hostname: start.Hostname, User: start.Process.User, Image: rec.ImageName(),
 		AttachStdin: rec.AttachStdin, AttachStdout: rec.AttachStdout, AttachStderr: rec.AttachStderr,
 		Tty: start.TTY, OpenStdin: start.Life.OpenStdin, StdinOnce: start.Life.StdinOnce,
-		Env: start.Process.Env, Cmd: rec.Cmd, Entrypoint: rec.Entrypoint, Healthcheck: start.Life.Healthcheck,
+		Env: start.Process.Env, Cmd: rec.Cmd, Entrypoint: rec.Entrypoint, Healthcheck: (*InspectHealthcheck)(start.Life.Healthcheck),
 		WorkingDir: start.Process.Cwd, Labels: start.Labels,
 		StopSignal: workload.SignalName(start.Life.StopSignal), StopTimeout: int(start.Life.StopTimeout / time.Second),
 	}

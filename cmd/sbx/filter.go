@@ -1,11 +1,15 @@
 package main
 
 import (
+	"cmp"
+	"context"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/docker/go-connections/nat"
+	"github.com/rootless-sbx/sbx/image"
 	"github.com/rootless-sbx/sbx/sandbox"
 )
 
@@ -73,13 +77,35 @@ func parseBoxFilters(list []string) (*boxFilters, error) {
 				return usagef("--filter %q: want an exit code", s)
 			}
 			f.status = true
-		case "id", "label", "ancestor", "before", "since", "health", "network", "volume", "publish", "expose":
+		case "publish", "expose":
+			if _, _, err := nat.ParsePortRange(strings.SplitN(v, "/", 2)[0]); err != nil {
+				return usagef("--filter %q: want PORT[-END][/PROTO]", s)
+			}
+		case "is-task", "isolation": // of swarms and of Windows: no sandbox is, and each is
+			if want := map[string][]string{"is-task": {"true", "false"}, "isolation": {"default", "process", "hyperv"}}[key]; !slices.Contains(want, v) {
+				return usagef("--filter %q: want one of %s", s, strings.Join(want, ", "))
+			}
+		case "id", "label", "ancestor", "before", "since", "health", "network", "volume":
 		default:
 			return errNoFilter(s, key)
 		}
 		return nil
 	})
 	return f, err
+}
+
+// resolve finds the sandboxes that others are older or younger than.
+func (f *boxFilters) resolve(ctx context.Context, e *sandbox.Engine) error {
+	for _, key := range []string{"before", "since"} {
+		for i, ref := range f.by[key] {
+			s, err := e.Open(ctx, ref)
+			if err != nil {
+				return err
+			}
+			f.by[key][i] = s.ID()
+		}
+	}
+	return nil
 }
 
 // needsAll says that sandboxes count that are not wanted.
@@ -118,8 +144,7 @@ func (f *boxFilters) match(in *sandbox.Inspection, find func(string) *sandbox.In
 		case "exited":
 			return in.State.Status == "exited" && strconv.Itoa(in.State.ExitCode) == v
 		case "ancestor":
-			image := in.Config.Image
-			return image == v || strings.TrimSuffix(image, ":latest") == v || strings.HasPrefix(strings.TrimPrefix(in.Image, "sha256:"), strings.TrimPrefix(v, "sha256:"))
+			return isImage(v, in.Config.Image) || strings.HasPrefix(strings.TrimPrefix(in.Image, "sha256:"), strings.TrimPrefix(v, "sha256:"))
 		case "before":
 			o := find(v)
 			return o != nil && in.Created.Before(o.Created)
@@ -138,18 +163,40 @@ func (f *boxFilters) match(in *sandbox.Inspection, find func(string) *sandbox.In
 		case "volume":
 			return slices.ContainsFunc(in.Mounts, func(m sandbox.InspectMount) bool { return m.Name == v || m.Source == v || m.Destination == v })
 		case "publish":
-			return len(in.NetworkSettings.Ports[withProto(v)]) > 0
+			for port, bindings := range in.NetworkSettings.Ports {
+				if len(bindings) > 0 && portIn(port, v) {
+					return true
+				}
+			}
 		case "expose":
-			_, ok := in.Config.ExposedPorts[withProto(v)]
-			return ok
+			for port := range in.Config.ExposedPorts {
+				if portIn(port, v) {
+					return true
+				}
+			}
+		case "is-task":
+			return v == "false"
+		case "isolation":
+			return v == "default"
 		}
 		return false
 	})
 }
 
-func withProto(port string) string {
-	if strings.Contains(port, "/") {
-		return port
-	}
-	return port + "/tcp"
+// portIn says whether a port such as 80/tcp is the one, or one of the range, of a filter;
+// without a protocol that is TCP's.
+func portIn(port, filter string) bool {
+	ports, proto, _ := strings.Cut(filter, "/")
+	first, last, err := nat.ParsePortRange(ports)
+	number, its, _ := strings.Cut(port, "/")
+	n, nerr := strconv.ParseUint(number, 10, 16)
+	return err == nil && nerr == nil && first <= n && n <= last && its == cmp.Or(strings.ToLower(proto), "tcp")
+}
+
+// isImage says whether a name is that of an image, as it was given when the sandbox was
+// made: with or without its registry and tag.
+func isImage(name, given string) bool {
+	a, err := image.ParseReference(name)
+	b, berr := image.ParseReference(given)
+	return err == nil && berr == nil && a.Familiar() == b.Familiar() || name == given
 }

@@ -125,12 +125,13 @@ func boxes() []sandbox.Inspection {
 		return in
 	}
 	a := box("aaaa", "web", "running", time.Minute)
-	a.Config.Labels, a.Config.Image, a.Image = map[string]string{"k": "v", "x": ""}, "demo:latest", "sha256:1234"
+	a.Config.Labels, a.Config.Image, a.Image = map[string]string{"k": "v", "x": ""}, "app:latest", "sha256:1234"
 	a.NetworkSettings.Ports = map[string][]sandbox.PortBinding{"80/tcp": {{HostIP: "0.0.0.0", HostPort: "8080"}, {HostIP: "::", HostPort: "8080"}}, "53/udp": nil}
 	a.State.Health = &sandbox.Health{Status: "healthy"}
 	b := box("bbbb", "web2", "exited", time.Hour)
 	b.State.ExitCode, b.State.FinishedAt = 3, now.Add(-2*time.Minute)
 	c := box("cccc", "db", "created", 2*time.Hour)
+	c.Config.ExposedPorts = map[string]struct{}{"53/udp": {}}
 	return []sandbox.Inspection{a, b, c}
 }
 
@@ -152,12 +153,22 @@ func TestBoxFilters(t *testing.T) {
 		{"label=k=v label=x", true, "web"},
 		{"label=k=w", true, ""},
 		{"id=bb", true, "web2"},
-		{"ancestor=demo", true, "web"},
+		{"ancestor=app", true, "web"},
 		{"ancestor=12", true, "web"},
 		{"before=web", true, "web2 db"},
 		{"since=db", true, "web web2"},
 		{"since=db", false, "web"},
 		{"before=nothing", true, ""},
+		{"ancestor=app:latest", true, "web"},
+		{"ancestor=app:1", true, ""},
+		{"publish=70-90", true, "web"},
+		{"publish=81-90/tcp", true, ""},
+		{"publish=53/udp", true, ""},
+		{"expose=53/udp", true, "db"},
+		{"expose=53", true, ""},
+		{"is-task=false", true, "web web2 db"},
+		{"is-task=true", true, ""},
+		{"isolation=default", false, "web"},
 		{"health=healthy", true, "web"},
 		{"health=none", true, "web2 db"},
 		{"publish=80", true, "web"},
@@ -174,7 +185,7 @@ func TestBoxFilters(t *testing.T) {
 			t.Errorf("%q: %q, want %q", tc.filters, got, tc.want)
 		}
 	}
-	for _, bad := range []string{"name", "name=", "name=(", "status=fine", "exited=x", "color=red"} {
+	for _, bad := range []string{"name", "name=", "name=(", "status=fine", "exited=x", "color=red", "publish=x", "expose=9-1", "is-task=2"} {
 		if _, err := parseBoxFilters([]string{bad}); err == nil {
 			t.Errorf("%q was taken", bad)
 		}

@@ -47,6 +47,9 @@ func psCommand(g *globals) *command {
 			if err != nil {
 				return err
 			}
+			if err := f.resolve(ctx, e); err != nil {
+				return err
+			}
 			if latest {
 				last = 1
 			}
@@ -82,7 +85,7 @@ func psCommand(g *globals) *command {
 	}
 	fs := c.Flags()
 	fs.BoolVarP(&all, "all", "a", false, "also those that do not run")
-	lists(fs, &filters, "filter", "f", "only these; `FILTER` is name=, id=, status=, label=KEY[=VALUE], ancestor=IMAGE, exited=CODE, health=, network=, volume=, publish=PORT, expose=PORT, before= or since=SANDBOX")
+	lists(fs, &filters, "filter", "f", "only these; `FILTER` is name=, id=, status=, label=KEY[=VALUE], ancestor=IMAGE, exited=CODE, health=, network=, volume=, publish=PORT[-END], expose=PORT[-END], before= or since=SANDBOX")
 	fs.StringVar(&format, "format", "", "`FORMAT`: json, a Go template, or \"table TEMPLATE\"")
 	fs.IntVarP(&last, "last", "n", -1, "the `N` newest, also those that do not run")
 	fs.Lookup("last").DefValue = "0"
