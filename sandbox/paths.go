@@ -81,19 +81,16 @@ func ownDir(dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	f, err := os.OpenFile(real, syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
-	if err != nil {
+	if fi, err = os.Lstat(real); err != nil {
 		return "", err
 	}
-	defer f.Close()
-	if fi, err = f.Stat(); err != nil {
-		return "", err
-	}
-	if uid := fi.Sys().(*syscall.Stat_t).Uid; int(uid) != os.Geteuid() {
+	switch uid := fi.Sys().(*syscall.Stat_t).Uid; {
+	case int(uid) != os.Geteuid():
 		return "", fmt.Errorf("it belongs to user %d, and you are user %d", uid, os.Geteuid())
-	}
-	if fi.Mode().Perm()&0o077 != 0 {
-		return real, f.Chmod(0o700)
+	case !fi.IsDir():
+		return "", syscall.ENOTDIR
+	case fi.Mode().Perm()&0o077 != 0:
+		return real, os.Chmod(real, 0o700)
 	}
 	return real, nil
 }

@@ -7,7 +7,8 @@
 # It can be run as often as you like; with nothing to do it takes a second.
 #
 #   scripts/setup.sh [uml|qemu]   also what that virtual machine needs
-#   SBX_TEST_USER                 the ordinary user (default sbxtest)
+#   SBX_TEST_USER                 the ordinary user (default sbxtest); beside him there is
+#                                 NAME-other, for tests of what another user can do
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -153,6 +154,15 @@ make_user() {
 	fi
 }
 
+# make_other makes an account that may do nothing, as another user of the machine: no
+# home, no group but its own, no subordinate ids, which useradd gives to everybody.
+make_other() {
+	id -u "$test_user-other" >/dev/null 2>&1 && return 0
+	say "making the user $test_user-other"
+	useradd --no-create-home --home-dir /nonexistent --shell /usr/sbin/nologin --user-group \
+		-K SUB_UID_COUNT=0 -K SUB_GID_COUNT=0 "$test_user-other"
+}
+
 # device makes NODE usable by everybody: it gives access to nothing but what the
 # opener's own user namespace allows.
 device() {
@@ -194,6 +204,7 @@ as_root() {
 	install_packages
 	install_go
 	make_user
+	make_other
 	device /dev/net/tun tun 10 200
 	device /dev/fuse fuse 10 229
 	open_ping

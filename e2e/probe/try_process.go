@@ -24,6 +24,11 @@ var processAttempts = map[string]attempt{
 	"proc_mem":  onPID(func(pid int) error { return openOnly("/proc/"+strconv.Itoa(pid)+"/mem", unix.O_RDWR) }),
 	"proc_root": onPID(func(pid int) error { _, err := os.ReadDir("/proc/" + strconv.Itoa(pid) + "/root"); return err }),
 	"proc_fd":   onPID(func(pid int) error { _, err := os.ReadDir("/proc/" + strconv.Itoa(pid) + "/fd"); return err }),
+	"proc_ns":   onPID(func(pid int) error { return openOnly("/proc/"+strconv.Itoa(pid)+"/ns/net", unix.O_RDONLY) }),
+	"proc_cwd":  onPID(func(pid int) error { _, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/cwd"); return err }),
+	"proc_maps": onPID(func(pid int) error { return readSome("/proc/" + strconv.Itoa(pid) + "/maps") }),
+	"proc_env":  onPID(func(pid int) error { return readSome("/proc/" + strconv.Itoa(pid) + "/environ") }),
+	"fd_get":    onPID(getDescriptor),
 	"prlimit": onPID(func(pid int) error {
 		return unix.Prlimit(pid, unix.RLIMIT_CORE, &unix.Rlimit{}, nil)
 	}),
@@ -56,6 +61,16 @@ func attach(pid int) error {
 		return err
 	}
 	return nil // our end detaches it
+}
+
+// getDescriptor takes a descriptor of a process.
+func getDescriptor(pid int) error {
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(pidfd)
+	return closing(unix.PidfdGetfd(pidfd, 0, 0))
 }
 
 // readMemory asks for a byte at an address where nothing is. EFAULT would mean that

@@ -2,6 +2,7 @@ package probe
 
 import (
 	"errors"
+	"io"
 	"net"
 	"syscall"
 	"time"
@@ -26,6 +27,7 @@ var socketAttempts = map[string]attempt{
 	"xdp":       plain(func() error { return socket(unix.AF_XDP, unix.SOCK_RAW, 0) }),
 	"audit":     plain(audit),
 	"unix":      func(a []string) error { return reach("unix", a[0]) },
+	"request":   func(a []string) error { return request(a[0]) },
 	"abstract":  func(a []string) error { return reach("unix", "@"+a[0]) },
 	"tcp":       func(a []string) error { return reach("tcp", a[0]) },
 	"resolve":   resolve,
@@ -84,6 +86,29 @@ func reach(network, addr string) error {
 		return err
 	}
 	return c.Close()
+}
+
+// request asks one of sbx's own processes something. An answer, though it says that there is
+// no such request, is what was wanted; that the other end hangs up is ECONNRESET.
+func request(path string) error {
+	c, err := net.DialTimeout("unixpacket", path, 3*time.Second)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return err
+	}
+	if _, err := c.Write([]byte(`{"v":1,"t":"none","id":1}`)); errors.Is(err, unix.EPIPE) {
+		return unix.ECONNRESET
+	} else if err != nil {
+		return err
+	}
+	n, err := c.Read(make([]byte, 4096))
+	if n == 0 && (err == nil || errors.Is(err, io.EOF)) {
+		return unix.ECONNRESET
+	}
+	return err
 }
 
 // resolve asks for a name; no answer is ENOENT.
