@@ -6,12 +6,15 @@ import (
 	"os"
 	"path"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 
 	"github.com/moby/sys/user"
 	"golang.org/x/sys/unix"
+
+	"github.com/rootless-sbx/sbx/sandbox/internal/workload/seccomp"
 )
 
 const (
@@ -155,20 +158,33 @@ func setUpProcess(spec Spec, id *identity) error {
 				"an ordinary user can only raise the value it has")
 		}
 	}
-	// A session keyring of its own, so that keys of the caller's session are
-	// out of reach. Kernels without keyrings, sandboxes around us that forbid
-	// it and a full quota do not matter: none of them leaves the keys
-	// readable by anyone who could not read them before.
-	_, _, e := unix.RawSyscall(unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0)
-	switch e {
-	case 0, unix.ENOSYS, unix.EPERM, unix.EDQUOT, unix.EACCES:
-	default:
-		return fail("", "join a new session keyring", "", e, "")
+	if err := newKeyring(spec.Seccomp); err != nil {
+		return err
 	}
 	if err := newSession(spec); err != nil {
 		return err
 	}
 	return shareStdio(id.uid, spec.Terminal)
+}
+
+// newKeyring is a session keyring of its own, so that keys of the caller's session are
+// out of reach. Without keyrings in the kernel, or in a sandbox around us that forbids the
+// call, nobody reads any.
+func newKeyring(profile string) error {
+	_, _, e := unix.RawSyscall(unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0)
+	switch e {
+	case 0, unix.ENOSYS, unix.EPERM, unix.EACCES:
+		return nil
+	case unix.EDQUOT:
+		// What the user's programs have in keyrings, or 200 sandboxes. Docker's profile
+		// lets nobody read them either; another one, or none, may.
+		if slices.Contains([]string{"", seccomp.Builtin, seccomp.Builtin32}, profile) {
+			return nil
+		}
+		return fail("", "join a new session keyring", "", e,
+			"without one the workload could read the keys of your session: see /proc/key-users for what takes the quota, or leave out --security-opt seccomp")
+	}
+	return fail("", "join a new session keyring", "", e, "")
 }
 
 func newSession(spec Spec) error {

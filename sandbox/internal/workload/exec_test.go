@@ -158,6 +158,13 @@ func TestExecKeyring(t *testing.T) {
 	if !strings.HasSuffix(out, "<nil>\n") {
 		t.Errorf("no session keyring: %s", out)
 	}
+	// With no room for one the caller's stays, so only where the filter lets nobody read it.
+	for profile, fails := range map[string]bool{"": false, "builtin-32bit": false, "unconfined": true, `{"defaultAction":"SCMP_ACT_ALLOW"}`: true} {
+		r := run(t, setup{FullKeys: true, Spec: Spec{Args: []string{"/probe", "exit", "7"}, Seccomp: profile}})
+		if fails != errors.Is(r.err, unix.EDQUOT) || !fails && r.status != 7 {
+			t.Errorf("profile %q, no quota: status %d, %v", profile, r.status, r.err)
+		}
+	}
 }
 
 func TestExecErrors(t *testing.T) {

@@ -52,6 +52,7 @@ type setup struct {
 	Root          string
 	Spec          Spec
 	Single        bool  // map a single id
+	FullKeys      bool  // root is a subordinate id, whose quota of keys is used up
 	IgnoreSignals []int // ignored and blocked by init
 	ReadOnly      bool  // root read-only
 	LeakFD        bool  // keep a descriptor of the outer root open as 42
@@ -82,6 +83,11 @@ func testInit() error {
 			return err
 		}
 	}
+	if s.FullKeys {
+		if err := errors.Join(syscall.Setresgid(0, 0, 0), syscall.Setresuid(0, 0, 0), fillKeys()); err != nil {
+			return err
+		}
+	}
 	if err := testRoot(s); err != nil {
 		return fmt.Errorf("build the root: %w", err)
 	}
@@ -99,6 +105,44 @@ func testInit() error {
 		return testReaper(s)
 	}
 	return Exec(s.Spec)
+}
+
+// fillKeys makes a session keyring that has, itself included, all the keys that the user
+// may have. Those of one who was the same user before go when the kernel collects them.
+func fillKeys() error {
+	text, err := os.ReadFile("/proc/sys/kernel/keys/maxkeys")
+	if err != nil {
+		return err
+	}
+	maxKeys, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return err
+	}
+	add := func(make func() error) error {
+		for {
+			if err := make(); !errors.Is(err, unix.EDQUOT) {
+				return err
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	for n := range maxKeys {
+		err := add(func() error {
+			if n == 0 {
+				_, _, e := unix.RawSyscall(unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0, 0)
+				if e != 0 {
+					return e
+				}
+				return nil
+			}
+			_, err := unix.AddKey("user", strconv.Itoa(n), []byte("secret"), unix.KEY_SPEC_SESSION_KEYRING)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("key %d: %w", n, err)
+		}
+	}
+	return nil
 }
 
 func testRoot(s setup) error {
@@ -202,7 +246,7 @@ func command(t *testing.T, s setup) (cmd *exec.Cmd, release func()) {
 	return cmd, func() {
 		r.Close()
 		defer w.Close()
-		if err := mapIDs(cmd.Process.Pid, s.Single); err != nil {
+		if err := mapIDs(cmd.Process.Pid, s); err != nil {
 			t.Error(err)
 			return
 		}
@@ -212,20 +256,24 @@ func command(t *testing.T, s setup) (cmd *exec.Cmd, release func()) {
 	}
 }
 
-func mapIDs(pid int, single bool) error {
+func mapIDs(pid int, s setup) error {
 	proc := "/proc/" + strconv.Itoa(pid) + "/"
-	if single {
+	if s.Single {
 		return errors.Join(
 			os.WriteFile(proc+"setgroups", []byte("deny"), 0),
 			os.WriteFile(proc+"uid_map", fmt.Appendf(nil, "0 %d 1", os.Getuid()), 0),
 			os.WriteFile(proc+"gid_map", fmt.Appendf(nil, "0 %d 1", os.Getgid()), 0))
 	}
+	uid, gid := os.Getuid(), os.Getgid()
+	if s.FullKeys {
+		uid, gid = 165535, 165535
+	}
 	if os.Getuid() == 0 {
 		return errors.Join(
-			os.WriteFile(proc+"uid_map", []byte("0 0 1\n1 100000 65535"), 0),
-			os.WriteFile(proc+"gid_map", []byte("0 0 1\n1 100000 65535"), 0))
+			os.WriteFile(proc+"uid_map", fmt.Appendf(nil, "0 %d 1\n1 100000 65535", uid), 0),
+			os.WriteFile(proc+"gid_map", fmt.Appendf(nil, "0 %d 1\n1 100000 65535", gid), 0))
 	}
-	for prog, id := range map[string]int{"newuidmap": os.Getuid(), "newgidmap": os.Getgid()} {
+	for prog, id := range map[string]int{"newuidmap": uid, "newgidmap": gid} {
 		out, err := exec.Command(prog, strconv.Itoa(pid), "0", strconv.Itoa(id), "1", "1", "100000", "65535").CombinedOutput()
 		if err != nil {
 			return fmt.Errorf("%s: %w: %s", prog, err, out)
