@@ -137,7 +137,8 @@ func (s *Stream) Write(b []byte) (int, error) {
 	defer s.mu.Unlock()
 	n := len(b)
 	if len(s.rest) > 0 {
-		b = append(s.rest, b...)
+		s.rest = append(s.rest, b...) // in place the next time
+		b = s.rest
 	}
 	end := bytes.LastIndexByte(b, '\n') + 1
 	for len(b)-end > maxPiece {

@@ -18,12 +18,17 @@ import (
 )
 
 // settled is how long a process is left alone before it is trimmed: a sandbox that
-// ends sooner would only have to map the pages again.
-const settled = 2 * time.Second
+// ends sooner would only have to map the pages again. One that is never left alone, as
+// by a health check each second, is trimmed after patience.
+const (
+	settled  = 2 * time.Second
+	patience = 3 * time.Second
+)
 
 var (
 	mu    sync.Mutex
-	timer *time.Timer // of the process, which has one memory; under mu
+	timer *time.Timer // of the process, which has one memory
+	first time.Time   // call that the timer has not run for yet
 )
 
 // TrimLater trims this process when nobody has called it for a while: whoever does
@@ -31,11 +36,20 @@ var (
 func TrimLater() {
 	mu.Lock()
 	defer mu.Unlock()
+	if first.IsZero() {
+		first = time.Now()
+	}
+	wait := min(settled, time.Until(first.Add(patience)))
 	if timer == nil {
-		timer = time.AfterFunc(settled, Trim)
+		timer = time.AfterFunc(wait, func() {
+			mu.Lock()
+			first = time.Time{}
+			mu.Unlock()
+			Trim()
+		})
 		return
 	}
-	timer.Reset(settled)
+	timer.Reset(wait)
 }
 
 // Trim gives the free heap back and unmaps the pages of the program's file. Where
