@@ -19,6 +19,7 @@ import (
 // a test may change as root of a real one: 10.9.0.2, behind the router 10.9.0.1, which
 // is also the rest of the world: on 10.9.9.9 a web server, on port 7 an echo and on port 9
 // one that says who asks, and on 10.9.9.53 and .54 name servers that know web.test, each another one.
+// The first has names that it should not have, too, and 169.254.169.254 is that of a cloud.
 type machine struct {
 	t    *testing.T
 	pid  int
@@ -35,11 +36,12 @@ unshare --net sh -ec '
 	ip link set lo up
 	ip link set world up
 	ip addr add 10.9.0.1/24 dev world
-	for a in 9 53 54; do ip addr add 10.9.9.$a/32 dev lo; done
-	"$DIR/probe" serve 10.9.9.9:80 >/dev/null &
+	for a in 10.9.9.9 10.9.9.53 10.9.9.54 169.254.169.254; do ip addr add $a/32 dev lo; done
+	"$DIR/probe" serve 10.9.9.9:80 169.254.169.254:80 >/dev/null &
 	"$DIR/probe" echo 10.9.9.9:7 >/dev/null &
 	"$DIR/probe" who 10.9.9.9:9 >/dev/null &
-	"$DIR/probe" dns 10.9.9.53:53 web.test=10.9.9.9 one.test=192.0.2.1 >/dev/null &
+	"$DIR/probe" dns 10.9.9.53:53 web.test=10.9.9.9 one.test=192.0.2.1 \
+		loop.test=127.0.0.1 six.test=fd00:9::9 cloud.test=169.254.169.254 me.test=10.9.0.2 >/dev/null &
 	exec "$DIR/probe" dns 10.9.9.54:53 web.test=10.9.9.9 two.test=192.0.2.2 >/dev/null' &
 until [ -e "$DIR/world" ]; do sleep 0.02; done
 ip link add eth0 type veth peer name world

@@ -16,17 +16,15 @@ type budget struct {
 // up. What is left decides, not what is asked for: the most expensive frame may
 // pass, and what it costs is paid back before the next one.
 func (b *budget) take(n, rate int, now time.Time) bool {
-	most := rate / 5
-	if b.at.IsZero() {
-		b.left = most
-	} else {
-		gain := int(int64(min(now.Sub(b.at), time.Minute)) * int64(rate) / int64(time.Second))
-		if gain == 0 {
-			now = b.at // not lost
-		}
-		b.left = min(most, b.left+gain)
+	most := max(1, rate/5)
+	since := now.Sub(b.at)
+	switch gain := int64(since) * int64(rate) / int64(time.Second); {
+	case b.at.IsZero() || since > time.Minute:
+		b.left, b.at = most, now
+	default:
+		b.left = min(most, b.left+int(gain))
+		b.at = b.at.Add(time.Duration(gain * int64(time.Second) / int64(rate))) // what is left of it is not lost
 	}
-	b.at = now
 	if b.left <= 0 {
 		return false
 	}

@@ -332,6 +332,25 @@ func TestBudget(t *testing.T) {
 	}
 }
 
+// TestBudgetRate: so many a second, whatever the rate and however they are spread.
+func TestBudgetRate(t *testing.T) {
+	for _, rate := range []int{1, 2, 4, 5, 7, 1000, 100_000} {
+		for _, pause := range []time.Duration{time.Second / time.Duration(2*rate), 3 * time.Second / time.Duration(5*rate), 700 * time.Millisecond / time.Duration(rate)} {
+			var b budget
+			now := time.Unix(1000, 0)
+			taken := 0
+			for ; now.Before(time.Unix(1010, 0)); now = now.Add(pause) {
+				if b.take(1, rate, now) {
+					taken++
+				}
+			}
+			if most := 10*rate + max(1, rate/5); taken > most || taken < 10*rate-1-rate/100 {
+				t.Errorf("%d a second, one each %v: %d in 10 s", rate, pause, taken)
+			}
+		}
+	}
+}
+
 // FuzzUntag checks that a tag that is taken out and put back leaves the frame as
 // it was, and that nothing else is touched.
 func FuzzUntag(f *testing.F) {

@@ -17,11 +17,12 @@ const (
 	dnsIdleTimeout = 10 * time.Second // between queries of a connection
 )
 
-// exchange asks the network's handler. It blocks; nil is no answer.
-func (p *Port) exchange(query []byte, from netip.Addr, tcp bool) []byte {
+// exchange asks the network's handler. It blocks; nil is no answer. The guest is one client,
+// of whichever of its addresses it asks.
+func (p *Port) exchange(query []byte, tcp bool) []byte {
 	ctx, cancel := context.WithTimeout(p.ctx, dnsTimeout)
 	defer cancel()
-	return p.net.cfg.DNS.Exchange(ctx, query, from, tcp)
+	return p.net.cfg.DNS.Exchange(ctx, query, p.addrs[0], tcp)
 }
 
 // serveDNSDatagram answers one query from the guest's port.
@@ -52,14 +53,14 @@ func (d *dnsDatagram) work(*worker) {
 	p := d.port
 	defer p.wg.Done()
 	defer func() { <-p.dns }()
-	if answer := p.exchange(d.query, d.src.Addr(), false); answer != nil && len(answer) <= maxDatagram {
+	if answer := p.exchange(d.query, false); answer != nil && len(answer) <= maxDatagram {
 		p.sendDatagram(d.dst, d.src, answer)
 	}
 }
 
 // serveDNSConn answers the queries of one connection, one after the other,
 // each with its length before it (RFC 1035, section 4.2.2).
-func (p *Port) serveDNSConn(f *tcpFlow, src netip.AddrPort) {
+func (p *Port) serveDNSConn(f *tcpFlow) {
 	f.port = p
 	if !p.flows.add(p, f) {
 		f.ep.Abort()
@@ -88,7 +89,7 @@ func (p *Port) serveDNSConn(f *tcpFlow, src netip.AddrPort) {
 			p.count.drop(DropDNS)
 			return
 		}
-		answer := p.exchange(query.Bytes(), src.Addr(), true)
+		answer := p.exchange(query.Bytes(), true)
 		<-p.dns
 		if answer == nil || len(answer) > 65535 {
 			return

@@ -120,7 +120,7 @@ func (a *dialAttempt) work(*worker) {
 
 	if a.verdict == service {
 		if f := a.establish(nil); f != nil {
-			p.serveDNSConn(f, a.src)
+			p.serveDNSConn(f)
 		}
 		return
 	}

@@ -6,9 +6,38 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/miekg/dns"
 )
+
+// askOn asks its name server for one new name of a zone after another, by TCP, where what is
+// refused is told. At the first refusal it prints how many had been answered, in how long.
+func askOn(args []string) error {
+	conf, err := dns.ClientConfigFromFile("/etc/resolv.conf")
+	if err != nil {
+		return err
+	}
+	c, err := net.Dial("tcp", net.JoinHostPort(conf.Servers[0], conf.Port))
+	if err != nil {
+		return err
+	}
+	conn := &dns.Conn{Conn: c}
+	start, told := time.Now(), false
+	for n := 0; ; n++ {
+		if err := conn.WriteMsg(new(dns.Msg).SetQuestion(fmt.Sprintf("n%d.%s.", n, args[0]), dns.TypeA)); err != nil {
+			return err
+		}
+		m, err := conn.ReadMsg()
+		if err != nil {
+			return err
+		}
+		if m.Rcode == dns.RcodeServerFailure && !told {
+			told = true
+			fmt.Println("refused after", n, time.Since(start).Seconds())
+		}
+	}
+}
 
 // dnsServer answers for the names that it is told, with NXDOMAIN for all others.
 func dnsServer(args []string) error {

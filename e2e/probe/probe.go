@@ -32,6 +32,7 @@ func commands() map[string]command {
 		"dns":     {"dns ADDR NAME=IP...: a name server", 2, dnsServer},
 		"segment": {"segment PREFIX ADDR: a LAN behind a TAP; see segment.go", 2, segment},
 		"lookup":  {"lookup NAME: print its addresses", 1, lookup},
+		"ask-on":  {"ask-on ZONE: new names of it, until killed; print when one is refused", 1, askOn},
 		"get":     {"get URL: print the body", 1, get},
 		"down":    {"down URL N SEED: fetch N bytes, compare", 3, down},
 		"up":      {"up URL N SEED: send N bytes, compare sums", 3, up},
