@@ -168,6 +168,8 @@ sbx doctor | grep -v "^ok" | tr -s ' '
 		{name: "ordinary user without capabilities", flags: []string{"-u", "app", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"},
 			out: []string{"0\nmap 0 1000 1\n", "User namespace: single"}},
 		{name: "unknown user", flags: []string{"-u", "4711", "-e", "HOME=/tmp"}, out: []string{"0\nmap 0 4711 1\n"}},
+		{name: "root without CAP_SETPCAP", flags: []string{"--cap-drop", "SETPCAP"}, out: []string{"0\nmap 0 0 1\nmap 1 1 65535\n"}},
+		{name: "root with CAP_SETFCAP alone", flags: []string{"--cap-drop", "ALL", "--cap-add", "SETFCAP"}, out: []string{"0\nmap 0 0 1\n", "User namespace: single"}},
 		{name: "root without capabilities", flags: []string{"--cap-drop", "ALL"}, code: 125, err: []string{"CAP_SETFCAP"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

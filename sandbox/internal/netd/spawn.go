@@ -41,8 +41,9 @@ const confinedEnv = "SBX_NETD_CONFINED"
 // on the locked main thread.
 //
 // Capabilities belong to threads, and in a program with cgo there is no way to
-// reach those of others. So this one drops them, from the bounding set too, and
-// executes the program again.
+// reach those of others. So this one drops its own and executes the program again:
+// with no_new_privs root too gets no more than it had. The bounding set may stay as it is,
+// which to change takes CAP_SETPCAP, and many a container is without that.
 func DropPrivilege() error {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return os.NewSyscallError("prctl PR_SET_NO_NEW_PRIVS", err)
@@ -61,18 +62,6 @@ func DropPrivilege() error {
 	}
 	if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0); err != nil {
 		return os.NewSyscallError("prctl PR_CAP_AMBIENT", err)
-	}
-	for c := uintptr(0); ; c++ {
-		if c == unix.CAP_NET_BIND_SERVICE {
-			continue
-		}
-		err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0)
-		if err == unix.EINVAL {
-			break // past the last one
-		}
-		if err != nil {
-			return os.NewSyscallError("prctl PR_CAPBSET_DROP", err)
-		}
 	}
 	keep := [2]unix.CapUserData{{Effective: bind & have[0].Permitted, Permitted: bind & have[0].Permitted}}
 	if err := unix.Capset(&hdr, &keep[0]); err != nil {
