@@ -61,12 +61,13 @@ type ResolverConfig struct {
 	Internal bool
 	// Peers, if not nil, gives what is asked for what this zone does not have, before
 	// the host's servers are: with a query of one question, for what Local says on the
-	// client's other networks, or nil. For a client without others it gives nil. Both
-	// are called on many goroutines at once; what it gives must return when ctx ends,
-	// a second later at most.
-	Peers func(client netip.Addr) func(ctx context.Context, query []byte) []byte
+	// client's other networks, or nil; unsure if one of them does not know yet. For a
+	// client without others it gives nil. Both are called on many goroutines at once;
+	// what it gives must return when ctx ends, a second later at most.
+	Peers func(client netip.Addr) func(ctx context.Context, query []byte) (answer []byte, unsure bool)
 	// Settle is how long after the start the zone may lack names that it is about to
-	// have, those of sandboxes that a killed process has served: who asks for one waits.
+	// have, those of sandboxes that a killed process has served: who asks for one waits,
+	// and is told to ask again (SERVFAIL) if it has not come after 4 s.
 	Settle time.Duration
 	// ResolvConf is the file to follow. Empty: /etc/resolv.conf.
 	ResolvConf string
@@ -200,7 +201,7 @@ func NewResolver(cfg ResolverConfig) (*Resolver, error) {
 	r.cache.init(cfg.CacheEntries, cfg.CacheBytes, cfg.now)
 	r.bad.now = cfg.now
 	r.ctx, r.cancel = context.WithCancel(context.Background())
-	r.young.begin(r.ctx, cfg.Settle)
+	r.young.begin(cfg.Settle)
 	return r, nil
 }
 

@@ -171,13 +171,13 @@ func TestDNSPeers(t *testing.T) {
 	other := newResolver(t, ResolverConfig{Network: "red", Internal: true})
 	setRecords(t, other, "id9", "cache web", "10.1.2.77")
 	asked := 0
-	r := newResolver(t, ResolverConfig{Network: "blue", Peers: func(client netip.Addr) func(context.Context, []byte) []byte {
+	r := newResolver(t, ResolverConfig{Network: "blue", Peers: func(client netip.Addr) func(context.Context, []byte) ([]byte, bool) {
 		if client != dnsClient {
 			t.Errorf("asked for %s", client)
 		}
-		return func(_ context.Context, q []byte) []byte {
+		return func(_ context.Context, q []byte) ([]byte, bool) {
 			asked++
-			return other.Local(q)
+			return other.Local(q), false
 		}
 	}}, dnsServer(t, dnsAnswering(0, []dns.RR{dnsRR(t, "example.com. 60 IN A 192.0.2.9")}, nil)))
 	setRecords(t, r, "id1", "web", "10.1.2.2")
@@ -209,8 +209,8 @@ func TestDNSPeers(t *testing.T) {
 // TestDNSPeersBounded: peers that lie, or never answer.
 func TestDNSPeersBounded(t *testing.T) {
 	var reply []byte
-	r := newResolver(t, ResolverConfig{Peers: func(netip.Addr) func(context.Context, []byte) []byte {
-		return func(context.Context, []byte) []byte { return reply }
+	r := newResolver(t, ResolverConfig{Peers: func(netip.Addr) func(context.Context, []byte) ([]byte, bool) {
+		return func(context.Context, []byte) ([]byte, bool) { return reply, false }
 	}},
 		dnsServer(t, dnsAnswering(dns.RcodeNameError, nil, nil)))
 	liar := dnsQuery("other.", dns.TypeA)
@@ -226,14 +226,14 @@ func TestDNSPeersBounded(t *testing.T) {
 	}
 
 	entered := make(chan struct{})
-	stuck := newResolver(t, ResolverConfig{Peers: func(netip.Addr) func(context.Context, []byte) []byte {
-		return func(ctx context.Context, _ []byte) []byte {
+	stuck := newResolver(t, ResolverConfig{Peers: func(netip.Addr) func(context.Context, []byte) ([]byte, bool) {
+		return func(ctx context.Context, _ []byte) ([]byte, bool) {
 			if d, ok := ctx.Deadline(); !ok || time.Until(d) > peersTimeout {
 				t.Error("no bound on the time")
 			}
 			close(entered)
 			<-ctx.Done()
-			return nil
+			return nil, false
 		}
 	}}, dnsServer(t, dnsAnswering(dns.RcodeNameError, nil, nil)))
 	done := make(chan []byte)

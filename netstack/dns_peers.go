@@ -32,14 +32,14 @@ func (r *Resolver) Local(query []byte) []byte {
 }
 
 // askPeers asks the client's other networks, and returns nil if none of them has
-// the name.
-func (r *Resolver) askPeers(ctx context.Context, q dns.Question, client netip.Addr) *dns.Msg {
+// the name; unsure if one of them does not know yet.
+func (r *Resolver) askPeers(ctx context.Context, q dns.Question, client netip.Addr) (answer *dns.Msg, unsure bool) {
 	if r.cfg.Peers == nil {
-		return nil
+		return nil, false
 	}
 	ask := r.cfg.Peers(client.Unmap().WithZone(""))
 	if ask == nil {
-		return nil
+		return nil, false
 	}
 	ctx, cancel := context.WithTimeout(ctx, peersTimeout)
 	defer cancel()
@@ -47,14 +47,12 @@ func (r *Resolver) askPeers(ctx context.Context, q dns.Question, client netip.Ad
 	req := &dns.Msg{Question: []dns.Question{q}}
 	query, err := req.Pack()
 	if err != nil {
-		return nil // a name that cannot be written down again is nobody's
+		return nil, false // a name that cannot be written down again is nobody's
 	}
+	b, unsure := ask(ctx, query)
 	m := new(dns.Msg)
-	if b := ask(ctx, query); b == nil || m.Unpack(b) != nil || !has(m) {
-		return nil
+	if b == nil || m.Unpack(b) != nil || !has(m) || len(m.Question) != 1 || m.Question[0] != q {
+		return nil, unsure
 	}
-	if len(m.Question) != 1 || m.Question[0] != q {
-		return nil
-	}
-	return m
+	return m, false
 }

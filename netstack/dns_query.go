@@ -30,7 +30,11 @@ func (r *Resolver) Exchange(ctx context.Context, query []byte, from netip.Addr, 
 		r.count.refused.Add(1)
 		return finish(req, &dns.Msg{MsgHdr: dns.MsgHdr{Rcode: rcode}}, tcp)
 	}
-	m, other := r.find(ctx, q, func() *dns.Msg { return r.askPeers(ctx, q, from) })
+	m, other, unsure := r.find(ctx, q, func() (*dns.Msg, bool) { return r.askPeers(ctx, q, from) })
+	if unsure { // who asks is to ask again
+		r.count.refused.Add(1)
+		return finish(req, &dns.Msg{MsgHdr: dns.MsgHdr{Rcode: dns.RcodeServerFailure}}, tcp)
+	}
 	if other != nil {
 		r.count.peers.Add(1)
 		return finish(req, other, tcp)

@@ -10,31 +10,32 @@ import (
 	"github.com/miekg/dns"
 )
 
-// maxAwaited is how many questions wait for names at a time.
-const maxAwaited = 256
+const (
+	// maxAwaited is how many questions wait for names at a time.
+	maxAwaited = 256
+	// namePatience is how long one waits: less than the 5 s of the libraries that ask.
+	namePatience = 4 * time.Second
+	// nameAgain is how often it looks, as other networks do not tell of a new name.
+	nameAgain = 250 * time.Millisecond
+)
 
 // settling is the first moment of a network whose sandboxes are there already: their
 // names come one after the other. "No such name" would be believed.
 type settling struct {
-	ctx     context.Context // ends when all names are there; nil: they are
+	end     time.Time
 	waiting chan struct{}
 
 	mu      sync.Mutex // guards what follows
 	changed chan struct{}
 }
 
-func (s *settling) begin(ctx context.Context, d time.Duration) {
-	if d <= 0 {
-		return
-	}
+func (s *settling) begin(d time.Duration) {
+	s.end = time.Now().Add(d)
 	s.waiting, s.changed = make(chan struct{}, maxAwaited), make(chan struct{})
-	var cancel context.CancelFunc
-	s.ctx, cancel = context.WithCancel(ctx)
-	time.AfterFunc(d, cancel)
 }
 
 // over says that all names are there.
-func (s *settling) over() bool { return s.ctx == nil || s.ctx.Err() != nil }
+func (s *settling) over() bool { return !time.Now().Before(s.end) }
 
 // news wakes those who wait.
 func (s *settling) news() {
@@ -54,56 +55,59 @@ func (s *settling) next() <-chan struct{} {
 	return s.changed
 }
 
-// Settling says whether Await may wait.
+// Settling says whether names are still coming.
 func (r *Resolver) Settling() bool { return !r.young.over() }
 
-// Await is Local for who can wait for a name that is about to come.
-func (r *Resolver) Await(ctx context.Context, query []byte) []byte {
+// MayHave says whether a query is for a name like those of this network's sandboxes,
+// and for one that this network may have.
+func (r *Resolver) MayHave(query []byte) bool {
 	req, rcode, ok := parseQuery(query)
-	if !ok || rcode != dns.RcodeSuccess {
-		return nil
-	}
-	r.find(ctx, req.Question[0], func() *dns.Msg { return nil })
-	return r.Local(query)
+	return ok && rcode == dns.RcodeSuccess && r.zone.mayHave(req.Question[0].Name)
 }
 
-// find looks for a name in the zone and then with peers, again and again while names are
-// coming. m is the zone's answer, other that of a peer.
-func (r *Resolver) find(ctx context.Context, q dns.Question, peers func() *dns.Msg) (m, other *dns.Msg) {
+// find looks for a name in the zone and then with peers, again and again while one of
+// them does not know yet. m is the zone's answer, other that of a peer. Unsure: it has
+// waited long enough, and there may be such a name all the same.
+func (r *Resolver) find(ctx context.Context, q dns.Question, peers func() (*dns.Msg, bool)) (m, other *dns.Msg, unsure bool) {
 	look := func() bool {
 		if m = r.zone.answer(q); has(m) {
 			return true
 		}
-		other = peers()
-		return other != nil
+		other, unsure = peers()
+		unsure = unsure || !r.young.over() && r.zone.mayHave(q.Name)
+		return other != nil || !unsure
 	}
-	if look() || r.young.over() || !r.zone.mayHave(strings.ToLower(q.Name)) {
-		return m, other
+	if look() {
+		return m, other, false
 	}
 	select {
 	case r.young.waiting <- struct{}{}:
 		defer func() { <-r.young.waiting }()
 	default:
-		return m, other
+		return nil, nil, true
 	}
+	ctx, cancel := context.WithTimeout(ctx, namePatience)
+	defer cancel()
+	defer context.AfterFunc(r.ctx, cancel)()
+	again := time.NewTicker(nameAgain)
+	defer again.Stop()
 	for {
 		next := r.young.next()
 		if look() {
-			return m, other
+			return m, other, false
 		}
 		select {
 		case <-next:
-		case <-r.young.ctx.Done():
-			look()
-			return m, other
+		case <-again.C:
 		case <-ctx.Done():
-			return m, other
+			return nil, nil, true
 		}
 	}
 }
 
 // mayHave says whether a name looks like one of a sandbox here.
 func (z *zone) mayHave(name string) bool {
+	name = strings.ToLower(name)
 	if p, ok := reversePrefix(name); ok {
 		return z.own(p)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,8 +17,8 @@ func TestDNSSettling(t *testing.T) {
 	other := newResolver(t, ResolverConfig{Network: "red", Settle: time.Hour})
 	setRecords(t, other, "id9", "cache", "10.1.2.77")
 	r := newResolver(t, ResolverConfig{Network: "blue", Settle: time.Hour, Subnets: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")},
-		Peers: func(netip.Addr) func(context.Context, []byte) []byte {
-			return func(_ context.Context, q []byte) []byte { return other.Local(q) }
+		Peers: func(netip.Addr) func(context.Context, []byte) ([]byte, bool) {
+			return func(_ context.Context, q []byte) ([]byte, bool) { return other.Local(q), false }
 		},
 	}, dnsServer(t, dnsAnswering(dns.RcodeNameError, nil, nil)))
 	setRecords(t, r, "id0", "early", "10.1.2.1")
@@ -43,17 +44,37 @@ func TestDNSSettling(t *testing.T) {
 		}
 	}
 
-	// Another network's process asks here for its client.
-	q, err := dnsQuery("last.", dns.TypeA).Pack()
+	// Another network does not know yet, as its process is young or is not there at all.
+	var late atomic.Bool
+	old := newResolver(t, ResolverConfig{Peers: func(netip.Addr) func(context.Context, []byte) ([]byte, bool) {
+		return func(_ context.Context, q []byte) ([]byte, bool) {
+			if !late.Load() {
+				return nil, r.MayHave(q)
+			}
+			return r.Local(q), false
+		}
+	}}, dnsServer(t, dnsAnswering(dns.RcodeNameError, nil, nil)))
+	go func() { answers <- dnsExchange(t, old, dnsQuery("late.blue.", dns.TypeA), false) }()
+	await(t, "the question", func() bool { return len(old.young.waiting) == 1 })
+	late.Store(true)
+	if a := <-answers; len(a.Answer) != 1 {
+		t.Errorf("%v", a)
+	}
+	late.Store(false)
+	if a := dnsExchange(t, old, dnsQuery("example.com.", dns.TypeA), false); a.Rcode != dns.RcodeNameError {
+		t.Errorf("%v", a)
+	}
+
+	// Who has waited long enough is told to ask again, and not that there is no such name.
+	soon, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	q, err := dnsQuery("nobody.", dns.TypeA).Pack()
 	if err != nil {
 		t.Fatal(err)
 	}
-	found := make(chan []byte)
-	go func() { found <- r.Await(t.Context(), q) }()
-	await(t, "the question", func() bool { return len(r.young.waiting) == 1 })
-	setRecords(t, r, "id2", "last", "10.1.2.3")
-	if <-found == nil {
-		t.Error("the other network was not told")
+	a := new(dns.Msg)
+	if err := a.Unpack(r.Exchange(soon, q, dnsClient, false)); err != nil || a.Rcode != dns.RcodeServerFailure {
+		t.Errorf("%v, %v", a, err)
 	}
 
 	// However many ask, so many wait; the end of the resolver ends it.

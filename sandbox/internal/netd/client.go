@@ -109,11 +109,11 @@ func (c *Client) Members(ctx context.Context) (*Members, error) {
 // Leave tells the process of a network that is being removed to go at once.
 func (c *Client) Leave(ctx context.Context) error { return c.call(ctx, msgLeave, nil, nil) }
 
-// Resolve asks for one of the network's own names; nil if it has no such name.
-func (c *Client) Resolve(ctx context.Context, query []byte) ([]byte, error) {
+// Resolve asks for one of the network's own names.
+func (c *Client) Resolve(ctx context.Context, query []byte) (Answer, error) {
 	var a Answer
 	err := c.call(ctx, msgResolve, Question{query}, &a)
-	return a.Answer, err
+	return a, err
 }
 
 // Attach joins the sandbox to the network and publishes its ports. The process

@@ -34,9 +34,10 @@ type MainConfig struct {
 // tries again after it.
 const claimPatience = time.Second
 
-// settle is how long the sandboxes of a killed process may take to be back: who asks for
-// the name of one waits so long, less than a resolver does.
-const settle = 2 * time.Second
+// settle is how long the sandboxes of a killed process may take to be back on a machine
+// that has much else to do: who asks for the name of one waits, and is not told meanwhile
+// that there is no such name.
+const settle = 15 * time.Second
 
 // Main is the body of a network's process. conn is the connection to the
 // starter; Main reads the start message, answers it and closes conn. It returns

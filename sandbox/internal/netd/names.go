@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
-	"time"
 
 	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/netstack"
@@ -29,33 +28,34 @@ func newNames(s *server) *names {
 
 // elsewhere gives what asks the other networks of a sandbox, in its order, with a query
 // that this network has no name for; nil if the sandbox is on no other network.
-func (n *names) elsewhere(client netip.Addr) func(ctx context.Context, query []byte) []byte {
+func (n *names) elsewhere(client netip.Addr) func(ctx context.Context, query []byte) ([]byte, bool) {
 	n.mu.Lock()
 	others := n.others[client]
 	n.mu.Unlock()
 	if len(others) == 0 {
 		return nil
 	}
-	return func(ctx context.Context, query []byte) []byte { return n.ask(ctx, others, query) }
+	return func(ctx context.Context, query []byte) ([]byte, bool) { return n.ask(ctx, others, query) }
 }
 
-func (n *names) ask(ctx context.Context, others []string, query []byte) []byte {
+func (n *names) ask(ctx context.Context, others []string, query []byte) (answer []byte, unsure bool) {
 	for _, name := range others {
 		c, err := n.connect(ctx, name)
-		// The client is on it, so a process that is not there was killed.
-		for err == nil && c == nil && ctx.Err() == nil {
-			time.Sleep(20 * time.Millisecond)
-			c, err = n.connect(ctx, name)
+		var a Answer
+		if c != nil {
+			a, err = c.Resolve(ctx, query)
 		}
-		if err != nil || c == nil {
+		if c == nil || err != nil {
+			// The client is on it, so its process was killed and another one will come.
 			n.s.log.Debug("ask another network for a name", "other", name, "err", err)
-			continue
+			a = Answer{Unsure: n.s.dns.MayHave(query)}
 		}
-		if b, err := c.Resolve(ctx, query); err == nil && b != nil {
-			return b
+		if a.Answer != nil {
+			return a.Answer, false
 		}
+		unsure = unsure || a.Unsure
 	}
-	return nil
+	return nil, unsure
 }
 
 // connect returns the connection to another network's process, nil if there is none.
@@ -134,15 +134,7 @@ func (x *session) resolve(m *wire.Message) {
 		return
 	}
 	b := x.s.dns.Local(q.Query)
-	if b == nil && x.s.dns.Settling() {
-		go func() {
-			ctx, cancel := context.WithTimeout(x.ctx, settle)
-			defer cancel()
-			x.reply(m, Answer{x.s.dns.Await(ctx, q.Query)}, nil)
-		}()
-		return
-	}
-	x.reply(m, Answer{b}, nil)
+	x.reply(m, Answer{b, b == nil && x.s.dns.Settling() && x.s.dns.MayHave(q.Query)}, nil)
 }
 
 // publishNames makes the sandbox's names known. A name of its own that cannot be one

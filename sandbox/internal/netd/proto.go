@@ -186,15 +186,16 @@ type Member struct {
 	Networks []string `json:"networks,omitempty"`
 }
 
-// Question is a DNS query as it came; Answer has nothing if the network has no such
-// name.
+// Question is a DNS query as it came.
 type Question struct {
 	Query []byte `json:"query"`
 }
 
-// Answer is to a Question.
+// Answer is to a Question: nothing if the network has no such name. Unsure: its names
+// are still coming, after a process that was killed.
 type Answer struct {
 	Answer []byte `json:"answer,omitempty"`
+	Unsure bool   `json:"unsure,omitempty"`
 }
 
 // Members are the sandboxes on a network now.
