@@ -18,6 +18,9 @@ import (
 func TestTransfers(t *testing.T) {
 	e := harness.New(t, harness.BB)
 	size := int64(8 << 20)
+	if testing.Short() {
+		size = 2 << 20
+	}
 	if os.Getenv("SBX_TEST_LONG") != "" {
 		size = 512 << 20
 	}

@@ -151,7 +151,7 @@ packages() {
 # ring is make test-vm. The machine has no network: the images and programs that e2e
 # needs are made here, where its fixtures are tested.
 ring() { # places|all
-	local what=$1 i parts=${VM_PARTS:-$(($(nproc) < 4 ? $(nproc) : 4))} flags="-test.timeout 50m -test.short ${SBX_TEST_FLAGS:-}"
+	local what=$1 i words parts=${VM_PARTS:-$(($(nproc) < 4 ? $(nproc) : 4))} flags="-test.timeout 50m -test.short ${SBX_TEST_FLAGS:-}"
 	case $machine:$flags in
 	*-test.run*) parts=1 ;;
 	# Two emulated processors get through what does not only move data.
@@ -165,9 +165,12 @@ ring() { # places|all
 	if [ "$what" = all ]; then
 		put e2e
 		printf 'share e2e %q\n' "$flags" >>"$job/disk/plan"
+		mkdir -m 1777 "$job/run/claims"
 	fi
 	for ((i = 1; i <= parts; i++)); do
-		boot "$machine $i: " "sbx.part=$i/$parts"
+		words=("sbx.part=$i/$parts")
+		[ "$parts" = 1 ] || words+=("sbx.claims=$job/run/claims")
+		boot "$machine $i: " "${words[@]}"
 	done
 	end
 }
