@@ -65,7 +65,7 @@ func (m *monitor) shedFiles() error {
 	}
 	root := confine.Root{
 		Needed: []string{"/proc", "/sys", "/dev/null", s.Dir, s.DataDir, s.RuntimeDir, s.VolumesDir, s.EventsDir},
-		Wanted: slices.Concat([]string{"/etc", "/usr/share/zoneinfo"}, devices, resolvers(), own),
+		Wanted: slices.Concat([]string{"/etc", "/usr/share/zoneinfo"}, devices, confine.Resolvers("/etc/resolv.conf"), own),
 	}
 	nodes, err := filepath.Glob("/dev/tap[0-9]*") // macvtaps: uplinks of networks
 	if err != nil {
@@ -102,28 +102,6 @@ func (m *monitor) userFiles() (list []string) {
 	}
 	if ns := m.spec.Network.NetNSPath(); ns != "" {
 		list = append(list, ns)
-	}
-	return list
-}
-
-// resolvers are where the host's resolv.conf leads now, and where programs keep it that
-// may have it lead there: a network's process that is started from here follows it.
-func resolvers() []string {
-	list := []string{"/run/systemd/resolve", "/run/NetworkManager", "/run/resolvconf", "/run/connman", "/mnt/wsl"}
-	file := "/etc/resolv.conf"
-	for range 8 {
-		to, err := os.Readlink(file)
-		if err != nil {
-			break
-		}
-		if !filepath.IsAbs(to) {
-			to = filepath.Join(filepath.Dir(file), to)
-		}
-		if file = to; filepath.Dir(file) == "/run" {
-			list = append(list, file)
-		} else {
-			list = append(list, filepath.Dir(file))
-		}
 	}
 	return list
 }

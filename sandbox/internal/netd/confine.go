@@ -50,9 +50,10 @@ func (s *server) confinement() (*confinement, error) {
 		Writable: []string{s.cfg.RuntimeDir, string(s.defs)},
 		Readable: []string{"/etc", "/run", "/proc", "/usr/share/zoneinfo", filepath.Dir(resolv)},
 	}
-	// Where it leads now: /mnt/wsl, a store of packages.
-	if target, err := filepath.EvalSymlinks(resolv); err == nil {
-		c.Readable = append(c.Readable, filepath.Dir(target))
+	for _, place := range confine.Resolvers(resolv) {
+		if fi, err := os.Stat(place); err == nil && fi.IsDir() { // else it is a file of /run, all of which is there
+			c.Readable = append(c.Readable, place)
+		}
 	}
 	return c, nil
 }
