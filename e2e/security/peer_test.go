@@ -23,7 +23,7 @@ func TestPeer(t *testing.T) {
 	name := os.Getenv("SBX_SECURITY_PEER")
 	line, ok := peers[name]
 	if !ok {
-		t.Skip("SBX_SECURITY_PEER names none: podman, bwrap, runc")
+		t.Skip("SBX_SECURITY_PEER names none: podman, docker, bwrap, runc")
 	}
 	e := harness.New(t, harness.BB)
 	o := newOutside(t, e)
@@ -68,6 +68,19 @@ var peers = map[string]func(t *testing.T, dir, root string, args []string) *exec
 	"podman": func(t *testing.T, dir, root string, args []string) *exec.Cmd {
 		return exec.Command("podman", append([]string{"--runtime", "runc", "--cgroup-manager", "cgroupfs", "--root", dir + "/p", "--runroot", dir + "/pr", "run", "--rm",
 			"--network", "slirp4netns", "--rootfs", root}, args...)...)
+	},
+	"docker": func(t *testing.T, dir, root string, args []string) *exec.Cmd {
+		const image = "sbx-peer" // of the daemon that DOCKER_HOST names
+		if exec.Command("docker", "image", "inspect", image).Run() != nil {
+			archive := filepath.Join(dir, "root.tar")
+			for _, line := range [][]string{{"tar", "-C", root, "-cf", archive, "."}, {"docker", "import", archive, image}} {
+				if out, err := exec.Command(line[0], line[1:]...).CombinedOutput(); err != nil {
+					t.Fatalf("%v: %v: %s", line, err, out)
+				}
+			}
+			t.Cleanup(func() { exec.Command("docker", "rmi", image).Run() })
+		}
+		return exec.Command("docker", append([]string{"run", "--rm", image}, args...)...)
 	},
 	"bwrap": func(t *testing.T, dir, root string, args []string) *exec.Cmd {
 		return exec.Command("bwrap", append([]string{"--unshare-all", "--die-with-parent", "--new-session", "--bind", root, "/", "--proc", "/proc", "--dev", "/dev"}, args...)...)
