@@ -7,6 +7,6 @@
 // it off or on the host as the same user, and must succeed there: an attempt that
 // cannot succeed proves nothing.
 //
-// make test-security runs it; SBX_SECURITY_PEER=podman, bwrap or runc makes the same
+// make test-security runs it; SBX_SECURITY_PEER=podman, docker, bwrap or runc makes the same
 // attempts in one of these instead and prints how they end.
 package security

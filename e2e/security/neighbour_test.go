@@ -2,6 +2,9 @@ package security
 
 import (
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -90,5 +93,41 @@ func TestWorkingDirectory(t *testing.T) {
 	}
 	if refused == 0 {
 		t.Error("none was refused")
+	}
+}
+
+// TestDescriptors: what sbx has inherited reaches neither a workload nor what is executed
+// beside it, nor stays with the monitor.
+func TestDescriptors(t *testing.T) {
+	e := harness.New(t, harness.BB)
+	e.AtEnd("rm", "-f", "box")
+	secret := filepath.Join(e.Dir(), "secret")
+	must(t, os.WriteFile(secret, []byte("x"), 0o600))
+	f, err := os.Open(secret)
+	must(t, err)
+	defer f.Close()
+	with := func(c *exec.Cmd) { c.ExtraFiles = []*os.File{f} }
+	self, err := os.Executable()
+	must(t, err)
+	cmd := exec.Command(self, "try", "leaks")
+	cmd.Args[0] = "probe"
+	with(cmd)
+	if out, err := cmd.Output(); err != nil || string(out) != "ok\n" {
+		t.Fatalf("without a sandbox: %q, %v", out, err)
+	}
+	e.StartWith(with, "run", "-d", "--name", "box", harness.BB, "sleep", "1000").Wait(harness.Slow(20*time.Second)).Want(t, 0)
+	for _, args := range [][]string{{"exec", "box"}, {"run", "--rm", harness.BB}, {"run", "--rm", "--init", "--network", "none", harness.BB}} {
+		r := e.StartWith(with, append(args, "/probe", "try", "leaks")...).Wait(harness.Slow(20 * time.Second))
+		if r.Stdout != "EBADF\n" {
+			t.Errorf("%v: %v", args, r)
+		}
+	}
+	monitor := strings.TrimSpace(e.Must("inspect", "-f", "{{.State.Monitor.Pid}}", "box"))
+	fds, err := os.ReadDir("/proc/" + monitor + "/fd")
+	must(t, err)
+	for _, fd := range fds {
+		if to, err := os.Readlink("/proc/" + monitor + "/fd/" + fd.Name()); err == nil && to == secret {
+			t.Errorf("the monitor has it as %s", fd.Name())
+		}
 	}
 }
