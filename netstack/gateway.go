@@ -129,5 +129,6 @@ func (n *Network) inputTCP(p *Port, r *linkReader, ip *packet) {
 		p.count.drop(DropPolicy)
 		return
 	}
+	n.tcp.reopen(ip)
 	n.nic.inject(r, ip)
 }

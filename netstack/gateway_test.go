@@ -79,6 +79,34 @@ func TestBlackHole(t *testing.T) {
 	}
 }
 
+// TestTCPSamePort: a client whose port is free at once, because the server closed first,
+// takes it again.
+func TestTCPSamePort(t *testing.T) {
+	l := newLAN(t, nil)
+	g, _ := l.join(t, 0, DriverTap, nil)
+	for _, c := range []struct {
+		network, listen string
+		outside         netip.Addr
+	}{{"tcp4", "127.0.0.1", outside4}, {"tcp6", "::1", outside6}} {
+		ln, err := net.Listen("tcp", net.JoinHostPort(c.listen, "0"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		go func() {
+			for {
+				c, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				c.Close()
+			}
+		}()
+		// Each would take 2 s if it had to wait for the end of the one before it.
+		g.do("redial", request{Network: c.network, Addr: hostPortOf(c.outside, ln.Addr().(*net.TCPAddr).AddrPort().Port()), Local: ":40000", Sizes: []int{100}, Timeout: 30 * time.Second})
+	}
+}
+
 func TestTCPFlowsBound(t *testing.T) {
 	l := newLAN(t, func(c *Config) { c.Limits.TCPFlows = 2 })
 	g, p := l.join(t, 0, DriverTap, nil)

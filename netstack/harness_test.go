@@ -355,6 +355,8 @@ func guestOp(op string, req request) (resp response, files []wire.File, err erro
 		}
 		c.SetDeadline(time.Now().Add(req.Timeout))
 		return resp, nil, clientTransfer(c.(*net.TCPConn), req.Transfer)
+	case "redial":
+		return resp, nil, guestRedial(req)
 	case "dial":
 		c, err := guestDial(req)
 		if err != nil {
@@ -493,6 +495,31 @@ func guestDial(req request) (net.Conn, error) {
 		}
 	}
 	return c, err
+}
+
+// guestRedial connects from one and the same port, again and again, to a server that
+// closes first.
+func guestRedial(req request) error {
+	local, err := net.ResolveTCPAddr(req.Network, req.Local)
+	if err != nil {
+		return err
+	}
+	d := net.Dialer{Timeout: 4 * time.Second, LocalAddr: local, Deadline: time.Now().Add(req.Timeout)}
+	for range req.Sizes[0] {
+		c, err := d.Dial(req.Network, req.Addr)
+		for errors.Is(err, syscall.EADDRINUSE) { // its last ACK is on the way
+			time.Sleep(time.Millisecond)
+			c, err = d.Dial(req.Network, req.Addr)
+		}
+		if err != nil {
+			return err
+		}
+		_, err = io.ReadAll(c)
+		if err = errors.Join(err, c.Close()); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // guestRate sends ('S') or receives ('Z') for the timeout and returns Gbit/s.

@@ -47,6 +47,29 @@ func (g *tcpGateway) init(n *Network, s *stack.Stack) {
 	g.fwd = tcp.NewForwarder(s, tcpBufMax, math.MaxInt, g.accept)
 }
 
+// reopen ends what is left of a connection whose tuple a guest uses again: while the
+// gateway, which was told of the end first, is in TIME_WAIT. gVisor gives such a SYN to
+// a listening endpoint or to nobody (RFC 1122, 4.2.2.13), and none listens here: the
+// guest would ask again after a second, and after another one. An older SYN of its own
+// cannot be under way on a link that keeps the order.
+func (g *tcpGateway) reopen(ip *packet) {
+	l4 := ip.l4()
+	if len(l4) < header.TCPMinimumSize || ip.frag || header.TCP(l4).Flags()&(header.TCPFlagSyn|header.TCPFlagAck|header.TCPFlagRst) != header.TCPFlagSyn {
+		return
+	}
+	proto := header.IPv4ProtocolNumber
+	if ip.v6() {
+		proto = header.IPv6ProtocolNumber
+	}
+	ep := g.net.stack.FindTransportEndpoint(proto, tcp.ProtocolNumber, stack.TransportEndpointID{
+		LocalPort: header.TCP(l4).DestinationPort(), LocalAddress: tcpip.AddrFromSlice(ip.dst.AsSlice()),
+		RemotePort: header.TCP(l4).SourcePort(), RemoteAddress: tcpip.AddrFromSlice(ip.src.AsSlice()),
+	}, nicID)
+	if ep, ok := ep.(*tcp.Endpoint); ok && ep.EndpointState() == tcp.StateTimeWait {
+		ep.Abort()
+	}
+}
+
 // handle gets each segment that belongs to no connection. It runs on the
 // reader of the port the segment came from. False makes gVisor answer with a
 // RST.
