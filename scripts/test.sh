@@ -133,9 +133,9 @@ if [ "$what" = vm ] || [ "$what" = all ]; then
 	[ -z "$image" ] || wait "$image"
 	image=
 	if [ "$(id -u)" = 0 ] || [ "$what" = vm ]; then
-		"$checkout/scripts/vm.sh" places || status=1
+		"$checkout/scripts/vm.sh" test || status=1
 	elif why=$("$checkout/scripts/vm.sh" run true 2>&1); then
-		"$checkout/scripts/vm.sh" places || status=1
+		"$checkout/scripts/vm.sh" test || status=1
 	else
 		printf 'test: left out, as there is no virtual machine to be had: %s\n' "$why" >&2
 	fi
