@@ -108,6 +108,19 @@ func TestLimitsAndSysctls(t *testing.T) {
 	if got := e.Must("run", "--rm", "--sysctl", "net.ipv4.ip_unprivileged_port_start=0", "-u", "app", harness.BB, "/probe", "calls", "low_port"); got != "low_port ok\n" {
 		t.Errorf("%q", got)
 	}
+	// As Docker's, but that it can only be raised: a session of systemd's may have begun above 0.
+	for _, flags := range [][]string{nil, {"--init"}} {
+		args := append([]string{"run", "--rm", "--network", "none", "--oom-score-adj", "900"}, flags...)
+		if got := e.Must(append(args, harness.BB, "cat", "/proc/self/oom_score_adj")...); got != "900\n" {
+			t.Errorf("%v: %q", args, got)
+		}
+	}
+	detached(t, e, "adjusted", "--network", "none", "--oom-score-adj", "800", harness.BB, "sleep", "1000")
+	if got := e.Must("exec", "adjusted", "cat", "/proc/self/oom_score_adj") + e.Must("inspect", "-f", "{{.HostConfig.OomScoreAdj}}", "adjusted"); got != "800\n800\n" {
+		t.Errorf("exec, inspect: %q", got)
+	}
+	e.Fails(125, []string{"protect"}, "run", "--rm", "--oom-score-adj", "-1", harness.BB, "true")
+	e.Fails(125, []string{"1000"}, "run", "--rm", "--oom-score-adj", "1001", harness.BB, "true")
 	e.Fails(125, []string{"ulimit"}, "run", "--rm", "--ulimit", "bogus=1", harness.BB, "true")
 	e.Fails(125, []string{"kernel.panic"}, "run", "--rm", "--sysctl", "kernel.panic=1", harness.BB, "true")
 }

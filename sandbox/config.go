@@ -140,6 +140,9 @@ type Config struct {
 	// SecurityOpt are Docker's: no-new-privileges, seccomp=PROFILE|unconfined.
 	SecurityOpt []string
 	Ulimits     []units.Ulimit
+	// OOMScoreAdj is from 0 to 1000: how much sooner than others its processes are killed
+	// when the machine's memory is used up.
+	OOMScoreAdj int
 	Sysctls     map[string]string
 	// Resources limit the sandbox as a whole; the zero value does not. They need a
 	// cgroup that belongs to the user.

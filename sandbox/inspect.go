@@ -91,6 +91,7 @@ type InspectHost struct {
 	IpcMode         string
 	PidMode         string
 	Privileged      bool
+	OomScoreAdj     int
 	ReadonlyRootfs  bool
 	SecurityOpt     []string
 	UsernsMode      string
@@ -297,6 +298,9 @@ func inspectHost(rec *record.Config) InspectHost {
 		UsernsMode: string(rec.UserNS), ShmSize: cmp.Or(start.ShmSize, 64<<20), Runtime: "sbx", Init: start.Init,
 		Sysctls: start.Sysctls, Ulimits: start.Process.Rlimits,
 		LogConfig: InspectLog{Type: "none", Config: map[string]string{}},
+	}
+	if adj := start.Process.OOMScoreAdj; adj != nil {
+		h.OomScoreAdj = *adj
 	}
 	if start.Process.NoNewPrivs {
 		h.SecurityOpt = append(h.SecurityOpt, "no-new-privileges")

@@ -79,6 +79,9 @@ func (s *Sandbox) resolve(img v1.Config) error {
 			Rlimits: c.Ulimits, Terminal: c.TTY, Pdeathsig: pdeathsig(c.Init),
 		},
 	}
+	if c.OOMScoreAdj != 0 {
+		s.start.Process.OOMScoreAdj = &c.OOMScoreAdj
+	}
 	s.rec = &record.Config{
 		Created: time.Now().UTC(), Image: c.Image, ImageID: s.imageID, RootFS: c.RootFS, Platform: c.Platform,
 		UserNS: c.UserNS, StorageDriver: c.StorageDriver, Exposed: merged.ExposedPorts, Resources: c.Resources,

@@ -215,6 +215,13 @@ func (o *runOptions) parseLife(cfg *sandbox.Config) (err error) {
 }
 
 func (o *runOptions) parseLimits(cfg *sandbox.Config) error {
+	switch {
+	case o.oomScoreAdj < 0:
+		return &usage{msg: fmt.Sprintf("--oom-score-adj %d: an ordinary user cannot protect a process", o.oomScoreAdj), fix: "limit the others with --memory"}
+	case o.oomScoreAdj > 1000:
+		return usagef("--oom-score-adj %d: want a number from 0 to 1000", o.oomScoreAdj)
+	}
+	cfg.OOMScoreAdj = o.oomScoreAdj
 	for _, u := range o.ulimits {
 		l, err := units.ParseUlimit(u)
 		if err != nil {

@@ -43,6 +43,7 @@ type runOptions struct {
 
 	userns                                         string
 	capAdd, capDrop, securityOpt, ulimits, sysctls []string
+	oomScoreAdj                                    int
 	limits                                         cgroup.Limits
 
 	changed func(flag string) bool
@@ -177,7 +178,7 @@ func (o *runOptions) securityFlags(fs *pflag.FlagSet) {
 	one(fs, &o.userns, "userns", usernsModes[0], "user ids: `MODE` is auto, single or keep-id", usernsModes...)
 	lists(fs, &o.capAdd, "cap-add", "", "add a `CAPABILITY`, or ALL")
 	lists(fs, &o.capDrop, "cap-drop", "", "drop a `CAPABILITY`, or ALL")
-	lists(fs, &o.securityOpt, "security-opt", "", "`OPTION`: no-new-privileges, seccomp=FILE, seccomp=unconfined, seccomp=builtin-32bit")
+	lists(fs, &o.securityOpt, "security-opt", "", "`OPTION`: no-new-privileges, seccomp=FILE, seccomp=unconfined, seccomp=builtin-32bit, systempaths=unconfined")
 	lists(fs, &o.sysctls, "sysctl", "", "set the namespaced `KEY=VALUE`")
 }
 

@@ -10,6 +10,7 @@ import (
 
 func (o *runOptions) limitFlags(fs *pflag.FlagSet) {
 	resourceFlags(fs, &o.limits)
+	fs.IntVar(&o.oomScoreAdj, "oom-score-adj", 0, "`NUMBER` from 0 to 1000: how much sooner than others it is killed when the machine's memory is used up")
 	lists(fs, &o.ulimits, "ulimit", "", "limit each process; `LIMIT` is TYPE=SOFT[:HARD]")
 	l := &o.limits
 	for _, f := range []struct {

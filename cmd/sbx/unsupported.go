@@ -53,7 +53,6 @@ func unsupportedFlags() []unsupportedFlag {
 		unsupportedFlag{name: "cgroupns", harmless: []string{"private"}, why: whyOwn},
 		unsupportedFlag{name: "ipc", harmless: []string{"private", "shareable"}, why: whyOwn},
 		unsupportedFlag{name: "isolation", harmless: []string{"default"}, why: whyWindows},
-		unsupportedFlag{name: "oom-score-adj", harmless: []string{"0"}, why: "an ordinary user cannot protect a process", fix: "limit the others with --memory"},
 		unsupportedFlag{name: "pid", harmless: []string{"private"}, why: whyOwn},
 		unsupportedFlag{name: "runtime", why: "sbx is the runtime"},
 		unsupportedFlag{name: "uts", harmless: []string{"private"}, why: whyOwn},
