@@ -109,7 +109,15 @@ func TestFlood(t *testing.T) {
 				}
 			}
 			c := counters(t, e, "flooded")["bad"]
-			if c.FromGuest.Frames < 1000 || f.drop != "" && c.Drops[f.drop] == 0 {
+			flood := func() bool { return c.FromGuest.Frames >= 1000 && (f.drop == "" || c.Drops[f.drop] > 0) }
+			for range 50 { // it has what a busy machine leaves it
+				if flood() {
+					break
+				}
+				time.Sleep(100 * time.Millisecond)
+				c = counters(t, e, "flooded")["bad"]
+			}
+			if !flood() {
 				t.Errorf("that was no flood: %+v", c)
 			}
 			t.Logf("counted: %+v", c)
