@@ -122,7 +122,7 @@ func (h *Host) findMount() string {
 	}
 	for _, m := range list {
 		if m.FSType == "cgroup2" && !hidden(m, list) {
-			return m.Mountpoint
+			return path.Clean(m.Mountpoint)
 		}
 	}
 	return ""
