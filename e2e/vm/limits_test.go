@@ -3,6 +3,7 @@ package vm
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -130,4 +131,61 @@ func number(text, form string) (n int64) {
 		return -1
 	}
 	return n
+}
+
+// TestReservation: where memory is short, a sandbox with a reservation keeps its cache,
+// and one without loses it. It is short here in the slice that both are in, which is the
+// user's: against others the kernel protects no group more than those above it.
+func TestReservation(t *testing.T) {
+	if place == bare || place == linger {
+		return // no limit can be set, see TestEffects; this test would be in the slice itself
+	}
+	const cache = 8 << 20
+	e := env(t, harness.BB)
+	box := func(name, script string, flags ...string) {
+		e.AtEnd("rm", "-f", name)
+		e.Must(slices.Concat([]string{"run", "-d", "--name", name, "--network", "none"}, flags,
+			[]string{harness.BB, "sh", "-c", script + "; exec sleep 1000"})...)
+	}
+	cached := func(name string) int64 {
+		return number(e.Must("exec", name, "sh", "-c", "grep ^file /sys/fs/cgroup/memory.stat"), "file %d")
+	}
+	fill := fmt.Sprintf("dd if=/dev/zero of=/cached bs=1M count=%d conv=fsync", cache>>20)
+	box("reserved", fill, "--memory-reservation", "24m")
+	box("plain", fill)
+	for _, name := range []string{"reserved", "plain"} {
+		harness.Eventually(t, harness.Slow(20*time.Second), func() error {
+			if n := cached(name); n < cache {
+				return fmt.Errorf("%s has %d bytes in the cache", name, n)
+			}
+			return nil
+		})
+	}
+	group := read(t, "/proc/"+strings.TrimSpace(e.Must("inspect", "-f", "{{.State.Pid}}", "plain"))+"/cgroup")
+	slice := strings.TrimPrefix(group[:strings.Index(group, "/sbx-")], "0::")
+	limit := func(size string) {
+		if out, err := exec.Command("systemctl", "--user", "set-property", "--runtime", filepath.Base(slice), "MemoryMax="+size).CombinedOutput(); err != nil {
+			t.Fatalf("limit %s: %v: %s", slice, err, out)
+		}
+	}
+	// What is not yet written to the disk cannot be given back.
+	box("greedy", "dd if=/dev/zero of=/big bs=1M count=48 conv=fsync; echo written; while :; do cat /big >/dev/null; done")
+	harness.Eventually(t, harness.Slow(30*time.Second), func() error {
+		if out := e.Must("logs", "greedy"); out != "written\n" {
+			return fmt.Errorf("greedy says %q", out)
+		}
+		return nil
+	})
+	limit(fmt.Sprint(number(read(t, "/sys/fs/cgroup"+slice+"/memory.current"), "%d") - 24<<20))
+	defer limit("infinity")
+	harness.Eventually(t, harness.Slow(60*time.Second), func() error {
+		if n := cached("plain"); n > cache/4 {
+			return fmt.Errorf("without a reservation %d bytes are left", n)
+		}
+		return nil
+	})
+	if n := cached("reserved"); n < cache*9/10 {
+		t.Errorf("with a reservation %d bytes are left", n)
+	}
+	e.Must("rm", "-f", "greedy", "plain", "reserved")
 }
