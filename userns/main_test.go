@@ -194,8 +194,12 @@ func start(t testing.TB, role string, s Spec) *Child {
 }
 
 func tryStart(t testing.TB, role string, s Spec) (*Child, error) {
-	s.Path, s.Args = "/proc/self/exe", []string{"test-" + role}
-	s.Stderr = os.Stderr
+	if s.Args = []string{"test-" + role}; s.Path == "" {
+		s.Path = "/proc/self/exe"
+	}
+	if s.Stderr == nil {
+		s.Stderr = os.Stderr
+	}
 	c, err := Start(t.Context(), s)
 	if err != nil {
 		return nil, err

@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -199,6 +201,16 @@ func clone(s Spec, control *os.File) (*Child, error) {
 			return nil, fmt.Errorf("start %s: descriptor %s: %w", s.Args[0], f.Name(), err)
 		}
 		attr.Files = append(attr.Files, fd)
+	}
+	// ForkExec moves descriptors to right above the highest of these, over what is there:
+	// that must not be the program.
+	if n, err := strconv.Atoi(strings.TrimPrefix(s.Path, "/proc/self/fd/")); err == nil {
+		above, err := unix.FcntlInt(attr.Files[3], unix.F_DUPFD_CLOEXEC, n+1)
+		if err != nil {
+			return nil, fmt.Errorf("start %s: %w", s.Args[0], os.NewSyscallError("fcntl F_DUPFD_CLOEXEC", err))
+		}
+		defer unix.Close(above)
+		attr.Files[3] = uintptr(above)
 	}
 	if s.Cgroup != nil {
 		fd, err := rawFd(s.Cgroup)

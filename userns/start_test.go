@@ -79,6 +79,36 @@ func TestStartSetIDs(t *testing.T) {
 	}
 }
 
+// TestStartProgramDescriptor: the program is a descriptor, and those of the child may lie
+// right below it.
+func TestStartProgramDescriptor(t *testing.T) {
+	checkLeaks(t)
+	exe, err := os.Open("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer exe.Close()
+	program, err := unix.FcntlInt(exe.Fd(), unix.F_DUPFD_CLOEXEC, 40)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(program)
+	path := fmt.Sprintf("/proc/self/fd/%d", program)
+	for below := range 4 {
+		fd, err := unix.FcntlInt(1, unix.F_DUPFD_CLOEXEC, program-1-below)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := os.NewFile(uintptr(fd), "out")
+		c := start(t, "facts", Spec{Path: path, Mapping: mapping(t, ModeSingle), Stdin: f, Stdout: f, Stderr: f, Files: []*os.File{f}})
+		f.Close()
+		expect(t, c, "facts", new(facts))
+		if ws, err := c.Wait(); err != nil || ws.ExitStatus() != 0 {
+			t.Errorf("%d below the program: status %d, %v, %v", below+1, ws.ExitStatus(), err, c.Failure(t.Context()))
+		}
+	}
+}
+
 func TestStartDescriptors(t *testing.T) {
 	checkLeaks(t)
 	// A descriptor that somebody further up forgot to mark close-on-exec.
