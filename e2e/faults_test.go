@@ -266,7 +266,7 @@ func TestOrphans(t *testing.T) {
 		n = 100
 	}
 	detached(t, e, "orphans", "--init", harness.BB, "sh", "-c",
-		fmt.Sprintf("i=0; while [ $i -lt %d ]; do (sleep 7654321 &); i=$((i+1)); done; echo forked; sleep 1000", n))
+		fmt.Sprintf("trap '' TERM; i=0; while [ $i -lt %d ]; do (sleep 7654321 &); i=$((i+1)); done; echo forked; sleep 1000", n))
 	until(t, e, "forked", "logs", "orphans")
 	if got := e.Must("exec", "orphans", "sh", "-c", "ps -o ppid,args | grep -c '^ *1 sleep 7654321'"); got != fmt.Sprintln(n) {
 		t.Errorf("%q orphans, want %d", got, n)
