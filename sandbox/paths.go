@@ -52,7 +52,7 @@ func dataDir(dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
 		return "", &DirError{Dir: dir, Env: env, Err: err}
 	}
 	real, err := ownDir(dir)
@@ -66,10 +66,14 @@ func dataDir(dir string) (string, error) {
 	return real, nil
 }
 
-// ownDir makes sure that a directory is the user's, takes the rights of others from it, and
-// returns its real name, as overlay options and /proc/self/mountinfo want it. It may be a
-// link, of the user's or root's: in /tmp anybody can make one to a directory of the user's.
+// ownDir makes a directory if there is none, makes sure that it is the user's, takes the
+// rights of others from it, and returns its real name, as overlay options and
+// /proc/self/mountinfo want it. It may be a link, of the user's or root's: in /tmp anybody
+// can make one to a directory of the user's, which the kernel may not follow either.
 func ownDir(dir string) (string, error) {
+	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", err
+	}
 	fi, err := os.Lstat(dir)
 	if err != nil {
 		return "", err
@@ -126,9 +130,6 @@ func runtimeDir(dir string) (string, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return "", err
-	}
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return "", &DirError{Dir: dir, Env: env, Err: err}
 	}
 	real, err := ownDir(dir)
 	if err != nil {
