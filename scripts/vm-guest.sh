@@ -112,9 +112,10 @@ share() {
 	local run="./test -test.v $2"
 	sysctl -q -w net.ipv4.ping_group_range='0 2147483647'
 	if [ -n "$claims" ]; then
-		as_dev $(variables login) "/job/pkg/$1/test" -test.list . | grep ^Test | xargs -n 4 | tr ' ' '|' >/run/shares
+		as_dev $(variables login) "/job/pkg/$1/test" -test.list . | grep ^Test | xargs -r -n 4 | tr ' ' '|' >/run/shares
 		cat >/run/share <<-EOF
 			n=0 status=0
+			[ -s /run/shares ] || status=1 # what cannot be listed has not passed
 			while read -r some; do
 				mine=$claims/\$((n += 1))
 				mkdir \$mine 2>/dev/null || { [ -d \$mine ] || status=1; continue; }
