@@ -58,8 +58,7 @@ func (s *settling) next() <-chan struct{} {
 // Settling says whether names are still coming.
 func (r *Resolver) Settling() bool { return !r.young.over() }
 
-// MayHave says whether a query is for a name like those of this network's sandboxes,
-// and for one that this network may have.
+// MayHave says whether a query is for a name that looks like one of a sandbox here.
 func (r *Resolver) MayHave(query []byte) bool {
 	req, rcode, ok := parseQuery(query)
 	return ok && rcode == dns.RcodeSuccess && r.zone.mayHave(req.Question[0].Name)
