@@ -44,17 +44,33 @@ func CheckName(name string) error {
 	return nil
 }
 
-// openDir makes and opens RuntimeDir/net/NAME. RuntimeDir itself may be a
-// symbolic link, as where /run/user is one; what is below it is ours alone.
+// makeDir makes and opens RuntimeDir/net/NAME. RuntimeDir itself may be a symbolic link, as
+// where /run/user is one; what is below it is ours alone.
+func makeDir(runtimeDir, name string) (*directory, error) {
+	if err := os.MkdirAll(runtimeDir, 0o700); err != nil {
+		return nil, wire.ToError("make the directory of network "+name, err)
+	}
+	return walk(runtimeDir, name, func(d *os.File, part string) error {
+		if err := unix.Mkdirat(int(d.Fd()), part, 0o700); !errors.Is(err, unix.EEXIST) {
+			return err
+		}
+		return nil
+	})
+}
+
+// openDir opens what makeDir has made: whoever only looks makes nothing, least of all
+// again what was just removed. It is ENOENT where there is no network.
 func openDir(runtimeDir, name string) (*directory, error) {
+	return walk(runtimeDir, name, func(*os.File, string) error { return nil })
+}
+
+// walk goes down to a network's directory, and calls before with each part of the way
+// before that is opened.
+func walk(runtimeDir, name string, before func(d *os.File, part string) error) (*directory, error) {
 	if err := CheckName(name); err != nil {
 		return nil, err
 	}
-	path := filepath.Join(runtimeDir, "net", name)
 	step := func(err error) error { return wire.ToError("open the directory of network "+name, err) }
-	if err := os.MkdirAll(runtimeDir, 0o700); err != nil {
-		return nil, step(err)
-	}
 	d, err := openat(unix.AT_FDCWD, runtimeDir, unix.O_DIRECTORY)
 	if err != nil {
 		return nil, step(&fs.PathError{Op: "open", Path: runtimeDir, Err: err})
@@ -66,7 +82,10 @@ func openDir(runtimeDir, name string) (*directory, error) {
 			return nil, step(err)
 		}
 		at = filepath.Join(at, part)
-		next, err := openSubdir(d, part)
+		var next *os.File
+		if err = before(d, part); err == nil {
+			next, err = openat(int(d.Fd()), part, unix.O_DIRECTORY|unix.O_NOFOLLOW)
+		}
 		d.Close()
 		if err != nil {
 			return nil, step(&fs.PathError{Op: "open", Path: at, Err: err})
@@ -77,14 +96,7 @@ func openDir(runtimeDir, name string) (*directory, error) {
 		d.Close()
 		return nil, step(err)
 	}
-	return &directory{d, path}, nil
-}
-
-func openSubdir(d *os.File, name string) (*os.File, error) {
-	if err := unix.Mkdirat(int(d.Fd()), name, 0o700); err != nil && !errors.Is(err, unix.EEXIST) {
-		return nil, err
-	}
-	return openat(int(d.Fd()), name, unix.O_DIRECTORY|unix.O_NOFOLLOW)
+	return &directory{d, at}, nil
 }
 
 func openat(dir int, name string, flags int) (*os.File, error) {

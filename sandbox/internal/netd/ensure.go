@@ -48,7 +48,7 @@ func Ensure(ctx context.Context, cfg Config) (*Client, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, cfg.StartTimeout)
 	defer cancel()
-	d, err := openDir(cfg.RuntimeDir, cfg.Name)
+	d, err := makeDir(cfg.RuntimeDir, cfg.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -108,6 +108,9 @@ func Join(ctx context.Context, cfg Config, req LeaseRequest) (*Client, *Lease, e
 // Connect returns a connection to the network's process if there is one; nil if not.
 func Connect(ctx context.Context, runtimeDir string, hello Hello) (*Client, error) {
 	d, err := openDir(runtimeDir, hello.Name)
+	if gone(err) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -123,6 +126,9 @@ func Connect(ctx context.Context, runtimeDir string, hello Hello) (*Client, erro
 // removes what it leaves. Nobody else may start one meanwhile.
 func Forget(ctx context.Context, runtimeDir, name string, patience time.Duration) error {
 	d, err := openDir(runtimeDir, name)
+	if gone(err) {
+		return nil // none was ever started
+	}
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package netd
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -246,6 +247,35 @@ func TestRuntimeDirs(t *testing.T) {
 		if err := CheckName(name); code(err) != CodeMisuse {
 			t.Errorf("name %q: %v", name, err)
 		}
+	}
+}
+
+// TestLookMakesNothing: who looks for a network's process, or forgets it, makes no
+// directory, not even again one that was just removed.
+func TestLookMakesNothing(t *testing.T) {
+	n := newNetwork(t)
+	n.ensure().Close()
+	n.gone()
+	look := func() {
+		t.Helper()
+		if c, err := Connect(t.Context(), n.RuntimeDir, Hello{Name: n.Name}); c != nil || err != nil {
+			t.Errorf("%v, %v", c, err)
+		}
+		if err := Forget(t.Context(), n.RuntimeDir, n.Name, time.Second); err != nil {
+			t.Error(err)
+		}
+		if got, err := filepath.Glob(n.dir + "/*/*"); err != nil || len(got) > 0 {
+			t.Errorf("%q is there, %v", got, err)
+		}
+	}
+	look()
+	look()
+	if err := os.RemoveAll(n.dir); err != nil {
+		t.Fatal(err)
+	}
+	look()
+	if _, err := os.Stat(n.dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the runtime directory is there again: %v", err)
 	}
 }
 

@@ -26,7 +26,7 @@ func TestMain(m *testing.M) {
 	var err error
 	switch os.Getenv(roleEnv) {
 	case "":
-		os.Exit(m.Run())
+		os.Exit(runChecked(m))
 	case "netd":
 		err = netdRole()
 	case "monitor":
@@ -41,6 +41,32 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	os.Exit(0)
+}
+
+// runChecked runs the tests, in a directory of their own, and then looks whether they have
+// left something there: also what is made again after a test has removed it.
+func runChecked(m *testing.M) (code int) {
+	fail := func(err error) {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	dir, err := os.MkdirTemp("", "netd")
+	if err != nil {
+		fail(err)
+		return code
+	}
+	os.Setenv("TMPDIR", dir)
+	code = m.Run()
+	err = filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
+		if path != dir {
+			fail(fmt.Errorf("left behind: %s", path))
+		}
+		return err
+	})
+	if err = errors.Join(err, os.RemoveAll(dir)); err != nil {
+		fail(err)
+	}
+	return code
 }
 
 func netdRole() error {
@@ -144,12 +170,9 @@ func newNetwork(t testing.TB) *network {
 
 // nobodyLives waits for a process that a monitor started.
 func (n *network) nobodyLives() {
-	if _, err := os.Stat(n.path("")); err != nil {
-		return
-	}
-	d, err := openDir(n.RuntimeDir, n.Name)
+	d, err := openDir(n.dir, n.Name)
 	if err != nil {
-		return // spoilt by the test
+		return // spoilt by the test, or none was started here
 	}
 	defer d.close()
 	if d.claim(context.Background(), 10*time.Second) == nil {
