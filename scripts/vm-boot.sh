@@ -17,6 +17,8 @@
 #
 #   SBX_VM_TIMEOUT   after which the machine is killed (default 60m)
 #   SBX_VM_LABEL     what each line of its output begins with
+#   SBX_VM_CPU       which of the processors that we may use it has, from 0 (uml only;
+#                    default: any one)
 #   SBX_VM_MEMORY    its memory in MB (default 2048)
 #   SBX_VM_OUT       the host's directory that is /out of the machine (uml only)
 set -euo pipefail
@@ -59,9 +61,20 @@ pids+=($!)
 
 /sbin/mkfs.ext4 -q -d "$dir/disk" -L sbx-job -O ^has_journal "$tmp/job.ext4" "$(($(du -sm "$dir/disk" | cut -f1) * 5 / 4 + 16))M" >/dev/null
 
+# cpu is the processor of the machine. User Mode Linux and the process that it traces take
+# turns at every fault and system call. When the scheduler puts them on two processors, each
+# turn wakes an idle one, and the machine is three times slower (docs/testing.md).
+cpu() {
+	local range cpus=()
+	for range in $(sed -n '/^Cpus_allowed_list:/{s/.*:\s*//;s/,/ /g;p}' /proc/self/status); do
+		mapfile -t -O ${#cpus[@]} cpus < <(seq "${range%-*}" "${range#*-}")
+	done
+	echo "${cpus[${SBX_VM_CPU:-$RANDOM} % ${#cpus[@]}]}"
+}
+
 uml() { # the root disk is written to a copy; file descriptor 3 is the job's output
 	# c: without a lock on the disk, which a helper of the machine that was reset may still hold.
-	env -u TMPDIR linux.uml "uml_dir=$tmp/" umid=vm "mem=${memory}M" "ubdac=$tmp/cow,$image/root.ext4" "ubdbr=$tmp/job.ext4" \
+	env -u TMPDIR taskset --cpu-list "$cpu" linux.uml "uml_dir=$tmp/" umid=vm "mem=${memory}M" "ubdac=$tmp/cow,$image/root.ext4" "ubdbr=$tmp/job.ext4" \
 		root=/dev/ubda rw con=null con0=null,fd:1 ssl=null ssl1=null,fd:3 quiet ${SBX_VM_OUT:+"sbx.out=$SBX_VM_OUT"} $words
 }
 qemu() { # nobody writes to the root disk's file, which uml may have locked
@@ -76,7 +89,8 @@ qemu() { # nobody writes to the root disk's file, which uml may have locked
 # The machine lives in a pid namespace: it ends with all its processes when its
 # parent does, and User Mode Linux has one for each of the guest's.
 export -f uml qemu
-export memory image tmp words
+cpu=$(cpu)
+export memory image tmp words cpu
 export TMPDIR=$tmp
 mkfifo "$tmp/pipe"
 setpriv --pdeathsig KILL unshare --user --map-current-user --pid --fork --kill-child --mount-proc \

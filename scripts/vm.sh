@@ -170,7 +170,7 @@ ring() { # places|all
 	for ((i = 1; i <= parts; i++)); do
 		words=("sbx.part=$i/$parts")
 		[ "$parts" = 1 ] || words+=("sbx.claims=$job/run/claims")
-		boot "$machine $i: " "${words[@]}"
+		SBX_VM_CPU=$i boot "$machine $i: " "${words[@]}"
 	done
 	end
 }
