@@ -31,13 +31,12 @@ func detached(t *testing.T, e *harness.Env, name string, args ...string) string 
 // until waits until a command prints what is wanted.
 func until(t *testing.T, e *harness.Env, want string, args ...string) {
 	t.Helper()
-	var r harness.Result
-	for end := time.Now().Add(harness.Slow(20 * time.Second)); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		if r = e.Run(args...); strings.Contains(r.Stdout, want) {
-			return
+	harness.Eventually(t, 20*time.Second, func() error {
+		if r := e.Run(args...); !strings.Contains(r.Stdout, want) {
+			return fmt.Errorf("no %q: %v", want, r)
 		}
-	}
-	t.Fatalf("no %q: %v", want, r)
+		return nil
+	})
 }
 
 func status(e *harness.Env, name string) string {

@@ -90,7 +90,8 @@ func TestSoak(t *testing.T) {
 	s.ports()
 	s.kills(kept)
 
-	time.Sleep(s.length / 4) // until pools, caches and heaps have their size
+	time.Sleep(s.length / 4) // until pools, caches and heaps have their size:
+	harness.Eventually(t, 60*time.Second, s.allTwice)
 	before := s.measure(stay)
 	for _, p := range talks {
 		p.WaitOut("answer 1\n", 20*time.Second)
@@ -108,6 +109,18 @@ func TestSoak(t *testing.T) {
 		p.WaitOut(fmt.Sprintf("answer %d\n", said+3), 20*time.Second)
 		p.Stop()
 	}
+}
+
+// allTwice: each of what goes on has been done twice.
+func (s *soak) allTwice() error {
+	s.mine.Lock()
+	defer s.mine.Unlock()
+	for _, kind := range []string{"visitors", "guests", "connected", "ports", "kills"} {
+		if s.count[kind] < 2 && !s.t.Failed() {
+			return fmt.Errorf("%v", s.count)
+		}
+	}
+	return nil
 }
 
 // work does something again and again until the end. undo is run before the next time if
