@@ -55,10 +55,10 @@ login.`,
 		}
 		// One that does not run yet will read it when it begins.
 		if out, err := exec.CommandContext(ctx, "systemctl", "--user", "daemon-reload").CombinedOutput(); err != nil {
-			fmt.Fprintf(g.term, "sbx: note: the user's systemd was not told: %v: %s\n", err, strings.TrimSpace(string(out)))
+			say(g.term, "sbx: note: the user's systemd was not told: %v: %s", err, strings.TrimSpace(string(out)))
 		}
 		if note := e.LogoutNote(); install && note != "" {
-			fmt.Fprintf(g.term, "sbx: note: the unit begins at login, and not with the machine; %s\n", note)
+			say(g.term, "sbx: note: the unit begins at login, and not with the machine; %s", note)
 		}
 		return printLines(c.Out(), path)
 	})

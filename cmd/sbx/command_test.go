@@ -156,6 +156,7 @@ func TestErrorLines(t *testing.T) {
 		{&image.Error{Subject: "image x", Msg: "not here", Fix: "sbx pull x"}, "sbx: image x: not here\nfix: sbx pull x\n"},
 		{fmt.Errorf("start: %w", &wire.Error{Step: "mount", Errno: syscall.EPERM, Fix: "first\nsecond"}), "sbx: start: mount: operation not permitted\nfix: first\n     second\n"},
 		{&usage{msg: "bad (do this)", fix: "do this"}, "sbx: bad\nfix: do this\n"},
+		{errors.New("cp: a\x1b]0;b\x07\xc2\x9b2J\x9b\tc"), "sbx: cp: a\\x1b]0;b\\x07\\x9b2J\ufffd\tc\n"},
 	} {
 		var b bytes.Buffer
 		printError(&b, tc.err)

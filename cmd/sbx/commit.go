@@ -87,9 +87,9 @@ func exportCommand(g *globals) *command {
 // printCopyNotes says what could not be copied as it was.
 func printCopyNotes(g *globals, res sandbox.Copied) {
 	for _, n := range res.Notes {
-		fmt.Fprintf(g.term, "sbx: note: %s\n", n)
+		say(g.term, "sbx: note: %s", n)
 	}
 	if res.MoreNotes > 0 {
-		fmt.Fprintf(g.term, "sbx: note: and %d more like these\n", res.MoreNotes)
+		say(g.term, "sbx: note: and %d more like these", res.MoreNotes)
 	}
 }

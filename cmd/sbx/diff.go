@@ -2,10 +2,7 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"os"
-	"strings"
-	"unicode"
 
 	"github.com/rootless-sbx/sbx/sandbox"
 	"golang.org/x/term"
@@ -46,17 +43,4 @@ func diffCommand(g *globals) *command {
 	}
 	c.Flags().StringVar(&format, "format", "", "print `FORMAT`: json, or a Go template")
 	return c
-}
-
-// harmless shows the control characters of a name, which a terminal would obey.
-func harmless(s string) string {
-	var b strings.Builder
-	for _, r := range s {
-		if unicode.IsControl(r) {
-			fmt.Fprintf(&b, `\x%02x`, r)
-		} else {
-			b.WriteRune(r)
-		}
-	}
-	return b.String()
 }

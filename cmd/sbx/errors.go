@@ -70,8 +70,12 @@ func printError(w io.Writer, err error) {
 	if fix != "" { // some say it in the error too, for programs that print only that
 		what = strings.Replace(what, " ("+fix+")", "", 1)
 	}
-	fmt.Fprintf(w, "sbx: %s\n", what)
+	say(w, "sbx: %s", what)
 	if fix != "" {
-		fmt.Fprintf(w, "fix: %s\n", strings.ReplaceAll(strings.TrimSpace(fix), "\n", "\n     "))
+		label := "fix: "
+		for line := range strings.Lines(strings.TrimSpace(fix)) {
+			say(w, "%s%s", label, strings.TrimSuffix(line, "\n"))
+			label = "     "
+		}
 	}
 }

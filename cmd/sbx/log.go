@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"unicode"
 )
 
 // terminal is standard error. While a workload has the terminal in raw mode a
@@ -27,6 +28,25 @@ func (t *terminal) Write(p []byte) (int, error) {
 		return 0, err
 	}
 	return len(p), nil
+}
+
+// say prints a line of ours. It may quote what a sandbox, an image or a registry has said.
+func say(w io.Writer, format string, args ...any) error {
+	_, err := fmt.Fprintln(w, harmless(fmt.Sprintf(format, args...)))
+	return err
+}
+
+// harmless shows the control characters that a terminal would obey.
+func harmless(s string) string {
+	var b strings.Builder
+	for _, r := range s {
+		if unicode.IsControl(r) && r != '\t' {
+			fmt.Fprintf(&b, `\x%02x`, r)
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
 }
 
 // newLogger logs everything with debug, else only warnings, as messages to a user.
@@ -47,21 +67,17 @@ type warnings struct {
 func (h *warnings) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelWarn }
 
 func (h *warnings) Handle(_ context.Context, r slog.Record) error {
-	var b strings.Builder
-	fmt.Fprintf(&b, "sbx: warning: %s", r.Message)
 	attrs := h.attrs
 	r.Attrs(func(a slog.Attr) bool {
 		attrs += attrText(a)
 		return true
 	})
 	if attrs != "" {
-		b.WriteString(":" + attrs)
+		attrs = ":" + attrs
 	}
-	b.WriteByte('\n')
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	_, err := io.WriteString(h.w, b.String())
-	return err
+	return say(h.w, "sbx: warning: %s%s", r.Message, attrs)
 }
 
 func (h *warnings) WithAttrs(list []slog.Attr) slog.Handler {

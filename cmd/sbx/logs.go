@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"strconv"
 	"strings"
@@ -50,7 +49,7 @@ func logsCommand(g *globals) *command {
 		if err != nil || in.LogLost == 0 {
 			return nil // it may have been removed meanwhile
 		}
-		fmt.Fprintf(g.term, "sbx: note: %d bytes of its output could not be written to the log\n", in.LogLost)
+		say(g.term, "sbx: note: %d bytes of its output could not be written to the log", in.LogLost)
 		return nil
 	})
 	return c

@@ -118,7 +118,7 @@ func (p *progress) line(e image.Event) {
 	case image.PhaseLoad:
 		fmt.Fprintf(p.w, "%s: Loading %s\n", short, size(e.Total))
 	case image.PhaseRetry:
-		fmt.Fprintf(p.w, "%s: trying again: %v\n", short, e.Err)
+		say(p.w, "%s: trying again: %v", short, e.Err)
 	case image.PhaseExists:
 		fmt.Fprintf(p.w, "%s: Already exists\n", short)
 	case image.PhaseDone:

@@ -97,7 +97,7 @@ func ended(g *globals, wait func(context.Context) (sandbox.ExitStatus, error)) e
 
 func exitOf(g *globals, status sandbox.ExitStatus, err error) error {
 	if err == nil && status.OOMKilled {
-		fmt.Fprintln(g.term, "sbx: note: the kernel killed a process of the sandbox: its memory was used up (--memory)")
+		say(g.term, "sbx: note: the kernel killed a process of the sandbox: its memory was used up (--memory)")
 	}
 	if err == nil && status.Code != 0 {
 		return exitStatus(status.Code)
@@ -142,7 +142,7 @@ func runDetached(ctx context.Context, g *globals, out io.Writer, o *runOptions, 
 	}
 	announcePorts(g.term, cfg, s.Ports())
 	if note := e.LogoutNote(); note != "" {
-		fmt.Fprintf(g.term, "sbx: note: %s\n", note)
+		say(g.term, "sbx: note: %s", note)
 	}
 	return printLines(out, s.ID())
 }
@@ -253,6 +253,6 @@ func announcePorts(w io.Writer, cfg sandbox.Config, ports []port.Status) {
 		if host == "" {
 			host = "0.0.0.0"
 		}
-		fmt.Fprintf(w, "sbx: published %d/%s -> %s\n", p.Spec.ChildPort, p.Spec.Proto, net.JoinHostPort(host, strconv.Itoa(p.Spec.ParentPort)))
+		say(w, "sbx: published %d/%s -> %s", p.Spec.ChildPort, p.Spec.Proto, net.JoinHostPort(host, strconv.Itoa(p.Spec.ParentPort)))
 	}
 }

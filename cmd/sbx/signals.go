@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"os/signal"
 	"sync"
@@ -164,7 +163,7 @@ func (g *signals) handle(t target, sig syscall.Signal, interrupts int) {
 	}
 	if interrupts >= orders {
 		if interrupts == orders {
-			fmt.Fprintln(g.out, "sbx: third interrupt: killing the sandbox")
+			say(g.out, "sbx: third interrupt: killing the sandbox")
 		}
 		sig = unix.SIGKILL
 	} else if !t.proxy {
@@ -200,6 +199,6 @@ func (g *signals) resize(t target) {
 
 func (g *signals) complain(what string, err error) {
 	if err != nil && !errors.Is(err, sandbox.ErrEnded) {
-		fmt.Fprintf(g.out, "sbx: %s: %v\n", what, err)
+		say(g.out, "sbx: %s: %v", what, err)
 	}
 }

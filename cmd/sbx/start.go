@@ -55,7 +55,7 @@ func startNoted(ctx context.Context, g *globals, s *sandbox.Sandbox) error {
 
 func printNotes(g *globals, s *sandbox.Sandbox) {
 	for _, n := range s.Notes() {
-		fmt.Fprintf(g.term, "sbx: note: %s\n", n)
+		say(g.term, "sbx: note: %s", n)
 	}
 }
 

@@ -217,7 +217,7 @@ func (w *statsView) measure(ctx context.Context) ([]statsRow, error) {
 		w.before[m.Sandbox.ID()] = m.Stats
 		if m.Stats != nil && m.Estimated && !w.noted {
 			w.noted = true
-			fmt.Fprintf(w.g.term, "sbx: note: no cgroup counts for %s: it is measured by its processes, and memory that they share counts several times\n", r.Name)
+			say(w.g.term, "sbx: note: no cgroup counts for %s: it is measured by its processes, and memory that they share counts several times", r.Name)
 		}
 	}
 	return rows, nil
