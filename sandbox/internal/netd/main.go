@@ -48,6 +48,10 @@ func Main(ctx context.Context, conn *wire.Conn, cfg MainConfig) error {
 	if _, err := unix.Setsid(); err != nil && !errors.Is(err, unix.EPERM) {
 		return os.NewSyscallError("setsid", err)
 	}
+	return serve(ctx, conn, cfg)
+}
+
+func serve(ctx context.Context, conn *wire.Conn, cfg MainConfig) error {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	m, err := conn.Recv()
