@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -165,7 +166,7 @@ func TestSignalsAndStop(t *testing.T) {
 		if err := s.Signal(t.Context(), syscall.SIGUSR1); err != nil {
 			t.Error(err)
 		}
-		for end := time.Now().Add(5 * time.Second); !strings.Contains(out.buf.String(), "usr1"); time.Sleep(10 * time.Millisecond) {
+		for end := time.Now().Add(20 * time.Second); !strings.Contains(out.buf.String(), "usr1"); time.Sleep(10 * time.Millisecond) {
 			if time.Now().After(end) {
 				t.Fatal("the signal did not come")
 			}
@@ -201,7 +202,8 @@ func TestInit(t *testing.T) {
 	w := newWorld(t)
 	cfg := w.config("sh", "-c", `
 		for i in 1 2 3 4 5 6 7 8; do (sleep 0.1 & ) ; done
-		sleep 0.6
+		n=0
+		while grep -qx sleep /proc/[0-9]*/comm && [ $((n+=1)) -lt 500 ]; do sleep 0.02; done
 		grep -l 'State:.Z' /proc/[0-9]*/status
 		echo pid $$
 		kill -TERM $$`)
@@ -228,17 +230,18 @@ func TestNames(t *testing.T) {
 		t.Errorf("%+v, %v", info, err)
 	}
 	// Of many at once one gets the name.
-	results := make(chan error)
+	results, all := make(chan error), make(chan struct{})
+	var wg sync.WaitGroup
 	cfg.Name = "two"
 	for range 8 {
-		go func() {
+		wg.Go(func() {
 			s, err := w.Create(context.Background(), cfg)
 			if err == nil {
 				defer s.Remove(context.Background())
-				time.Sleep(300 * time.Millisecond)
 			}
 			results <- err
-		}()
+			<-all // nobody gives it back before all have asked
+		})
 	}
 	got := 0
 	for range 8 {
@@ -248,6 +251,8 @@ func TestNames(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	close(all)
+	wg.Wait()
 	if got != 1 {
 		t.Errorf("%d sandboxes got the name", got)
 	}

@@ -62,6 +62,7 @@ func TestPublish(t *testing.T) {
 		answers(t, addr)
 		old := find(os.Getpid(), "sbx-netd")
 		kill(old...)
+		dead(t, old...)
 		answers(t, addr)
 		fresh := find(os.Getpid(), "sbx-netd")
 		if len(fresh) != 1 || fresh[0] == old[0] {

@@ -149,13 +149,19 @@ func TestWriterBlocks(t *testing.T) {
 	cfg := w.config("echo", "hello")
 	cfg.Stdout, cfg.Name = out, "blocked"
 	s := w.start(cfg)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		names, err := filepath.Glob(filepath.Join(w.dir, "data/containers/[0-9a-f]*"))
+		if err != nil || time.Now().After(end) {
+			t.Fatalf("%v, %v", names, err)
+		}
+		if len(names) == 0 {
+			break
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	if _, err := s.Wait(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Wait: %v", err)
-	}
-	if names, err := filepath.Glob(filepath.Join(w.dir, "data/containers/[0-9a-f]*")); err != nil || len(names) != 0 {
-		t.Errorf("%v, %v", names, err)
 	}
 	b, err := io.ReadAll(io.LimitReader(r, 6))
 	if string(b) != "hello\n" || err != nil {
@@ -294,7 +300,7 @@ func TestTerminal(t *testing.T) {
 			t.Fatal(err)
 		}
 		out.wait(t)
-		for end := time.Now().Add(5 * time.Second); !strings.Contains(out.buf.String(), "31 101"); time.Sleep(5 * time.Millisecond) {
+		for end := time.Now().Add(20 * time.Second); !strings.Contains(out.buf.String(), "31 101"); time.Sleep(5 * time.Millisecond) {
 			if time.Now().After(end) {
 				t.Fatalf("size: %q", out.buf.String())
 			}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"slices"
 	"sync"
@@ -395,7 +396,9 @@ func (k *Keeper) Close() (err error) {
 		if gone(err) {
 			err = nil
 		}
-		err = errors.Join(err, c.Close())
+		if cerr := c.Close(); !errors.Is(cerr, net.ErrClosed) { // which reattach has closed
+			err = errors.Join(err, cerr)
+		}
 		if k.uplink != nil {
 			err = errors.Join(err, k.uplink.Close())
 		}
