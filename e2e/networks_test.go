@@ -224,12 +224,12 @@ func TestLiveConnect(t *testing.T) {
 	goesOn := func(when string) {
 		t.Helper()
 		all := p.WaitOut("n1.", 20*time.Second)
-		last := regexp.MustCompile(`n(\d+)\.\n$`).FindStringSubmatch(all)
-		if last == nil {
+		whole := regexp.MustCompile(`n(\d+)\.\n`).FindAllStringSubmatch(all, -1) // but for a line that comes just now
+		if whole == nil {
 			t.Fatalf("%s: %q", when, all)
 		}
 		n := 0
-		fmt.Sscan(last[1], &n)
+		fmt.Sscan(whole[len(whole)-1][1], &n)
 		p.WaitOut(fmt.Sprintf("n%d.", n+3), 20*time.Second)
 	}
 	goesOn("before")
@@ -370,6 +370,29 @@ func TestLeases(t *testing.T) {
 	}
 	e.Must("rm", "-f", "ls-three")
 	e.Must("run", "--rm", "--network", "ls-a", harness.BB, "true")
+}
+
+// TestNetworkRemovedNext: the network of a sandbox that was removed can be removed in the
+// next moment, also when its process has not come to notice the end.
+func TestNetworkRemovedNext(t *testing.T) {
+	e := harness.New(t, harness.BB)
+	for range 5 {
+		makeNetwork(t, e, "rn-a")
+		detached(t, e, "rn-box", "--network", "rn-a", harness.BB, "sleep", "1000")
+		netd := e.Role("sbx-netd")[0]
+		if err := syscall.Kill(netd, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		e.Must("rm", "-f", "rn-box")
+		p := e.Start("network", "rm", "rn-a")
+		time.Sleep(100 * time.Millisecond) // until it asks; any moment will do
+		if err := syscall.Kill(netd, syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		if r := p.Wait(20 * time.Second); r.Code != 0 {
+			t.Errorf("%v", r)
+		}
+	}
 }
 
 // TestNetworkVerbs goes through the commands about networks.

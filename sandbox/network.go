@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/rootless-sbx/sbx/internal/wire"
 	"github.com/rootless-sbx/sbx/netstack"
 	"github.com/rootless-sbx/sbx/sandbox/internal/boxdir"
 	"github.com/rootless-sbx/sbx/sandbox/internal/netd"
@@ -43,6 +44,9 @@ var (
 
 // leaveTime is how long a network's process may take to go.
 const leaveTime = 2 * time.Second
+
+// lastsTime is how long it may take for those that were on it before.
+const lastsTime = 10 * time.Second
 
 // CreateNetwork makes a network; what cfg leaves open is chosen. Nothing runs until a
 // sandbox is on it.
@@ -232,11 +236,25 @@ func inUse(network string, names []string) error {
 
 // removeNetwork ends the network's process and removes its files, under the lock.
 func (e *Engine) removeNetwork(ctx context.Context, n *Network) error {
-	if err := e.endNetwork(ctx, n); err != nil {
+	err := e.endNetwork(ctx, n)
+	// Its process may still be at work on the end of a sandbox that is no more.
+	for end := time.Now().Add(lastsTime); isBusy(err) && time.Now().Before(end); err = e.endNetwork(ctx, n) {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	if err != nil {
 		return err
 	}
 	e.networkEvent("destroy", n)
 	return e.defs().Remove(n.Name)
+}
+
+func isBusy(err error) bool {
+	var we *wire.Error
+	return errors.As(err, &we) && we.Code == netd.CodeBusy
 }
 
 // endNetwork ends the network's process, which no sandbox may be attached to.
