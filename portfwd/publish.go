@@ -74,13 +74,16 @@ func ParsePublish(specs []string) ([]Spec, error) {
 	return out, nil
 }
 
-// Check refuses specs that would meet on the same host port, and too many.
+// Check refuses specs that are none, that would meet on the same host port, and too many.
 func Check(specs []Spec) error {
 	if len(specs) > MaxSpecs {
 		return fmt.Errorf("%w: %d, limit %d", ErrTooManyPorts, len(specs), MaxSpecs)
 	}
 	seen := newClashes()
 	for _, s := range specs {
+		if _, _, err := validate(s); err != nil {
+			return err
+		}
 		if other, ok := seen.add(s, s.String()); !ok {
 			return meets(s, s.String(), other)
 		}

@@ -31,7 +31,7 @@ func (s *session) exec(ctx context.Context, req *wire.Message) error {
 		return err
 	}
 	files := takeFiles(req, "stdin", "stdout", "stderr")
-	return s.later(func() error {
+	return s.with(files, func() error {
 		command, id := ": "+strings.Join(x.Args, " "), workload.NewID()
 		p, err := s.m.execute(ctx, x, files, func() { s.m.event(events.ExecCreate+command, "execID", id) })
 		closeAll(files)

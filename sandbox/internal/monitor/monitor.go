@@ -332,7 +332,7 @@ func (m *monitor) remove() {
 }
 
 // trim makes a monitor small that has nothing to do for a while.
-func trim() { resident.TrimLater() }
+var trim = resident.TrimLater
 
 // exitOf is Docker's exit code for a workload that could not be started.
 func exitOf(err error) int { return workload.ExitStatus(err) }

@@ -3,6 +3,7 @@ package monitor
 import (
 	"context"
 	"fmt"
+	"os"
 	"sync"
 	"syscall"
 	"time"
@@ -238,6 +239,15 @@ func (s *session) later(f func() error, req *wire.Message) error {
 	return nil
 }
 
+// with is later for what has descriptors, which are closed if it does not begin.
+func (s *session) with(files map[string]*os.File, f func() error, req *wire.Message) error {
+	err := s.later(f, req)
+	if err != nil {
+		closeAll(files)
+	}
+	return err
+}
+
 // do runs what takes its time and has no answer but its end.
 func (s *session) do(req *wire.Message, f func() error) error {
 	return s.later(func() error {
@@ -266,30 +276,32 @@ func (s *session) attach(ctx context.Context, req *wire.Message) error {
 		return err
 	}
 	files := takeFiles(req, "stdout", "stderr")
-	err := s.m.attachSession(files)
-	closeAll(files)
-	if err != nil {
-		return err
-	}
-	s.m.mu.Lock()
-	input, letGo := s.m.input(a.Stdin)
-	ended := s.m.ended
-	s.m.mu.Unlock()
-	err = s.conn.Reply(req, nil, nil, input...)
-	letGo()
-	if err != nil {
-		return err
-	}
-	s.m.event(events.Attach)
-	return s.later(func() error {
+	return s.with(files, func() error {
+		err := s.m.attachSession(files)
+		closeAll(files)
+		if err != nil {
+			return err
+		}
+		s.m.mu.Lock()
+		input, letGo := s.m.input(a.Stdin)
+		ended := s.m.ended
+		s.m.mu.Unlock()
+		err = s.conn.Reply(req, nil, nil, input...)
+		letGo()
+		if err != nil {
+			return err
+		}
+		s.m.event(events.Attach)
 		select {
 		case <-ended:
-			return s.conn.Send(proto.MsgExited, s.m.lastExit())
+			if err := s.conn.Send(proto.MsgExited, s.m.lastExit()); !isEOF(err) {
+				return err
+			}
 		case <-ctx.Done():
 			s.m.event(events.Detach)
-			return nil
 		}
-	}, &wire.Message{})
+		return nil
+	}, req)
 }
 
 func (m *monitor) lastExit() proto.Exited {

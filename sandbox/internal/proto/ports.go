@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/rootless-containers/rootlesskit/v3/pkg/port"
 	"github.com/rootless-sbx/sbx/internal/wire"
@@ -72,7 +73,8 @@ func notPublished(r portfwd.Spec, ports []portfwd.Spec) error {
 // means says that spec agrees with a published port in all that it says.
 func means(spec, p portfwd.Spec) bool {
 	end := max(spec.ParentEnd, spec.ParentPort)
-	return spec.Proto[:3] == p.Proto[:3] && (len(spec.Proto) == 3 || spec.Proto == p.Proto) && spec.ChildPort == p.ChildPort &&
+	both := strings.TrimRight(p.Proto, "46") // of both families
+	return (spec.Proto == both || spec.Proto == p.Proto) && spec.ChildPort == p.ChildPort &&
 		(spec.ParentIP == "" || sameAddr(spec.ParentIP, p.ParentIP)) &&
 		(spec.ParentPort == 0 || p.ParentPort >= spec.ParentPort && max(p.ParentEnd, p.ParentPort) <= end)
 }
