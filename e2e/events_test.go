@@ -74,9 +74,9 @@ image untag x:1
 	if got := e.Must("events", "--since", since, "--until", "0s", "--format", format); got != want {
 		t.Errorf("the journal:\n%s", got)
 	}
-	live.WaitOut("image untag", harness.Slow(10*time.Second))
+	live.WaitOut("image untag", 10*time.Second)
 	live.Signal(unix.SIGINT)
-	if r := live.Wait(harness.Slow(10 * time.Second)); r.Stdout != want || r.Stderr != "" || r.Code != 130 {
+	if r := live.Wait(10 * time.Second); r.Stdout != want || r.Stderr != "" || r.Code != 130 {
 		t.Errorf("the follower, with status %d:\n%s", r.Code, r.Stdout)
 	}
 	for filter, lines := range map[string]int{

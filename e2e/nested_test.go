@@ -51,7 +51,7 @@ func outer(t *testing.T, e *harness.Env, flags []string, script string) harness.
 
 // nothingLeft is the end of a script: what a sandbox may not leave in its container.
 const nothingLeft = `
-sleep 1
+for i in $(seq 100); do ps -o comm | grep -q '^sbx' || break; sleep 0.1; done
 echo "left: $(ps -o comm | grep -c '^sbx') $(ls "$HOME/.local/share/sbx/containers" | wc -l) $(grep -c merged /proc/mounts)"
 `
 
@@ -82,7 +82,7 @@ echo "== network"
 sbx run --rm `+harness.BB+` nslookup host.sbx.internal 2>/dev/null | grep -c "host.sbx.internal"
 for driver in direct stack builtin; do
 	sbx run --rm -p 8080:80 --port-driver $driver --name web `+harness.BB+` /probe serve 80 >/dev/null 2>&1 &
-	for i in $(seq 100); do
+	for i in $(seq 300); do
 		wget -qO /dev/null http://127.0.0.1:8080/ 2>/dev/null && echo "$driver answers" && break
 		sleep 0.1
 	done

@@ -167,12 +167,17 @@ func TestTwoSandboxes(t *testing.T) {
 		t.Run(link, func(t *testing.T) {
 			e := e.In(t)
 			p := e.Start("run", "--rm", "--link-driver", link, harness.BB, "sh", "-c", "/probe echo 7 & exec /probe serve 80")
-			line := p.WaitOut("ready ", 30*time.Second)
-			// Both programs say so, in whatever order.
-			first, _, _ := strings.Cut(line[strings.Index(line, "ready "):], "\n")
+			p.WaitOut("ready ", 30*time.Second)
+			harness.Eventually(t, 30*time.Second, func() error { // both programs say so, in whatever order
+				if r := p.Result(); strings.Count(r.Stdout, "\n") < 2 {
+					return fmt.Errorf("%v", r)
+				}
+				return nil
+			})
+			first, _, _ := strings.Cut(p.Result().Stdout, "\n")
 			addrs := strings.Fields(first)[1:]
 			if len(addrs) < 2 {
-				t.Fatalf("addresses: %q", line)
+				t.Fatalf("addresses: %q", first)
 			}
 			for _, a := range addrs {
 				base := "http://" + net.JoinHostPort(a, "80")

@@ -158,10 +158,10 @@ func TestPublishedRefused(t *testing.T) {
 	for _, driver := range portDrivers {
 		port := e.FreePort()
 		p := serve(t, e, []string{"--port-driver", driver, "-p", fmt.Sprintf("127.0.0.1:%d:81", port)}, "serve", "80")
-		c, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", port), 5*time.Second)
+		c, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.1:%d", port), harness.Slow(5*time.Second))
 		if err == nil {
 			// The listener is the host's, so connect succeeds; then the connection is reset or ends at once.
-			if err := c.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+			if err := c.SetDeadline(time.Now().Add(harness.Slow(5 * time.Second))); err != nil {
 				t.Fatal(err)
 			}
 			if n, err := c.Read(make([]byte, 1)); n != 0 || err == nil {

@@ -37,12 +37,12 @@ unshare --net sh -ec '
 	ip link set world up
 	ip addr add 10.9.0.1/24 dev world
 	for a in 10.9.9.9 10.9.9.53 10.9.9.54 169.254.169.254; do ip addr add $a/32 dev lo; done
-	"$DIR/probe" serve 10.9.9.9:80 169.254.169.254:80 >/dev/null &
-	"$DIR/probe" echo 10.9.9.9:7 >/dev/null &
-	"$DIR/probe" who 10.9.9.9:9 >/dev/null &
+	"$DIR/probe" serve 10.9.9.9:80 169.254.169.254:80 >"$DIR/up1" &
+	"$DIR/probe" echo 10.9.9.9:7 >"$DIR/up2" &
+	"$DIR/probe" who 10.9.9.9:9 >"$DIR/up3" &
 	"$DIR/probe" dns 10.9.9.53:53 web.test=10.9.9.9 one.test=192.0.2.1 \
-		loop.test=127.0.0.1 six.test=fd00:9::9 cloud.test=169.254.169.254 me.test=10.9.0.2 >/dev/null &
-	exec "$DIR/probe" dns 10.9.9.54:53 web.test=10.9.9.9 two.test=192.0.2.2 >/dev/null' &
+		loop.test=127.0.0.1 six.test=fd00:9::9 cloud.test=169.254.169.254 me.test=10.9.0.2 >"$DIR/up4" &
+	exec "$DIR/probe" dns 10.9.9.54:53 web.test=10.9.9.9 two.test=192.0.2.2 >"$DIR/up5"' &
 until [ -e "$DIR/world" ]; do sleep 0.02; done
 ip link add eth0 type veth peer name world
 ip link set world netns "$(cat "$DIR/world")"
@@ -50,6 +50,7 @@ ip addr add 10.9.0.2/24 dev eth0
 ip link set eth0 up
 ip route add default via 10.9.0.1
 echo 0 2147483647 2>/dev/null >/proc/sys/net/ipv4/ping_group_range || true
+for n in 1 2 3 4 5; do until [ -s "$DIR/up$n" ]; do sleep 0.02; done; done # they serve
 echo ready
 wait
 `

@@ -3,6 +3,7 @@ package harness
 import (
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -13,15 +14,17 @@ import (
 )
 
 // FreePort returns a port on which nobody listens, TCP or UDP, and watches it: it
-// must be free again after the test.
+// must be free again after the test. It is none that the kernel gives to clients
+// (ip_local_port_range): while a network's process is being replaced, one that asks for
+// the port could be given just that, and would talk to itself.
 func (e *Env) FreePort() int {
 	e.t.Helper()
-	for range 100 {
-		l, err := net.Listen("tcp", ":0")
+	for range 1000 {
+		port := 10_000 + rand.IntN(22_768)
+		l, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
 		if err != nil {
-			e.t.Fatal(err)
+			continue
 		}
-		port := l.Addr().(*net.TCPAddr).Port
 		u, err := net.ListenPacket("udp", fmt.Sprintf(":%d", port))
 		l.Close()
 		if err == nil {

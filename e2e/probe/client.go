@@ -219,13 +219,17 @@ func exchange(addr string, msg []byte) error {
 	return nil
 }
 
-// talk goes on until the connection fails.
+// talk goes on until the connection fails. Its server may not be there yet.
 func talk(args []string) error {
 	network := "tcp"
 	if len(args) > 1 {
 		network = args[1]
 	}
 	c, err := net.DialTimeout(network, args[0], 20*time.Second)
+	for end := time.Now().Add(patience); errors.Is(err, syscall.ECONNREFUSED) && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+		c, err = net.DialTimeout(network, args[0], 20*time.Second)
+	}
 	if err != nil {
 		return err
 	}

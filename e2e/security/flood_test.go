@@ -64,6 +64,12 @@ func TestFlood(t *testing.T) {
 	for name, network := range map[string]string{"peer": "flooded", "same": "flooded", "other": "quiet"} {
 		e.AtEnd("rm", "-f", name)
 		e.Must("run", "-d", "--name", name, "--network", network, harness.BB, "/probe", "echo", "7")
+		harness.Eventually(t, 20*time.Second, func() error {
+			if r := e.Run("logs", name); !strings.Contains(r.Stdout, "ready") {
+				return fmt.Errorf("%s does not serve: %v", name, r)
+			}
+			return nil
+		})
 	}
 	ways := []struct {
 		name, box, addr string
@@ -110,16 +116,12 @@ func TestFlood(t *testing.T) {
 			}
 			c := counters(t, e, "flooded")["bad"]
 			flood := func() bool { return c.FromGuest.Frames >= 1000 && (f.drop == "" || c.Drops[f.drop] > 0) }
-			for range 50 { // it has what a busy machine leaves it
-				if flood() {
-					break
+			harness.Eventually(t, 20*time.Second, func() error { // it has what a busy machine leaves it
+				if c = counters(t, e, "flooded")["bad"]; !flood() {
+					return fmt.Errorf("that was no flood: %+v", c)
 				}
-				time.Sleep(100 * time.Millisecond)
-				c = counters(t, e, "flooded")["bad"]
-			}
-			if !flood() {
-				t.Errorf("that was no flood: %+v", c)
-			}
+				return nil
+			})
 			t.Logf("counted: %+v", c)
 		})
 	}

@@ -51,7 +51,7 @@ func TestVolumeRace(t *testing.T) {
 	p := e.Start("run", "--rm", "--network", "none", "-v", "race:/v", harness.BB, "/probe", "try", "swap", "/v/dir", target)
 	p.WaitOut("swapping", 10*time.Second)
 	mounted := 0
-	for range 12 {
+	for i := 0; i < 12 || mounted == 0 && i < 100; i++ {
 		r := e.Run("run", "--rm", "--network", "none", "--mount", "type=volume,source=race,target=/x,volume-subpath=dir", harness.BB, "ls", "/x")
 		switch {
 		case strings.Contains(r.Stdout, "canary"):
@@ -115,9 +115,9 @@ func TestDescriptors(t *testing.T) {
 	if out, err := cmd.Output(); err != nil || string(out) != "ok\n" {
 		t.Fatalf("without a sandbox: %q, %v", out, err)
 	}
-	e.StartWith(with, "run", "-d", "--name", "box", harness.BB, "sleep", "1000").Wait(harness.Slow(20*time.Second)).Want(t, 0)
+	e.StartWith(with, "run", "-d", "--name", "box", harness.BB, "sleep", "1000").Wait(20*time.Second).Want(t, 0)
 	for _, args := range [][]string{{"exec", "box"}, {"run", "--rm", harness.BB}, {"run", "--rm", "--init", "--network", "none", harness.BB}} {
-		r := e.StartWith(with, append(args, "/probe", "try", "leaks")...).Wait(harness.Slow(20 * time.Second))
+		r := e.StartWith(with, append(args, "/probe", "try", "leaks")...).Wait(20 * time.Second)
 		if r.Stdout != "EBADF\n" {
 			t.Errorf("%v: %v", args, r)
 		}

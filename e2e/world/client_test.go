@@ -107,6 +107,7 @@ func TestClientAddressDirect(t *testing.T) {
 	e.Must("network", "create", "-d", "uplink", "--parent", "sbxtap", "--subnet", "192.168.66.0/24", "--gateway", router, "--ip-range", "192.168.66.32/28", "ca-up")
 	e.AtEnd("rm", "-f", "ca-server", "ca-other")
 	e.Must("run", "-d", "--name", "ca-server", "-h", "ca-server", "--network", "ca-up", "--ip", "192.168.66.40", harness.BB, "/probe", "who", "80")
+	served(t, e, "ca-server")
 	e.Must("run", "-d", "--name", "ca-other", "-h", "ca-other", "--network", "ca-up", "--ip", "192.168.66.41", harness.BB, "/probe", "who", "80")
 	for _, proto := range []string{"tcp", "udp"} {
 		ask := url.Values{"network": {proto}, "addr": {"192.168.66.40:80"}}.Encode()

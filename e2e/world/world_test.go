@@ -193,6 +193,17 @@ func TestIperf3(t *testing.T) {
 	}
 }
 
+// served waits until the program of a sandbox says that it serves.
+func served(t *testing.T, e *harness.Env, name string) {
+	t.Helper()
+	harness.Eventually(t, 20*time.Second, func() error {
+		if r := e.Run("logs", name); !strings.Contains(r.Stdout, "ready") {
+			return fmt.Errorf("%s does not serve: %v", name, r)
+		}
+		return nil
+	})
+}
+
 // TestUplink: sandboxes as hosts of a segment, through a TAP that root has given to the
 // user: with addresses from its DHCP server, and with their own.
 func TestUplink(t *testing.T) {
@@ -212,6 +223,7 @@ func TestUplink(t *testing.T) {
 
 	e.Must("network", "create", "-d", "uplink", "--parent", "sbxtap", "--subnet", "192.168.66.0/24", "--gateway", router, "--ip-range", "192.168.66.32/28", "own")
 	e.Must("run", "-d", "--name", "server", "--network", "own", "--ip", "192.168.66.40", harness.BB, "/probe", "serve", "80")
+	served(t, e, "server")
 	e.Must("run", "--rm", "--network", "own", "--dns", router, harness.BB, "/probe", "get", "http://192.168.66.40/")
 	e.Must("run", "--rm", "--network", "own", "--dns", router, harness.BB, "/probe", "get", "http://router.lab.example/")
 	// It has all ports of its own address: none are to be published.

@@ -20,7 +20,7 @@ import (
 func TestClock(t *testing.T) {
 	in(t, func(t *testing.T, e *harness.Env) {
 		const echo = "7000"
-		start(t, e, "server", "echo ready; exec /probe echo 7", "-p", echo+":7", "-p", echo+":7/udp")
+		start(t, e, "server", "exec /probe echo 7", "-p", echo+":7", "-p", echo+":7/udp")
 		// One connection through the network's process, and datagrams likewise.
 		start(t, e, "talk", "echo ready; exec /probe talk 10.99.0.2:"+echo)
 		start(t, e, "count", "echo ready; i=0; while :; do echo $i; i=$((i+1)); sleep 0.2; done")

@@ -118,10 +118,12 @@ func TestRestart(t *testing.T) {
 				return nil
 			})
 		}
-		body, err := harness.Get("http://127.0.0.1:" + port + "/")
-		if err != nil || body != "probe /" {
-			t.Errorf("the published port: %q, %v", body, err)
-		}
+		harness.Eventually(t, 20*time.Second, func() error { // its server has to come up, too
+			if body, err := harness.Get("http://127.0.0.1:" + port + "/"); err != nil || body != "probe /" {
+				return fmt.Errorf("the published port: %q, %v", body, err)
+			}
+			return nil
+		})
 		wantState(t, e, "stopped", "exited 3", "")
 		wantState(t, e, "never", "created 0", "")
 		e.Fails(1, []string{"no such sandbox"}, "logs", "removed")
