@@ -45,6 +45,10 @@
 //   - the sources of bind mounts are opened as detached trees before anything is
 //     mounted, and get their read-only flag before they are attached.
 //
+// What the workload may do in a mount, [Mount].Allow, is a matter of the mount's flags
+// as far as these go. For the rest [Landlock] makes rules in the finished tree, once for
+// each run and before a program is in it; whoever executes one enters a domain of them.
+//
 // # Volumes
 //
 // [Volumes] is the store of named and anonymous volumes. An empty volume is
@@ -55,6 +59,8 @@
 //   - 126 image layers (the kernel takes 500, one page of mount options holds
 //     127 of them on kernels before 6.7, and one is the init layer)
 //   - 256 user mounts in one sandbox
+//   - 8192 Landlock rules: one for each file in the directories above a mount that has
+//     any
 //   - 40 symbolic links and a depth of 256 while a target is resolved
 //   - removal and copying of trees hold at most 110 and 140 descriptors, whatever
 //     the depth of the tree; a path of an image is at most 4095 bytes long

@@ -16,6 +16,7 @@ const (
 	CodeInvalid  = "invalid-mount"   // what the user wrote cannot be parsed
 	CodeNoVolume = "volume-missing"  // no volume of that name
 	CodeTooMany  = "too-many-mounts" // over a limit of this package
+	CodeLandlock = "landlock"        // the kernel cannot enforce what is asked for
 )
 
 var (

@@ -26,6 +26,9 @@ type Mount struct {
 	// Target is the absolute, clean path inside the sandbox.
 	Target   string `json:"target"`
 	ReadOnly bool   `json:"readOnly,omitempty"`
+	// Allow is what the workload may do beneath a bind mount or a volume; nothing means
+	// what it may elsewhere. See Landlock.
+	Allow Rights `json:"allow,omitempty"`
 	// Attrs are further restrictions, of a tmpfs only: tmpfsAttrs, unless it has
 	// options that say otherwise.
 	Attrs Attr `json:"attrs,omitempty"`
@@ -127,6 +130,9 @@ func CheckMounts(ms []Mount) error {
 		seen[t] = true
 		if m.Propagation != "" && !slices.Contains(propagations, m.Propagation) {
 			return failf(CodeInvalid, "mount", t, "", "unknown propagation %q", m.Propagation)
+		}
+		if msg := m.checkAllow(); msg != "" {
+			return failf(CodeInvalid, "mount", t, "", "%s", msg)
 		}
 	}
 	return nil

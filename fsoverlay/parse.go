@@ -17,6 +17,8 @@ const (
 	flagTmpfs  = "--tmpfs"
 
 	maxMountSpec = 16 << 10 // bytes of one value
+
+	allowOption = "allow=" // of --volume and --mount
 )
 
 // ParseVolume reads a value of -v: [SOURCE:]TARGET[:OPTIONS]. A source that
@@ -61,7 +63,10 @@ func ParseVolume(s, cwd string) (Mount, error) {
 		}
 	}
 	var msg string
-	if m.Target, msg = cleanTarget(target); msg != "" {
+	if m.Target, msg = cleanTarget(target); msg == "" {
+		msg = m.checkAllow()
+	}
+	if msg != "" {
 		return bad(msg)
 	}
 	return m, nil
@@ -88,7 +93,7 @@ func volumeSource(m *Mount, src, cwd string) string {
 func isVolumeOptions(s string) bool {
 	m := Mount{}
 	for _, o := range strings.Split(s, ",") {
-		if !volumeOption(&m, o) {
+		if msg := volumeOption(&m, o); msg != "" && !strings.HasPrefix(o, allowOption) {
 			return false
 		}
 	}
@@ -102,8 +107,8 @@ func volumeOptions(m *Mount, s string) string {
 		if o == "" {
 			return "empty option"
 		}
-		if !volumeOption(m, o) {
-			return "unknown option " + strconv.Quote(o)
+		if msg := volumeOption(m, o); msg != "" {
+			return msg
 		}
 		kind := o
 		switch {
@@ -111,6 +116,8 @@ func volumeOptions(m *Mount, s string) string {
 			kind = "mode"
 		case slices.Contains(propagations, o):
 			kind = "propagation"
+		case strings.HasPrefix(o, allowOption):
+			kind = allowOption
 		}
 		if seen[kind] {
 			return "option given twice or against another: " + strconv.Quote(o)
@@ -126,7 +133,8 @@ func volumeOptions(m *Mount, s string) string {
 	return ""
 }
 
-func volumeOption(m *Mount, o string) bool {
+// volumeOption reads one of them. The empty message means that it is fine.
+func volumeOption(m *Mount, o string) (msg string) {
 	switch o {
 	case "rw", "z", "Z", "delegated", "cached", "consistent":
 	case "ro", "readonly":
@@ -138,12 +146,17 @@ func volumeOption(m *Mount, o string) bool {
 	case "bind":
 		m.NonRecursive = true
 	default:
-		if !slices.Contains(propagations, o) {
-			return false
+		words, ok := strings.CutPrefix(o, allowOption)
+		switch {
+		case ok:
+			m.Allow, msg = parseRights(words)
+		case slices.Contains(propagations, o):
+			m.Propagation = o
+		default:
+			msg = "unknown option " + strconv.Quote(o)
 		}
-		m.Propagation = o
 	}
-	return true
+	return msg
 }
 
 // ParseTmpfs reads a value of --tmpfs: TARGET[:OPTIONS].
@@ -324,6 +337,10 @@ func mountField(m *Mount, k, v string, hasValue bool) string {
 		m.Type = v
 	case "source":
 		m.Source = v
+	case "allow":
+		var msg string
+		m.Allow, msg = parseRights(v)
+		return msg
 	case "target":
 		var msg string
 		m.Target, msg = cleanTarget(v)
@@ -392,14 +409,11 @@ func checkMount(m *Mount, given map[string]bool, cwd string) string {
 			m.Source = filepath.Join(cwd, m.Source)
 		}
 		m.Source = filepath.Clean(m.Source)
-		if m.SubmountsWritable && !m.ReadOnly {
+		if m.SubmountsWritable && !m.ReadOnly && m.Allow == 0 {
 			return "bind-recursive=writable is for read-only mounts"
 		}
 	case TypeVolume:
-		if m.Anonymous = m.Source == ""; m.Anonymous {
-			return ""
-		}
-		if !ValidVolumeName(m.Source) {
+		if m.Anonymous = m.Source == ""; !m.Anonymous && !ValidVolumeName(m.Source) {
 			return "invalid volume name " + strconv.Quote(m.Source) + ": use letters, digits, '_', '.' and '-'"
 		}
 	case TypeTmpfs:
@@ -410,5 +424,5 @@ func checkMount(m *Mount, given map[string]bool, cwd string) string {
 	default:
 		return "unknown type " + strconv.Quote(m.Type) + ": use bind, volume or tmpfs"
 	}
-	return ""
+	return m.checkAllow()
 }

@@ -22,6 +22,16 @@ func TestParseVolume(t *testing.T) {
 		{"./rel:/dst:Z", Mount{Type: TypeBind, Source: "/cwd/rel", Target: "/dst", CreateSource: true}, ""},
 		{".:/dst", Mount{Type: TypeBind, Source: "/cwd", Target: "/dst", CreateSource: true}, ""},
 		{"../x:/dst:rslave,rw", Mount{Type: TypeBind, Source: "/x", Target: "/dst", CreateSource: true, Propagation: "rslave"}, ""},
+		{"/src:/dst:allow=read+write+create,Z", Mount{Type: TypeBind, Source: "/src", Target: "/dst", CreateSource: true, Allow: MayRead | MayWrite | MayCreate}, ""},
+		{"/src:/dst:ro,allow=exec+read", Mount{Type: TypeBind, Source: "/src", Target: "/dst", CreateSource: true, ReadOnly: true, Allow: MayRead | MayExec}, ""},
+		{"db:/dst:allow=remove", Mount{Type: TypeVolume, Source: "db", Target: "/dst", Allow: MayRemove}, ""},
+		{"/dst:allow=read", Mount{Type: TypeVolume, Target: "/dst", Anonymous: true, Allow: MayRead}, ""},
+		{"/dst:allow=reed", Mount{}, `unknown word "reed" in allow=; use words of read+write+`},
+		{"db:/dst:allow=", Mount{}, `unknown word ""`},
+		{"db:/dst:allow=read,allow=write", Mount{}, "twice"},
+		{"db:/dst:allow", Mount{}, `unknown option "allow"`},
+		{"db:/dst:ro,allow=read+write+mkdir", Mount{}, "read-only and allow=write+mkdir contradict each other"},
+		{"db:/proc/stat:allow=read", Mount{}, "outside /proc"},
 		{"", Mount{}, "empty part"},
 		{":/dst", Mount{}, "empty part"},
 		{"/src:", Mount{}, "empty part"},
@@ -76,6 +86,16 @@ func TestParseMount(t *testing.T) {
 			Mount{Type: TypeVolume, Source: "db", Target: "/t", NoCopy: true, Labels: map[string]string{"a": "b", "c": ""}, Subpath: "x/y"}, ""},
 		{"type=tmpfs,dst=/t,tmpfs-size=64m,tmpfs-mode=1700",
 			Mount{Type: TypeTmpfs, Target: "/t", Attrs: tmpfsAttrs, Size: 64 << 20, Mode: 0o1700, ModeSet: true}, ""},
+		{"type=bind,src=/a,dst=/t,allow=write+special+symlink+remove+exec+read", Mount{Type: TypeBind, Source: "/a", Target: "/t",
+			Allow: MayRead | MayWrite | MaySpecial | MaySymlink | MayRemove | MayExec}, ""},
+		{"allow=mkdir,src=db,dst=/t", Mount{Type: TypeVolume, Source: "db", Target: "/t", Allow: MayMkdir}, ""},
+		{"type=bind,src=/a,dst=/t,allow", Mount{}, "allow wants a value"},
+		{"type=bind,src=/a,dst=/t,allow=", Mount{}, "allow wants a value"},
+		{"type=bind,src=/a,dst=/t,allow=read+", Mount{}, `unknown word ""`},
+		{"type=bind,src=/a,dst=/t,allow=all", Mount{}, `unknown word "all"`},
+		{"type=bind,src=/a,dst=/t,allow=exec+write", Mount{}, "needs read"},
+		{"type=tmpfs,dst=/t,allow=read", Mount{}, "bind mounts and volumes"},
+		{"type=bind,src=/a,dst=/t,ro,bind-recursive=writable,allow=read", Mount{}, "leave bind-recursive=writable out"},
 		{"", Mount{}, "not comma-separated"},
 		{"type=bind,src=/a", Mount{}, "target is missing"},
 		{"type=bind,dst=/t", Mount{}, "source is missing"},
@@ -155,7 +175,7 @@ func fuzzPlan(t *testing.T, m Mount, err error) {
 }
 
 func FuzzParseVolume(f *testing.F) {
-	for _, s := range []string{"/a", "a1:/b:ro", "./x:/y:z,rslave", "/a:ro", "::", "a:b:c:d"} {
+	for _, s := range []string{"/a", "a1:/b:ro", "./x:/y:z,rslave", "/a:ro", "::", "a:b:c:d", "/a:/b:allow=read+write+create,ro"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -165,7 +185,7 @@ func FuzzParseVolume(f *testing.F) {
 }
 
 func FuzzParseMount(f *testing.F) {
-	for _, s := range []string{"type=bind,src=/a,dst=/b", `"dst=/a""b",ro`, "type=tmpfs,dst=/x,tmpfs-size=1g", "dst=/x,volume-label=a"} {
+	for _, s := range []string{"type=bind,src=/a,dst=/b", `"dst=/a""b",ro`, "type=tmpfs,dst=/x,tmpfs-size=1g", "dst=/x,volume-label=a", "src=/a,dst=/b,type=bind,allow=read+mkdir+exec"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

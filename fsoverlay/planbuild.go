@@ -231,9 +231,7 @@ func userOps(m Mount) (Plan, error) {
 	if slices.Contains(procFiles, t) {
 		op.User, op.NoLinks = false, true
 	}
-	if m.ReadOnly {
-		op.Attrs |= ReadOnly
-	}
+	op.Attrs = m.attrs()
 	switch m.Type {
 	case TypeBind, TypeVolume:
 		op.Kind, op.Source, op.TopOnly, op.AttrsTopOnly = KindBind, m.Source, m.NonRecursive, m.SubmountsWritable
@@ -254,9 +252,6 @@ func userOps(m Mount) (Plan, error) {
 	case TypeTmpfs:
 		op.Kind, op.Type = KindMount, "tmpfs"
 		op.Attrs |= m.Attrs
-		if m.ReadOnly {
-			op.Attrs |= ReadOnly
-		}
 		if m.Size > 0 {
 			op.Options = append(op.Options, fmt.Sprintf("size=%d", m.Size))
 		}

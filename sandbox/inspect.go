@@ -132,6 +132,8 @@ type InspectMount struct {
 	Mode        string
 	RW          bool
 	Propagation string
+	// Allow is what the workload may do in it, if that was said.
+	Allow []string `json:",omitempty"`
 }
 
 // InspectConfig is what it was made of.
@@ -329,7 +331,10 @@ func inspectHost(rec *record.Config) InspectHost {
 			h.Tmpfs[m.Target] = m.TmpfsOptions()
 		case m.Source != "":
 			b := m.Source + ":" + m.Target
-			if m.ReadOnly {
+			switch {
+			case m.Allow != 0:
+				b += ":allow=" + m.Allow.String()
+			case m.ReadOnly:
 				b += ":ro"
 			}
 			h.Binds = append(h.Binds, b)
@@ -368,7 +373,7 @@ func inspectConfig(rec *record.Config) InspectConfig {
 func (e *Engine) inspectMounts(rec *record.Config, st *record.State) []InspectMount {
 	list := []InspectMount{}
 	for _, m := range rec.Start.Mounts {
-		x := InspectMount{Type: m.Type, Source: m.Source, Destination: m.Target, RW: !m.ReadOnly, Propagation: m.Propagation}
+		x := InspectMount{Type: m.Type, Source: m.Source, Destination: m.Target, RW: m.Writable(), Propagation: m.Propagation, Allow: m.Allow.Words()}
 		if m.Type == fsoverlay.TypeVolume {
 			x.Name, x.Driver = cmp.Or(m.Source, st.Volumes[m.Target]), "local"
 			x.Source = ""

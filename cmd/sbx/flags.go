@@ -166,8 +166,8 @@ func (o *runOptions) networkFlags(fs *pflag.FlagSet) {
 }
 
 func (o *runOptions) fileFlags(fs *pflag.FlagSet) {
-	lists(fs, &o.volumes, "volume", "v", "mount a directory or a volume; `SPEC` is [SOURCE:]TARGET[:OPTIONS]")
-	lists(fs, &o.mounts, "mount", "", "the same in words; `SPEC` is type=bind|volume|tmpfs, source=..., target=..., readonly with commas between")
+	lists(fs, &o.volumes, "volume", "v", "mount a directory or a volume; `SPEC` is [SOURCE:]TARGET[:OPTIONS], such as ro, or allow=read+write: what the command may do there, of read, write, create, mkdir, remove, symlink, special, exec")
+	lists(fs, &o.mounts, "mount", "", "the same in words; `SPEC` is type=bind|volume|tmpfs, source=..., target=..., readonly, allow=read+write with commas between")
 	lists(fs, &o.tmpfs, "tmpfs", "", "mount a tmpfs at `PATH`[:OPTIONS]")
 	fs.BoolVar(&o.readOnly, "read-only", false, "make the root file system read-only")
 	fs.StringVar(&o.shmSize, "shm-size", "", "`SIZE` of /dev/shm (default 64m)")

@@ -130,9 +130,9 @@ func checkLandlock(_ context.Context, e Env) Check {
 	case err == nil:
 		c.Detail, c.Data = fmt.Sprintf("ABI version %d", abi), map[string]any{"abi": abi}
 	case errors.Is(err, syscall.EOPNOTSUPP):
-		c.Status, c.Detail, c.Fix = Degraded, "Landlock is switched off: sbx's own processes go without this second wall", "ask the administrator to add landlock to the lsm= boot parameter"
+		c.Status, c.Detail, c.Fix = Degraded, "Landlock is switched off: sbx's own processes go without this second wall, and allow= of mounts is refused", "ask the administrator to add landlock to the lsm= boot parameter"
 	default:
-		c.Status, c.Detail, c.Fix = Degraded, "Landlock is not available ("+err.Error()+"): sbx's own processes go without this second wall", "a kernel with CONFIG_SECURITY_LANDLOCK (5.13 or later)"
+		c.Status, c.Detail, c.Fix = Degraded, "Landlock is not available ("+err.Error()+"): sbx's own processes go without this second wall, and allow= of mounts is refused", "a kernel with CONFIG_SECURITY_LANDLOCK (5.13 or later)"
 	}
 	return c
 }

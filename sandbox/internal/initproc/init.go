@@ -112,14 +112,23 @@ func (i *initd) buildRoot(ctx context.Context, m *wire.Message) error {
 		return i.conn.Reply(m, nil, err)
 	}
 	i.marks.Add("root built")
-	rooted := proto.Rooted{Notes: notes, Marks: i.marks.List}
-	if !r.TTY {
-		return i.conn.Reply(m, rooted, nil)
+	var files []wire.File
+	if r.TTY {
+		pty, err := useTerminal(fsoverlay.OpenConsole, r.Rows, r.Cols)
+		if err != nil {
+			return i.conn.Reply(m, nil, err)
+		}
+		defer pty.Close()
+		files = append(files, wire.File{Name: "pty", File: pty})
 	}
-	pty, err := useTerminal(fsoverlay.OpenConsole, r.Rows, r.Cols)
+	// The tree is complete now, and nobody else is in it.
+	rules, err := fsoverlay.Landlock(r.Plan.Mounts)
 	if err != nil {
 		return i.conn.Reply(m, nil, err)
 	}
-	defer pty.Close()
-	return i.conn.Reply(m, rooted, nil, wire.File{Name: "pty", File: pty})
+	if rules != nil {
+		defer rules.Close()
+		files = append(files, wire.File{Name: proto.FileRules, File: rules})
+	}
+	return i.conn.Reply(m, proto.Rooted{Notes: notes, Marks: i.marks.List}, nil, files...)
 }

@@ -50,8 +50,8 @@ func handleJoined(conn *wire.Conn, m *wire.Message) error {
 		}
 		return conn.Reply(m, nil, err, files...)
 	case proto.MsgExec:
-		var spec workload.Spec
-		if err := m.Decode(&spec); err != nil {
+		spec, err := takeSpec(m)
+		if err != nil {
 			return conn.Reply(m, nil, err)
 		}
 		return conn.Reply(m, nil, workload.Exec(spec))

@@ -77,6 +77,9 @@ func (s *stage) exec(ctx context.Context, spec workload.Spec) (*os.Process, erro
 	if spec.Terminal { // it is younger than the stage
 		files = []wire.File{{Name: "terminal", File: os.Stdin}}
 	}
+	if spec.Rules != nil {
+		files = append(files, wire.File{Name: proto.FileRules, File: spec.Rules})
+	}
 	m, err := s.conn.Call(ctx, proto.MsgExec, spec, nil, files...)
 	if err == nil {
 		m.CloseFiles()
@@ -123,8 +126,8 @@ func Stage(ctx context.Context, conn *wire.Conn) error {
 	if m.Type != proto.MsgExec {
 		return fmt.Errorf("expected %q, got %q", proto.MsgExec, m.Type)
 	}
-	var spec workload.Spec
-	if err := m.Decode(&spec); err != nil {
+	spec, err := takeSpec(m)
+	if err != nil {
 		return err
 	}
 	if spec.Terminal {

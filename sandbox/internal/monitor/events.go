@@ -59,7 +59,7 @@ func (m *monitor) volumeEvents(action string) (list []*events.Event) {
 		e := events.New(events.Volume, action, v.Source, "container", m.spec.ID, "driver", "local")
 		if action == events.Mount {
 			a := e.Actor.Attributes
-			a["destination"], a["propagation"], a["read/write"] = v.Target, v.Propagation, strconv.FormatBool(!v.ReadOnly)
+			a["destination"], a["propagation"], a["read/write"] = v.Target, v.Propagation, strconv.FormatBool(v.Writable())
 		}
 		list = append(list, e)
 	}

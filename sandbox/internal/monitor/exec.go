@@ -168,7 +168,7 @@ func (p *executed) start(ctx context.Context, x proto.Exec, one *os.File, host b
 			return err
 		}
 	}
-	m, err := p.child.Conn.Call(ctx, proto.MsgExec, p.m.execSpec(x), nil)
+	m, err := p.child.Conn.Call(ctx, proto.MsgExec, p.m.execSpec(x), nil, p.m.rulesFile()...)
 	if err == nil {
 		m.CloseFiles()
 	} else if !isEOF(err) { // success is the end of the connection: see runWorkload

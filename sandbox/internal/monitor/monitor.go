@@ -112,6 +112,7 @@ type monitor struct {
 	oomBefore uint64        // kills for want of memory in earlier runs
 	shared    *sharedNet    // nil: the sandbox's own, or the host's
 	pty       *os.File
+	rules     *os.File   // of Landlock, for every program of this run; nil: none
 	telling   sync.Mutex // guards notes, also under mu
 	notes     []string
 	marks     *proto.Marks
@@ -311,6 +312,10 @@ func (m *monitor) endRun() {
 	if m.pty != nil {
 		m.pty.Close()
 		m.pty = nil
+	}
+	if m.rules != nil {
+		m.rules.Close()
+		m.rules = nil
 	}
 	m.mu.Unlock()
 	m.note("end the storage driver", m.root.Close())

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/rootless-sbx/sbx/fsoverlay"
@@ -252,8 +253,27 @@ func (m *monitor) buildRoot(ctx context.Context) error {
 			return err
 		}
 	}
+	if slices.Contains(reply.Files, proto.FileRules) {
+		rules, err := reply.Take(proto.FileRules)
+		if err != nil {
+			return err
+		}
+		m.mu.Lock()
+		m.rules = rules
+		m.mu.Unlock()
+	}
 	// init has its own view of a fuse mount now; ours would outlive the sandbox's.
 	return m.root.Storage.Detach()
+}
+
+// rulesFile is for everybody who executes a program of the sandbox's.
+func (m *monitor) rulesFile() []wire.File {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.rules == nil {
+		return nil
+	}
+	return []wire.File{{Name: proto.FileRules, File: m.rules}}
 }
 
 // runWorkload lets init become the workload. Success is the end of the connection:
@@ -263,7 +283,7 @@ func (m *monitor) runWorkload(ctx context.Context) error {
 	m.started = true
 	m.mu.Unlock()
 	m.copiers.begin()
-	reply, err := m.init.Conn.Call(ctx, proto.MsgExec, m.spec.Process, nil)
+	reply, err := m.init.Conn.Call(ctx, proto.MsgExec, m.spec.Process, nil, m.rulesFile()...)
 	if err == nil {
 		reply.CloseFiles() // --init: the reaper answers and stays
 		return nil

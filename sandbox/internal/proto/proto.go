@@ -34,14 +34,14 @@
 //	anybody   files     unpack-path   UnpackPath     in                 archive.Stats, when all is there
 //	monitor   files     enter                        pid1 peer          empty; it serves peer from then on
 //	monitor   joined    join          Join           pid1               empty; pty with a terminal
-//	monitor   joined    exec          workload.Spec                     the end of the connection, or an error
+//	monitor   joined    exec          workload.Spec  rules              the end of the connection, or an error
 //	monitor   init      net           Net                               Link; link netns
 //	monitor   linker    net           Net                               Link; link netns
 //	monitor   linker    unlink        Name                              empty
-//	monitor   init      root          Root                              Rooted; pty with a terminal
-//	monitor   init      exec          workload.Spec                     the end of the connection, or an error
+//	monitor   init      root          Root                              Rooted; pty with a terminal, rules
+//	monitor   init      exec          workload.Spec  rules              the end of the connection, or an error
 //	stage     init      ready                                           none; with --init
-//	init      stage     exec          workload.Spec  terminal           the end of the connection, or an error
+//	init      stage     exec          workload.Spec  terminal rules     the end of the connection, or an error
 //	caller    worker    unpack        Unpack         blob               image.UnpackResult
 //	caller    worker    remove-tree   Path                              empty
 //	caller    worker    remove-box    Path                              empty
@@ -121,6 +121,10 @@ const (
 	MsgPackPath   = "pack-path"
 	MsgUnpackPath = "unpack-path"
 )
+
+// FileRules are the Landlock rules of mounts with allow=, if there are any: init makes them
+// of the tree that it has built, and the monitor keeps them for the programs beside it.
+const FileRules = "rules"
 
 // Codes of errors that a caller tells apart.
 const (

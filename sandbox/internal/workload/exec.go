@@ -66,7 +66,11 @@ func Exec(spec Spec) error {
 	if err := setUpProcess(spec, id); err != nil {
 		return err
 	}
-	cwd, err := enterCwd(spec.Cwd)
+	// Before anything is made in the tree: what runs in it may have put links there.
+	if err := obey(spec.Rules); err != nil {
+		return err
+	}
+	cwd, err := enterCwd(spec.Cwd, spec.Rules != nil)
 	if err != nil {
 		return err
 	}
@@ -261,7 +265,7 @@ func shareStdio(uid int, terminal bool) error {
 // enterCwd makes the working directory and enters it with all rights, as
 // Docker does: a user need not be able to reach the image's WORKDIR. It
 // reports the directory still to be entered by the user, if root may not.
-func enterCwd(cwd string) (retry string, err error) {
+func enterCwd(cwd string, rules bool) (retry string, err error) {
 	if cwd == "" {
 		cwd = "/"
 	}
@@ -273,8 +277,11 @@ func enterCwd(cwd string) (retry string, err error) {
 	if errors.Is(err, unix.ENOENT) {
 		if err := os.MkdirAll(cwd, 0o755); err != nil {
 			fix := ""
-			if errors.Is(err, unix.EROFS) {
+			switch {
+			case errors.Is(err, unix.EROFS):
 				fix = "the root is read-only: create it in the image, or mount something there"
+			case rules && errors.Is(err, unix.EACCES):
+				fix = "nothing is made in a directory above a mount with allow=: create it in the image, or choose another with -w"
 			}
 			return "", fail(CodeCwd, "create the working directory", cwd, err, fix)
 		}

@@ -1,6 +1,7 @@
 package workload
 
 import (
+	"os"
 	"syscall"
 
 	units "github.com/docker/go-units"
@@ -50,6 +51,9 @@ type Spec struct {
 	// ConsoleFD is the descriptor of the terminal: 0 means that it is
 	// standard input already, and 1 and 2 are left alone.
 	ConsoleFD int `json:"consoleFD,omitempty"`
+
+	// Rules are Landlock's, which come beside the rest; nil: none.
+	Rules *os.File `json:"-"`
 
 	// Pdeathsig is sent to the program when the thread that started init
 	// ends. 0 clears what init had.

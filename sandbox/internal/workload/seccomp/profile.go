@@ -48,6 +48,16 @@ func Compile(profile string, caps []string) (*Filter, error) {
 // the native way of calling the kernel; any other is refused.
 func CompileSpec(p *specs.LinuxSeccomp) (*Filter, error) { return compile(p, arches) }
 
+// Deny makes a filter that refuses these calls with EPERM, whatever way the kernel is
+// called on this machine, and nothing else.
+func Deny(calls []string) (*Filter, error) {
+	p := &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: calls, Action: specs.ActErrno}}}
+	for _, a := range arches {
+		p.Architectures = append(p.Architectures, a.name)
+	}
+	return compile(p, arches)
+}
+
 // load reads a profile and applies its conditions.
 func load(profile string, caps []string) (*specs.LinuxSeccomp, error) {
 	rs := &specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: caps}}}
