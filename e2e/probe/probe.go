@@ -19,7 +19,7 @@ type command struct {
 	run   func(args []string) error
 }
 
-// Commands are grouped by file: serve.go, who.go, visit.go, dns.go, segment.go, client.go, process.go, try.go, obey.go.
+// Commands are grouped by file: serve.go, who.go, visit.go, dns.go, segment.go, client.go, process.go, try.go, try_spoil.go, obey.go.
 func commands() map[string]command {
 	return map[string]command{
 		"serve":   {"serve PORT...: HTTP on each port; see serve.go", 1, serve},
@@ -51,6 +51,7 @@ func commands() map[string]command {
 		"ids":     {"ids: real and effective ids and groups", 0, ids},
 		"calls":   {"calls NAME...: attempts without arguments; print the errno of each", 1, calls},
 		"try":     {"try NAME [ARG...]: an attempt to get out or to do harm; see try.go", 1, try},
+		"spoil":   {"spoil DIR [NAME...]: what can be done in a directory; see try_spoil.go", 1, spoil},
 		"obey":    {"obey SOCKET UID: run what this user orders; see obey.go", 2, obey},
 		"listen":  {"listen: print the marks of frames that arrive; see try_packet.go", 0, listen},
 		"rlimit":  {"rlimit: the open-files limit", 0, rlimit},

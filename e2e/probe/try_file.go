@@ -25,6 +25,10 @@ var mountAttempts = map[string]attempt{
 	"open_tree": plain(func() error {
 		return closing(unix.OpenTree(unix.AT_FDCWD, "/", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC))
 	}),
+	"setattr": func(a []string) error {
+		return unix.MountSetattr(unix.AT_FDCWD, a[0], unix.AT_RECURSIVE, &unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_NOEXEC})
+	},
+	"overlay":    overlay,
 	"pivot_root": plain(pivot),
 	"mount_proc": plain(func() error { return unix.Mount("proc", "/tmp", "proc", 0, "") }),
 	"mount_disk": func(a []string) error { return unix.Mount(a[0], "/tmp", "ext4", unix.MS_RDONLY, "") },
@@ -37,6 +41,25 @@ var mountAttempts = map[string]attempt{
 	}),
 	"nested_proc": plain(nestedProc),
 	"chroot":      chroot,
+}
+
+// overlay has the kernel work in a directory, for a file system that nobody can see: it
+// makes a directory there, and empties one that is there.
+func overlay(args []string) error {
+	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fs)
+	for k, v := range map[string]string{"lowerdir": "/bin", "upperdir": args[0] + "/upper", "workdir": args[0] + "/work"} {
+		if err := unix.FsconfigSetString(fs, k, v); err != nil {
+			return err
+		}
+	}
+	if err := unix.FsconfigSetFlag(fs, "userxattr"); err != nil {
+		return err
+	}
+	return unix.FsconfigCreate(fs)
 }
 
 func closing(fd int, err error) error {
@@ -101,6 +124,7 @@ var fileAttempts = map[string]attempt{
 	"create": func(a []string) error {
 		return closing(unix.Open(a[0], unix.O_WRONLY|unix.O_CREAT|unix.O_CLOEXEC, 0o644))
 	},
+	"rename":   func(a []string) error { return unix.Rename(a[0], a[1]) },
 	"read":     func(a []string) error { return readSome(a[0]) },
 	"list":     list,
 	"mknod":    func(a []string) error { return mknod(append(a, "1", "3")[:2]) },
