@@ -67,6 +67,9 @@ func FuzzMonitor(f *testing.F) {
 		f.Add([]byte(s), uint8(i/20), uint8(i%8))
 		f.Add([]byte(s), uint8(0), uint8(2))
 	}
+	// A collection would close what was lost.
+	debug.SetGCPercent(-1)
+	trim = func() {}
 	m, output := fuzzMonitor(f)
 	path := proto.BoxSocket(m.spec.RuntimeDir, m.spec.ID)
 	served := func(t testing.TB, c *wire.Conn) {
@@ -79,9 +82,6 @@ func FuzzMonitor(f *testing.F) {
 	}
 	always := dialFuzzed(f, path)
 	served(f, always)
-	// A collection would close what was lost.
-	debug.SetGCPercent(-1)
-	trim = func() {}
 	inputs := 0
 	f.Fuzz(func(t *testing.T, data []byte, files, how uint8) {
 		if inputs++; inputs%100 == 0 {
