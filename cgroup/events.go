@@ -85,9 +85,11 @@ func (w *watcher) close() {
 	w.epoll.Close()
 }
 
-// until waits until the key of a file has the value, for at most patience.
+// until waits until the key of a file has the value, for at most patience; the error is
+// context.DeadlineExceeded then.
 func until(ctx context.Context, dir, file, key string, value uint64, patience time.Duration) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("no %q in %s after %v", fmt.Sprint(key, " ", value), path.Join(dir, file), patience))
+	late := fmt.Errorf("no %q in %s: %w", fmt.Sprint(key, " ", value), path.Join(dir, file), context.DeadlineExceeded)
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, late)
 	defer cancel()
 	w, err := watch(dir, file)
 	if err != nil {

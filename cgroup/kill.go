@@ -53,18 +53,32 @@ func (g *Group) Thaw(ctx context.Context) error {
 // gone.
 func (g *Group) Kill(ctx context.Context) error { return kill(ctx, g.box()) }
 
+// kill does it again each second: kernels before Linux 6.14 can miss a child that is just
+// being made.
 func kill(ctx context.Context, dir string) error {
-	err := cgroups.WriteFile(dir, "cgroup.kill", "1")
-	if errors.Is(err, os.ErrNotExist) {
-		err = killEach(ctx, dir)
-	}
-	if err == nil {
-		err = until(ctx, dir, "cgroup.events", "populated", 0, killPatience)
+	end := time.Now().Add(killPatience)
+	err := killOnce(ctx, dir)
+	for ; errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil; err = killOnce(ctx, dir) {
+		if time.Now().After(end) {
+			pids, lerr := cgroups.GetAllPids(dir)
+			return errors.Join(fmt.Errorf("kill the sandbox's processes: %v are still there after %v: %w", pids, killPatience, err), lerr)
+		}
 	}
 	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENODEV) {
 		return fmt.Errorf("kill the sandbox's processes: %w", err)
 	}
 	return nil
+}
+
+func killOnce(ctx context.Context, dir string) error {
+	err := cgroups.WriteFile(dir, "cgroup.kill", "1")
+	if errors.Is(err, os.ErrNotExist) {
+		err = killEach(ctx, dir)
+	}
+	if err != nil {
+		return err
+	}
+	return until(ctx, dir, "cgroup.events", "populated", 0, time.Second)
 }
 
 // killEach is for kernels without cgroup.kill. Frozen processes make no new ones.
