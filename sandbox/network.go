@@ -45,8 +45,8 @@ var (
 // leaveTime is how long a network's process may take to go.
 const leaveTime = 2 * time.Second
 
-// lastsTime is how long it may take for those that were on it before.
-const lastsTime = 10 * time.Second
+// noticeTime is how long it may take to notice the end of a sandbox that was on it.
+const noticeTime = 10 * time.Second
 
 // CreateNetwork makes a network; what cfg leaves open is chosen. Nothing runs until a
 // sandbox is on it.
@@ -238,7 +238,7 @@ func inUse(network string, names []string) error {
 func (e *Engine) removeNetwork(ctx context.Context, n *Network) error {
 	err := e.endNetwork(ctx, n)
 	// Its process may still be at work on the end of a sandbox that is no more.
-	for end := time.Now().Add(lastsTime); isBusy(err) && time.Now().Before(end); err = e.endNetwork(ctx, n) {
+	for end := time.Now().Add(noticeTime); isBusy(err) && time.Now().Before(end); err = e.endNetwork(ctx, n) {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
